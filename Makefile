@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# `make demo` and `make test` need nothing but python3 (3.11 or newer) with its venv module and a
+# network or pip cache; each makes what it needs in .venv and is quick the second time.
+
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+INPUTS := pyproject.toml vmi/version.py
+
+.PHONY: demo test lint types bench clean help
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+help:
+	@echo "make demo   patch a sample kernel, run it natively and paravirtualized, compare"
+	@echo "make test   lint, type check and all tests"
+	@echo "make lint   ruff and mypy only"
+	@echo "make bench KERNEL=FILE  patch it, run it in every mode, print figures (see bench/kernel.py)"
+	@echo "make clean  remove everything that make made"
+
+# An interrupted installation leaves no stamp, so the next make starts it again.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "vmi needs Python 3.11 or newer as $(PYTHON); name another one with: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV) >$(VENV).log 2>&1 || \
+	  { cat $(VENV).log >&2; rm -rf $(VENV) $(VENV).log; \
+	    echo "$(PYTHON) can't make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@rm -f $(VENV).log
+	@touch $@
+
+$(VENV)/.user: $(VENV)/.made $(INPUTS)
+	@echo "installing vmi into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.made $(INPUTS)
+	@echo "installing vmi and its test tools into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/.user
+
+demo: $(VENV)/.user
+	@$(BIN)/vmi demo
+
+test: lint
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# The kernel to measure is yours to name: make bench KERNEL=vmlinux ARGS='--until login:'
+bench: $(VENV)/.user
+	$(BIN)/python bench/kernel.py $(KERNEL) $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find vmi tests sample_kernels -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The proof that the emulator library is the right one: each assumption, when faked, has its sentence."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from vmi.errors import EngineError, ExitCode
+from vmi.memory import PhysicalMemory
+from vmi.native import cpu, layout, registers, selftest
+from vmi.native.cpu import Cpu
+
+PLACE = "0x[0-9a-f]+"
+
+
+@pytest.fixture(autouse=True)
+def unproven(monkeypatch):
+    """Each test starts as a new process would."""
+    monkeypatch.setattr(Cpu, "_proven", False)
+
+
+def refused(sentence):
+    """The next Cpu is refused with this sentence; ``PLACE`` stands for a host address."""
+    whole = re.escape(f"the CPU emulator is not as expected: {sentence}").replace("PLACE", PLACE)
+    with pytest.raises(EngineError, match=f"^{whole}$") as raised:
+        Cpu(PhysicalMemory(1 << 20), None)
+    assert raised.value.exit_code == ExitCode.ENGINE
+    assert not Cpu._proven
+
+
+def test_the_library_passes():
+    Cpu(PhysicalMemory(1 << 20), None)
+    assert Cpu._proven
+
+
+def test_it_is_made_once(monkeypatch):
+    made = []
+    monkeypatch.setattr(selftest, "prove", lambda: made.append(1))
+    for _ in range(3):
+        Cpu(PhysicalMemory(1 << 20), None)
+    assert made == [1]
+
+
+def test_another_version_is_refused(monkeypatch):
+    monkeypatch.setattr(cpu.unicorn, "__version__", "2.1.5")
+    with pytest.raises(EngineError, match=r"^the CPU emulator must be unicorn 2\.1\.4, but it is 2\.1\.5$"):
+        Cpu(PhysicalMemory(1 << 20), None)
+
+
+STRUCTURE = {
+    ("ENGINE_ARCH", 12): "the engine's architecture word should be 0x4, but it is PLACE",
+    ("ENGINE_MODE", 12): "the engine's mode word should be 0x4, but it is PLACE",
+    ("ENGINE_CPU", 8): "the CPU's pointer to its engine should be PLACE, but it is PLACE",
+    ("ENGINE_CPU", -8): "the CPU's pointer to its engine should be PLACE, but it is nothing readable",
+    ("CPU_ENGINE", 8): "the CPU's pointer to its engine should be PLACE, but it is PLACE",
+    ("CPU_ENV", 16): "the register state should be inside the CPU structure at PLACE, but it is at PLACE",
+    ("CPU_CLASS", 8): "the CPU's class should be inside the CPU structure at PLACE, but it is at PLACE",
+    ("CLASS_DEBUG", 8): "the class entry for breakpoint_handler_x86_64 should be PLACE, but it is PLACE",
+    (
+        "CLASS_INTERRUPT",
+        -8,
+    ): "the class entry for x86_cpu_exec_interrupt_x86_64 should be PLACE, but it is PLACE",
+    ("ENGINE_COUNTER", 8): "the count of instructions up to HLT should be 0x2, but it is 0x64",
+    ("ENGINE_BUDGET", 8): "the count of instructions after a budget of 5 should be 0x5, but it is 0x6",
+    ("CPU_HALTED", 8): "the end of a run that uses up its budget should be BUDGET, but it is HALTED",
+    ("CPU_INTERRUPT_REQUEST", 8): (
+        "the end of a run when interrupts become acceptable should be WINDOW, 0x1003, "
+        "but it is HALTED, 0x1006"
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "off"), STRUCTURE)
+def test_wrong_place_in_the_structures(monkeypatch, name, off):
+    monkeypatch.setattr(layout, name, getattr(layout, name) + off)
+    refused(STRUCTURE[name, off])
+
+
+def test_missing_function(monkeypatch):
+    monkeypatch.setattr(Cpu, "_function", lambda self, name: 0)
+    refused("the class entry for breakpoint_handler_x86_64 should be 0x0, but it is PLACE")
+
+
+STATE = {
+    "_EIP": "EIP after a budget of 5 instructions of 1 byte should be 0x1005, but it is 0x1000",
+    "_EFLAGS": "EFLAGS that code sees should be 0x4cd7, but it is 0x2",
+    "_CC_SRC": "EFLAGS set in the middle of a run should be 0x4893, but it is 0x4892",
+    "_CC_OP": "EFLAGS in the middle of a run should be 0x200892, 0x200c92, but it is 0x200083, 0x200c92",
+    "_DF": "EFLAGS set in the middle of a run should be 0x4893, but it is 0x4c93",
+    "_HFLAGS": "CLI on ring 3 should be 0xd, 0x0, 0x0, 0x1000, but it is nothing",
+    "_SEGS": "the end of a run at HLT should be HALTED, 0x1002, but it is BUDGET, 0x10c0",
+    "_LDT": ("LDTR that code loads should be 0x20, 0x9000, 0x27, 0x8200, but it is 0x9000, 0x27, 0x28, 0x0"),
+    "_TR": "TR that code loads should be 0x28, 0x7000, 0x67, 0x8900, but it is 0x7000, 0x67, 0x0, 0x8900",
+    "_GDT": (
+        "CS that code loads should be 0x18, 0x20000, 0x11fff, 0xc08b02, "
+        "but it is 0x8, 0x0, 0xffffffff, 0xcf8b00"
+    ),
+    "_IDT": (
+        "GDTR and IDTR that code stores should be ff0100800000, ff0278563400, "
+        "but it is ff0100800000, 785600000000"
+    ),
+    "_CR": (
+        "CR0, CR2, CR3, CR4 that code sees should be 0x11, 0xc2c2, 0xa000, 0x10, "
+        "but it is 0x11, 0x0, 0xa000, 0x10"
+    ),
+    "_DR": "DR0 to DR3 that code sees should be 0xd0, 0xd1, 0xd2, 0xd3, but it is 0x0, 0xd0, 0xd1, 0xd2",
+    "_ERROR_CODE": (
+        "vector, kind, error code and EIP of a bad selector should be 0xd, 0x0, 0x1234, 0x1004, "
+        "but it is 0xd, 0x0, 0x1004, 0x1004"
+    ),
+    "_IS_INT": (
+        "vector, kind, error code and EIP of INT 48 should be 0x30, 0x1, 0x0, 0x1002, "
+        "but it is 0x30, 0x0, 0x0, 0x1002"
+    ),
+    "_NEXT_EIP": (
+        "vector, kind, error code and EIP of INT 6 should be 0x6, 0x1, 0x0, 0x1002, "
+        "but it is 0x6, 0x1, 0x0, 0x70"
+    ),
+    "_OLD_EXCEPTION": (
+        "vector, kind, error code and EIP of a bad selector should be 0xd, 0x0, 0x1234, 0x1004, "
+        "but it is 0x8, 0x0, 0x0, 0x1004"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STATE)
+def test_wrong_place_in_the_register_state(monkeypatch, name):
+    monkeypatch.setattr(registers, name, getattr(registers, name) + 2)
+    refused(STATE[name])
+
+
+BEHAVIOUR = {
+    "stop_soon": (
+        lambda self: None,
+        "EIP after a stop from inside OUT should be 0x1002, but it is 0x10b8",
+    ),
+    "stop_within": (
+        lambda self, count: None,
+        "EIP 3 instructions after OUT should be 0x1005, but it is 0x10b8",
+    ),
+    "set_gpr": (
+        lambda self, number, value: None,
+        "the general registers that code sees should be 0x10203040, 0x11213141, 0x12223242, 0x13233343, "
+        "0x14243444, 0x15253545, 0x16263646, 0x17273747, but it is 0x0, 0x0, 0x0, 0x0, 0x6000, 0x0, 0x0, 0x0",
+    ),
+    "settle_flags": (
+        lambda self: None,
+        "EFLAGS in the middle of a run should be 0x200892, 0x200c92, but it is 0x200083, 0x200c92",
+    ),
+    "forget_exception": (
+        lambda self: None,
+        "vector, kind, error code and EIP of a bad selector should be 0xd, 0x0, 0x1234, 0x1004, "
+        "but it is 0x8, 0x0, 0x0, 0x1004",
+    ),
+    "write_memory": (
+        lambda self, address, data: self.memory.write(address, data),
+        "the end of a run at HLT should be HALTED, 0x1002, but it is BUDGET, 0x10b8",
+    ),
+    "_on_rom_write": (
+        lambda self, *_: False,
+        "a store to ROM should be 0xc8000, 0x4, 0xffffffff, 0x0, but it is nothing, 0x0",
+    ),
+    "_on_invalid": (
+        lambda self, _uc, _user: self._report(6, False, 0) or True,
+        "vector, kind, error code and EIP of INT 6 should be 0x6, 0x1, 0x0, 0x1002, "
+        "but it is 0x6, 0x0, 0x0, 0x1000",
+    ),
+    "_on_breakpoint": (
+        lambda self, _cpu: self._lib.uc_emu_stop(self._handle),
+        "the debug exception of a breakpoint should be 0x1, 0x0, 0x810, but it is nothing",
+    ),
+    "_on_cpuid": (
+        lambda self, _uc, _user: 1,
+        "CPUID should be 0x11, 0x12, 0x13, 0x14, but it is 0x10, 0xecdcccbc, 0x0, 0x50",
+    ),
+    "_on_rdtsc": (
+        lambda self, _uc, _user: 1,
+        "RDTSC should be 0x55667788, 0x11223344, but it is 0x11, 0x14",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BEHAVIOUR)
+def test_other_behaviour(monkeypatch, name):
+    replacement, sentence = BEHAVIOUR[name]
+    monkeypatch.setattr(Cpu, name, replacement)
+    refused(sentence)
+
+
+def test_another_cpu_model(monkeypatch):
+    """The library's default has instructions that answer differently on every run."""
+    monkeypatch.setattr(cpu.x86_const, "UC_CPU_X86_QEMU32", cpu.x86_const.UC_CPU_X86_HASWELL)
+    refused("vector, kind, error code and EIP of RDRAND should be 0x6, 0x0, 0x0, 0x1000, but it is nothing")

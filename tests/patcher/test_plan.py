@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Every site is accounted for, by the tactic that fits it best, or with the reason why none did."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.patcher.images import BASE, source_image
+from vmi.patcher.model import Branch, Plan, Window
+from vmi.patcher.plan import make_plan
+from vmi.sitetable import Tactic
+
+
+def tactics(plan: Plan) -> list[tuple[str, Tactic]]:
+    return [(p.site.form, p.tactic) for p in plan.placements]
+
+
+def plan_source(source: str, words: tuple[str, ...] = ()) -> tuple[Plan, dict[str, int]]:
+    image, made = source_image(source, words=words)
+    return make_plan(image), made.labels
+
+
+def only_window(plan: Plan) -> Window:
+    (window,) = plan.windows
+    return window
+
+
+def left_reason(plan: Plan, form: str) -> tuple[Tactic, str]:
+    (found,) = [p for p in plan.placements if p.site.form == form]
+    return found.tactic, found.reason
+
+
+# ---------------------------------------------------------------- tactics
+
+
+def test_forward_takes_whole_instructions_up_to_five_bytes() -> None:
+    plan, _ = plan_source("start: push ebx\n cli\n mov eax, ecx\n add eax, 1\n pop ebx\n ret")
+    window = only_window(plan)
+    assert tactics(plan) == [("cli", Tactic.FORWARD)]
+    assert (window.start, window.length, window.resume) == (BASE + 1, 6, BASE + 7)
+    assert [insn.raw.hex() for insn in window.insns] == ["fa", "89c8", "83c001"]
+    assert [site.form for site in window.sites] == ["cli"]
+
+
+def test_backward_when_a_label_stands_behind_the_site() -> None:
+    plan, labels = plan_source("start: mov eax, 7\n cli\nback: dec eax\n jnz short back\n ret")
+    window = only_window(plan)
+    assert tactics(plan) == [("cli", Tactic.BACKWARD)]
+    assert (window.start, window.end, window.resume) == (BASE, labels["back"], labels["back"])
+
+
+def test_both_when_neither_side_is_enough() -> None:
+    source = (
+        "start: nop\nhere: mov eax, ecx\n cli\n mov ecx, edx\nback: dec eax\n jnz short here\n jmp short back"
+    )
+    plan, labels = plan_source(source)
+    window = only_window(plan)
+    assert tactics(plan) == [("cli", Tactic.BOTH)]
+    assert (window.start, window.end) == (labels["here"], labels["back"])
+
+
+def test_sites_close_together_share_a_window() -> None:
+    plan, _ = plan_source("start: cli\n mov dx, 0x20\n in al, dx\n mov ebx, eax\n out dx, al\n ret")
+    assert tactics(plan) == [("cli", Tactic.FORWARD), ("in al", Tactic.MERGED), ("out al", Tactic.MERGED)]
+    assert [site.form for site in only_window(plan).sites] == ["cli", "in al", "out al"]
+
+
+def test_a_far_site_gets_its_own_window() -> None:
+    plan, _ = plan_source("start: cli\n" + "mov eax, 1\n" * 6 + "sti\n mov eax, 2\n ret")
+    assert tactics(plan) == [("cli", Tactic.FORWARD), ("sti", Tactic.FORWARD)]
+
+
+def test_in_place_when_the_instruction_is_long_enough() -> None:
+    plan, _ = plan_source("start: nop\n lgdt [0x1234]\nnext: nop\n jmp short next")
+    assert tactics(plan) == [("lgdt m", Tactic.IN_PLACE)]
+    assert plan.windows == ()
+    ((start, length),) = [(slot.start, slot.length) for slot in plan.slots]
+    assert (start, length) == (BASE + 1, 7)
+
+
+def test_a_long_site_moves_along_when_its_neighbour_needs_the_room() -> None:
+    plan, _ = plan_source("start: lgdt [0x1234]\n cli\nnext: nop\n jmp short next")
+    assert tactics(plan) == [("lgdt m", Tactic.MERGED), ("cli", Tactic.BACKWARD)]
+    assert plan.slots == ()
+
+
+def test_a_last_instruction_takes_the_padding_behind_it() -> None:
+    plan, _ = plan_source("start: pop ebx\n jmp short out\nout: iretd\n .byte 0x90, 0x90, 0xcc, 0xcc, 0xcc")
+    window = only_window(plan)
+    assert tactics(plan) == [("iret", Tactic.FORWARD)]
+    assert (window.length, window.resume) == (5, None)
+    assert [insn.raw.hex() for insn in window.insns] == ["cf"]
+
+
+def test_padding_that_something_refers_to_is_not_taken() -> None:
+    source = "start: pop ebx\n jmp short out\nout: iretd\n .byte 0x90, 0x90\nnamed: .byte 0x90, 0x90, 0xc3"
+    plan, _ = plan_source(source, words=("named",))
+    assert left_reason(plan, "iret")[0] is Tactic.TRAP
+
+
+def test_a_springboard_lies_in_padding_within_reach() -> None:
+    source = """
+    start: test eax, eax
+           jz short out
+           nop
+    here:  mov ebx, ecx
+           cli
+    out:   dec eax
+           jnz short here
+           ret
+           .byte 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc
+    """
+    plan, labels = plan_source(source)
+    window = only_window(plan)
+    assert tactics(plan) == [("cli", Tactic.SPRINGBOARD)]
+    assert (window.start, window.length) == (labels["here"], 3)
+    assert window.springboard == BASE + len(plan.image.segments[0].data) - 6
+
+
+def test_a_call_moves_only_when_nothing_else_works() -> None:
+    plan, _ = plan_source("start: nop\nhere: cli\n call f\n nop\n jmp short here\nf: mov eax, 1\n ret")
+    window = only_window(plan)
+    assert tactics(plan) == [("cli", Tactic.FORWARD)]
+    assert window.ends_in_call
+    assert (window.insns[-1].branch, window.resume) == (Branch.CALL, window.end)
+    plan, _ = plan_source("start: mov eax, 5\n cli\n call f\n ret\nf: mov eax, 1\n ret")
+    assert tactics(plan) == [("cli", Tactic.BACKWARD)]
+    assert not only_window(plan).ends_in_call
+
+
+@pytest.mark.parametrize("thunk", ["pop eax\n push eax\n ret", "mov eax, [esp]\n ret"])
+def test_a_call_stays_when_its_target_looks_at_the_return_address(thunk: str) -> None:
+    plan, _ = plan_source(f"start: nop\nhere: cli\n call f\n nop\n jmp short here\nf: {thunk}")
+    assert tactics(plan) == [("cli", Tactic.LEFT)]
+
+
+def test_branches_move_with_their_targets() -> None:
+    source = "start: cli\n jz short out\n loop out\n mov eax, 1\nout: ret"
+    plan, labels = plan_source(source)
+    window = only_window(plan)
+    found = [(insn.branch, insn.target) for insn in window.insns[1:]]
+    assert found == [(Branch.JCC, labels["out"]), (Branch.LOOP, labels["out"])]
+
+
+def test_a_site_between_two_labels_is_left_when_it_traps() -> None:
+    plan, _ = plan_source("start: nop\nhere: cli\nback: dec eax\n jnz short here\n jmp short back")
+    assert left_reason(plan, "cli") == (
+        Tactic.LEFT,
+        "Jump targets and instructions that must stay leave 1 bytes around it, a jump needs 5.",
+    )
+    assert plan.windows == ()
+
+
+def test_a_site_between_two_labels_is_trapped_when_it_is_silent() -> None:
+    plan, _ = plan_source("start: nop\nhere: pushfd\nback: dec eax\n jnz short here\n jmp short back")
+    assert left_reason(plan, "pushf")[0] is Tactic.TRAP
+
+
+def test_without_a_call_there_is_no_slot() -> None:
+    plan, _ = plan_source("start: cli\n mov eax, cs\n hlt\n nop\n nop\n ret")
+    assert tactics(plan) == [("cli", Tactic.FORWARD), ("mov r,cs", Tactic.TRAP), ("hlt", Tactic.LEFT)]
+    window = only_window(plan)
+    assert [site.form for site in window.sites] == ["cli"]
+    assert [site.form for site in window.traps] == ["mov r,cs"]
+    assert left_reason(plan, "hlt")[1] == "No VMI call stands for `hlt`."
+
+
+def test_a_refused_site_is_left_with_the_reason() -> None:
+    image, _ = source_image("start: cli\n mov eax, 1\n pushfd\n pop eax\n ret")
+    plan = make_plan(image, lambda site: "No adaptor." if site.form in ("cli", "pushf") else "")
+    assert [(p.tactic, p.reason) for p in plan.placements] == [
+        (Tactic.LEFT, "No adaptor."),
+        (Tactic.TRAP, "No adaptor."),
+    ]
+
+
+def test_harmless_instructions_are_only_counted() -> None:
+    plan, _ = plan_source("start: smsw ax\n verr ax\n smsw bx\n ret")
+    assert plan.placements == ()
+    assert plan.harmless == (("smsw rm", 2), ("verr rm", 1))
+
+
+def test_code_that_nothing_leads_to_is_skipped_and_said_so() -> None:
+    plan, labels = plan_source("start: ret\ndead: cli\n ret")
+    assert plan.placements == ()
+    assert [(s.start, s.end, s.reason) for s in plan.skipped] == [
+        (
+            labels["dead"],
+            labels["dead"] + 1,
+            "Nothing in the kernel leads to these bytes, so they may be data.",
+        )
+    ]
+
+
+# ---------------------------------------------------------------- interrupt shadows
+
+
+def test_sti_and_hlt_are_one_site_and_one_instruction() -> None:
+    plan, _ = plan_source("start: sti\n hlt\n mov eax, 1\n ret")
+    window = only_window(plan)
+    assert tactics(plan) == [("sti;hlt", Tactic.FORWARD)]
+    assert [insn.raw.hex() for insn in window.insns] == ["fbf4", "b801000000"]
+
+
+def test_a_window_that_would_end_in_sti_takes_the_next_instruction_too() -> None:
+    plan, _ = plan_source("start: mov eax, 1\n nop\nhere: cli\n mov eax, ebx\n nop\n sti\n mov ebx, 1\n ret")
+    window = only_window(plan)
+    assert [insn.raw.hex() for insn in window.insns] == ["fa", "89d8", "90", "fb", "bb01000000"]
+
+
+def test_a_window_never_starts_behind_sti() -> None:
+    plan, labels = plan_source(
+        "start: nop\nhere: mov ss, eax\n mov esp, ebx\n cli\nback: jmp short back\n jmp here"
+    )
+    window = only_window(plan)
+    assert tactics(plan) == [("mov ss,r", Tactic.LEFT), ("cli", Tactic.BACKWARD)]
+    assert (window.start, window.end) == (labels["here"], labels["back"])
+
+
+def test_sti_before_a_label_takes_a_copy_of_the_next_instruction() -> None:
+    plan, labels = plan_source("start: mov eax, 1\n sti\nback: mov ebx, ecx\n jmp short back")
+    window = only_window(plan)
+    assert (window.start, window.end, window.resume) == (BASE, labels["back"], labels["back"] + 2)
+    assert [insn.raw.hex() for insn in window.insns] == ["b801000000", "fb", "89cb"]
+
+
+def test_a_short_site_in_a_shadow_is_left() -> None:
+    plan, _ = plan_source("start: sti\n cli\n mov eax, 1\n ret")
+    assert tactics(plan) == [("sti", Tactic.FORWARD), ("cli", Tactic.LEFT)]
+    assert left_reason(plan, "cli")[1] == (
+        "It runs in the interrupt shadow of the instruction before it, which padding would end."
+    )
+    assert [site.form for site in only_window(plan).sites] == ["sti"]
+
+
+def test_a_long_site_in_a_shadow_needs_no_padding() -> None:
+    plan, _ = plan_source("start: sti\n lgdt [0x1234]\n ret")
+    assert tactics(plan) == [("sti", Tactic.FORWARD), ("lgdt m", Tactic.MERGED)]
+
+
+# ---------------------------------------------------------------- pins
+
+
+def test_bytes_the_kernel_reads_as_data_do_not_move() -> None:
+    plan, _ = plan_source("start: mov eax, [{next}]\n ret\nhere: cli\nnext: mov ebx, 1\n jmp short here")
+    assert tactics(plan) == [("cli", Tactic.LEFT)]
+
+
+def test_a_silent_site_in_bytes_the_kernel_rewrites_gets_no_breakpoint() -> None:
+    plan, _ = plan_source("start: mov byte ptr [{here}], 0x90\nhere: pushfd\n pop eax\n ret")
+    assert left_reason(plan, "pushf") == (
+        Tactic.LEFT,
+        "Other instructions read or write these bytes as data.",
+    )
+
+
+def test_repr_is_compact() -> None:
+    plan, _ = plan_source("start: cli\n mov eax, 1\n ret")
+    assert repr(plan) == "Plan(1 sites, 1 in slots, 1 windows)"
+    assert repr(plan.placements[0].site) == f"Site({BASE:#x}, cli, flags dead, DisableInterrupts)"

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``vmi compare``: the same kernel natively and paravirtualized, side by side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vmi.cli import values
+from vmi.cli.common import JsonOption, QuietOption, Ui, VerboseOption, guarded
+from vmi.cli.guest import (
+    MEMORY,
+    TIMEOUT,
+    AppendOption,
+    InitrdOption,
+    KernelArgument,
+    MemoryOption,
+    TimeoutOption,
+    UntilOption,
+)
+from vmi.cli.tables import comparison_table, summary
+from vmi.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from vmi.run import Comparison
+
+MODES = ("native", "paravirt", "full")
+DEFAULT_ROM = "vmware"
+
+
+@guarded
+def command(
+    kernel: KernelArgument,
+    rom: Annotated[
+        str, typer.Option("--rom", metavar="FLAVOUR|FILE", help="The option ROM of the paravirt run.")
+    ] = DEFAULT_ROM,
+    mode: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--mode", metavar="MODE", help="native, paravirt or full; repeat it. The first is the oracle."
+        ),
+    ] = None,
+    memory: MemoryOption = MEMORY,
+    append: AppendOption = "",
+    initrd: InitrdOption = None,
+    timeout: TimeoutOption = TIMEOUT,
+    until: UntilOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Run a kernel natively and paravirtualized and show both side by side.
+
+    An unpatched kernel is patched in memory first. The exit status is 18 if
+    consoles or outcomes differ.
+    """
+    ui = Ui(as_json, quiet, verbose)
+    modes = mode or ["native", "paravirt"]
+    for one in modes:
+        if one not in MODES:
+            raise UsageError(f"mode {one!r} is not understood: expected native, paravirt or full")
+    if len(set(modes)) != len(modes) or len(modes) < 2:
+        raise UsageError("a comparison needs at least two modes, each of them once")
+    size, limit = values.memory_size(memory), values.duration(timeout)
+    image = values.kernel(kernel)
+    modules = [values.module(one) for one in initrd or ()]
+    firmware = values.rom(rom)
+    wanted = values.text(until)
+    if "full" in modes and image.patched:
+        raise UsageError("mode full runs the kernel as it was before patching, so give that file")
+    data = patched(ui, image)
+
+    from vmi.run import compare
+
+    with ui.progress(f"running {image.name}: {', '.join(modes)}"):
+        comparison = compare(
+            data,
+            modes,
+            rom=firmware,
+            memory=size,
+            append=append,
+            modules=modules,
+            timeout_ns=limit,
+            until=wanted,
+            original=None if image.patched else image.data,
+        )
+    if ui.json:
+        ui.facts(comparison)
+    else:
+        show(ui, comparison)
+    finish(comparison)
+
+
+def patched(ui: Ui, image: values.Kernel) -> bytes:
+    """The kernel's bytes, patched in memory if they weren't yet."""
+    from vmi.patcher import patch
+
+    if image.patched:
+        return image.data
+    with ui.progress(f"patching {image.name}"):
+        done = patch(image.data)
+    ui.note(f"{image.name} is not patched; patched in memory for this comparison: {summary(done.report)}")
+    return done.data
+
+
+def show(ui: Ui, comparison: Comparison) -> None:
+    """The table, and the difference if there is one."""
+    ui.show(comparison_table(comparison, everything=ui.verbose))
+    if comparison.diff:
+        ui.show("The consoles differ:", comparison.diff)
+
+
+def finish(comparison: Comparison) -> None:
+    """End with the status for scripts: 18 if the runs differ in console or outcome."""
+    if not comparison.equal:
+        raise typer.Exit(int(ExitCode.DIFFERENT))

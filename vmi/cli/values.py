@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Words of the command line turned into values: sizes, times, addresses, kernels, ROMs, boot modules.
+
+Sizes and module syntax follow qemu-system. Everything that is not understood raises a UsageError that says
+what would have been.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmi.errors import UsageError
+from vmi.files import read_input
+
+if TYPE_CHECKING:
+    from vmi.native.boot.multiboot import Module
+
+_UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_TIMES = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+_PAGE = 4096
+_LEAST, _MOST = 1 << 20, 1 << 32
+
+SAMPLE = "sample:"
+
+
+def memory_size(text: str) -> int:
+    """Bytes of RAM from ``64`` (MiB), ``64M``, ``65536K`` or ``1G``: 1 MiB to below 4 GiB, whole pages."""
+    match = re.fullmatch(r"(\d{1,12})([kmg]?)", text.strip().lower(), re.ASCII)
+    size = int(match[1]) * _UNITS[match[2] or "m"] if match else 0
+    if not _LEAST <= size < _MOST or size % _PAGE:
+        raise UsageError(
+            f"memory size {text!r} is not understood: expected a number of MiB or one with K, M or G, "
+            "from 1M to below 4G, in whole pages of 4K"
+        )
+    return size
+
+
+def duration(text: str) -> int | None:
+    """Nanoseconds from ``60s``, ``1.5m``, ``200ms``, a bare number of seconds, or None for ``none``."""
+    word = text.strip().lower()
+    if word == "none":
+        return None
+    match = re.fullmatch(r"(\d{1,12})(?:\.(\d{1,9}))?(ns|us|ms|s|m|h)?", word, re.ASCII)
+    if match is None or not (nanoseconds := _nanoseconds(*match.groups())):
+        raise UsageError(
+            f"time {text!r} is not understood: expected 'none', or a number above 0 in ns, us, ms, s, m or h"
+        )
+    return nanoseconds
+
+
+def _nanoseconds(whole: str, fraction: str | None, unit: str | None) -> int:
+    # In integers, so that 0.1s is the same number everywhere.
+    scale, billionths = _TIMES[unit or "s"], int((fraction or "").ljust(9, "0"))
+    return int(whole) * scale + billionths * scale // 10**9
+
+
+def text(word: str | None) -> bytes | None:
+    """The bytes of a word of the command line; None for none. UsageError if it is empty."""
+    if word == "":
+        raise UsageError("the text to wait for must not be empty")
+    return None if word is None else word.encode(errors="surrogateescape")
+
+
+def address(text: str) -> int:
+    """A 32-bit guest address: hexadecimal with or without 0x, as disassemblers print it."""
+    match = re.fullmatch(r"(?:0x)?([0-9a-f]{1,8})", text.strip().lower(), re.ASCII)
+    if match is None:
+        raise UsageError(
+            f"address {text!r} is not understood: expected up to 8 hexadecimal digits, like c0100000"
+        )
+    return int(match[1], 16)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel image and the name the user gave it."""
+
+    name: str
+    data: bytes
+    path: Path | None = None
+
+    @property
+    def patched(self) -> bool:
+        """Whether it has a `.vmi` segment; raises BadInput for what is no i386 kernel."""
+        from vmi.patcher import elf
+
+        return elf.vmi_segment(elf.load(self.data, patched=True)) is not None
+
+    def __repr__(self) -> str:
+        return f"Kernel({self.name}, {len(self.data)} bytes)"
+
+
+def kernel(text: str) -> Kernel:
+    """A kernel by file name, or one of the samples that come with the toolkit by ``sample:NAME``."""
+    if text.startswith(SAMPLE):
+        from vmi import samples
+
+        return Kernel(text, read_input(samples.get(text.removeprefix(SAMPLE)).path, "sample kernel"))
+    return Kernel(text, read_input(text, "kernel"), Path(text))
+
+
+def rom(text: str) -> bytes:
+    """A ROM image by the name of a flavour, or by file name (``./native`` is a file)."""
+    from vmi.rom.build import FLAVOURS, build
+
+    if text in FLAVOURS:
+        return build(text).image
+    if "/" not in text and not Path(text).exists():
+        raise UsageError(
+            f"ROM {text!r} is neither a flavour ({', '.join(sorted(FLAVOURS))}) nor the name of a file"
+        )
+    return read_input(text, "ROM")
+
+
+def module(text: str) -> Module:
+    """A multiboot module from ``FILE`` or ``FILE,ARGUMENTS``; its string is both, as with QEMU."""
+    from vmi.native.boot.multiboot import Module
+
+    name, _, _arguments = text.partition(",")
+    if not name:
+        raise UsageError(f"module {text!r} is not understood: expected FILE or FILE,ARGUMENTS")
+    return Module(read_input(name, "module"), text.replace(",", " ", 1))
+
+
+@dataclass(frozen=True)
+class Serial:
+    """Where the guest's first serial port goes: this terminal, a file, or nowhere."""
+
+    terminal: bool
+    file: Path | None = None
+
+
+def serial(text: str) -> Serial:
+    """``stdio``, ``file:PATH`` or ``none``."""
+    if text == "stdio":
+        return Serial(terminal=True)
+    if text == "none":
+        return Serial(terminal=False)
+    kind, _, path = text.partition(":")
+    if kind == "file" and path:
+        return Serial(terminal=False, file=Path(path))
+    raise UsageError(f"serial port {text!r} is not understood: expected stdio, file:PATH or none")

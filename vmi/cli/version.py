@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``vmi version``: versions of everything that a run's result depends on."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+from vmi import abi
+from vmi.cli.common import JsonOption, QuietOption, Ui, VerboseOption, guarded
+from vmi.version import __version__
+
+LIBRARIES = ("unicorn", "lief", "keystone-engine", "iced-x86")
+
+
+@guarded
+def command(as_json: JsonOption = False, quiet: QuietOption = False, verbose: VerboseOption = False) -> None:
+    """Show the versions of vmi, of the ABI and of the libraries below."""
+    ui = Ui(as_json, quiet, verbose)
+    facts = {
+        "vmi": __version__,
+        "abi": f"{abi.API_MAJOR}.{abi.API_MINOR}",
+        "python": platform.python_version(),
+    }
+    facts |= {library: _version(library) for library in LIBRARIES}
+    if ui.json:
+        ui.data(facts)
+    else:
+        ui.show("\n".join(f"{name:16}{value}" for name, value in facts.items()))
+
+
+def _version(library: str) -> str:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return "missing"

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Breakpoints at silent instructions: those that ring 1 would carry out, but wrongly.
+
+They are kept by guest-physical address, since a kernel runs the same code at more than one linear
+address. A guest may overwrite what was planted; a breakpoint then is its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from vmi import sitetable
+from vmi.errors import BadInput
+from vmi.hypervisor.operands import MAX_LENGTH, decode
+from vmi.memory import PAGE_SIZE, PhysicalMemory
+from vmi.native.cpu import Cpu
+from vmi.native.linear import Linear
+from vmi.x86 import GuestFault
+
+_INT3 = 0xCC
+_MOST_SITES = 1 << 18  # a table with more is no kernel's, and reading it would take long
+
+
+class Breakpoints:
+    """The breakpoints planted in one guest."""
+
+    def __init__(self, cpu: Cpu, linear: Linear) -> None:
+        self._cpu = cpu
+        self._linear = linear
+        self._covered: dict[int, bytes] = {}  # address -> the bytes from there on, as they were
+
+    def plant(self, addresses: Iterable[int]) -> None:
+        """Put breakpoints at guest-physical addresses; those outside RAM are left out."""
+        memory = self._cpu.memory
+        places = sorted({at for at in addresses if 0 <= at < memory.size})
+        for at in places:
+            self._covered[at] = memory.read(at, min(MAX_LENGTH, memory.size - at))
+        for at in places:
+            self._cpu.write_memory(at, bytes([_INT3]))
+
+    def covers(self, at: int) -> bool:
+        """The breakpoint at a guest-physical address is one of ours, and the code is still what it was."""
+        covered = self._covered.get(at)
+        if covered is None:
+            return False
+        rest = decode(covered).len - 1
+        return self._cpu.memory.read(at + 1, rest) == covered[1 : 1 + rest] if rest > 0 else True
+
+    def remove(self, at: int) -> None:
+        """Take a breakpoint out for good."""
+        self._cpu.write_memory(at, self._covered.pop(at)[:1])
+
+    def originals(self) -> dict[int, int]:
+        """What each breakpoint covers: guest-physical address and byte."""
+        return {at: covered[0] for at, covered in self._covered.items()}
+
+    def code(self, linear: int) -> bytes:
+        """The code at a linear address without breakpoints, up to the first byte that is not mapped."""
+        data = bytearray()
+        while len(data) < MAX_LENGTH:
+            try:
+                at = self._linear.physical(linear + len(data))
+            except GuestFault:
+                break
+            size = min(MAX_LENGTH - len(data), PAGE_SIZE - at % PAGE_SIZE)
+            piece = bytearray(self._cpu.memory.read(at, size))
+            if _INT3 in piece:
+                for i, byte in enumerate(piece):
+                    if byte == _INT3 and at + i in self._covered:
+                        piece[i] = self._covered[at + i][0]
+            data += piece
+        return bytes(data)
+
+
+def silent_sites(memory: PhysicalMemory, header_address: int) -> list[int] | None:
+    """Where the patcher could not move a silent instruction into a slot, by the guest's own table.
+
+    :param header_address: guest-physical address of the guest's `.vmi` segment, or anything.
+    :returns: guest-physical addresses; None if there is no table, or a damaged one.
+    """
+    try:
+        header = sitetable.parse_header(memory.read(header_address, sitetable.HEADER_SIZE))
+        if header.size > memory.size or max(header.site_count, header.link_count) > _MOST_SITES:
+            return None
+        linked_at = (header_address + header.bias) & 0xFFFFFFFF
+        table = sitetable.parse(memory.read(header_address, header.size), linked_at)
+    except BadInput:
+        return None
+    return [(record.slot - header.bias) & 0xFFFFFFFF for record in table.traps]

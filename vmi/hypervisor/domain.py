@@ -1,0 +1,424 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A domain: one guest that a hypervisor has taken over.
+
+Until the guest calls VMI_Init the machine is left alone. From then on every event passes through
+here: a call-out is served, a refused privileged instruction is emulated, and everything else goes to
+the guest's own handlers, entered on ring 1 the way they would be entered on ring 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import Enum, auto
+from typing import Protocol
+
+from iced_x86 import Instruction
+
+from vmi import abi
+from vmi.hypervisor import calls
+from vmi.hypervisor.breakpoints import Breakpoints, silent_sites
+from vmi.hypervisor.emulate import Emulator
+from vmi.hypervisor.operands import M, decode, undefined
+from vmi.hypervisor.privilege import KERNEL_RING, USER_RING, CompressedPrivilege
+from vmi.hypervisor.timer import VirtualTimer
+from vmi.hypervisor.vcpu import VirtualCpu
+from vmi.native.interrupts import Delivery, Event, Origin, TripleFault
+from vmi.native.machine import Machine, Outcome
+from vmi.x86 import IF_BIT, IOPL_MASK, Cr0, Eflags, GuestFault, Seg, Vector
+
+_GATE_LENGTH = 2  # INT n
+_CALL_LENGTH = 5  # CALL rel32
+_WIDE = 1 << 22  # the D bit of a code segment
+_DR6_BS = 1 << 14
+_DR6_HITS = 0xF
+_DR7_ENABLED = 0xFF
+# What the CPU may refuse the ROM's own IRETD with.
+_IRET_FAULTS = frozenset({Vector.GP, Vector.NP, Vector.SS, Vector.TS, Vector.PF})
+
+
+class Gate(Enum):
+    """Entrances to the hypervisor that are no VMI call of the table."""
+
+    INIT = auto()  # VMI_Init
+    PENDING = auto()  # interrupts are on again and one waits
+
+
+class Personality(Protocol):
+    """One guest's ROM as the hypervisor sees it: where it calls out, and what words it shares."""
+
+    name: str
+    interrupt: int | None  # the vector its gates use
+
+    def adopt(self, address: int) -> bool:
+        """Use the ROM copy whose Init gate is at this guest-physical address, if there is one."""
+
+    def gate(self, address: int) -> abi.Call | Gate | None:
+        """What the gate at a guest-physical address stands for."""
+
+    def holds_code(self, address: int) -> bool:
+        """The guest-physical address lies in the ROM's code."""
+
+    def holds_data(self, address: int) -> bool:
+        """The guest-physical address lies in the ROM's data page."""
+
+    def get(self) -> bool:
+        """The virtual interrupt flag."""
+
+    def set(self, on: bool) -> None:
+        """Set the virtual interrupt flag."""
+
+    def set_iopl(self, iopl: int) -> None:
+        """Tell the ROM the virtual IOPL, in EFLAGS position."""
+
+    def set_pending(self, waits: bool) -> None:
+        """Tell the ROM whether an interrupt waits."""
+
+    def undo_iret(self) -> int:
+        """The ROM's own iretd was refused: take its effect back; gives the address behind the call."""
+
+
+class Domain:
+    """The hypervisor's side of one machine; it becomes the machine's monitor.
+
+    ``calls`` counts call-outs by VMI call, the machine's ``exits`` count everything by reason.
+    """
+
+    def __init__(self, machine: Machine, rom: Personality) -> None:
+        self.machine = machine
+        self.rom = rom
+        self.privilege = CompressedPrivilege(machine.cpu, rom)
+        self.vcpu = VirtualCpu(machine, self.privilege)
+        self.breakpoints = Breakpoints(machine.cpu, self.vcpu.linear)
+        self.active = False
+        self.calls: dict[str, int] = {}
+        self._emulator = Emulator(self.vcpu)
+        self._delivery = Delivery(self.privilege)
+        self.timer = VirtualTimer(machine)
+        self._context = calls.CallContext(
+            self.vcpu, self._emulator.transfers, self.timer, self._deliver_waiting
+        )
+        self._handlers = calls.load_all()
+        machine.monitor = self
+
+    def __repr__(self) -> str:
+        return f"<Domain {self.rom.name} {'active' if self.active else 'waiting for VMI_Init'}>"
+
+    # -- monitor ----------------------------------------------------------------------------
+
+    def event(self, event: Event) -> bool:
+        """See :class:`vmi.native.machine.Monitor`."""
+        if not self.active:
+            return event.origin is Origin.SOFTWARE and event.vector == self.rom.interrupt and self._init()
+        return not self._stay_compressed() or self._handle(event)
+
+    def accepts_interrupts(self) -> bool:
+        """See :class:`vmi.native.machine.Monitor`."""
+        cpu = self.machine.cpu
+        if cpu.irq_shadow:
+            return False
+        if not self.active:
+            return bool(cpu.system_flags & IF_BIT)
+        if not self._stay_compressed():
+            return False
+        if cpu.cpl != KERNEL_RING:
+            return True
+        return self.rom.get() and (self.machine.halted or not self._in_rom())
+
+    def interrupt_waits(self, waits: bool) -> None:
+        """See :class:`vmi.native.machine.Monitor`."""
+        if self.active:
+            self.rom.set_pending(waits)
+
+    def retry_after(self) -> int | None:
+        """See :class:`vmi.native.machine.Monitor`: ROM code and a shadow last a few instructions."""
+        if not self.active:
+            return 0
+        cpu = self.machine.cpu
+        return 1 if cpu.irq_shadow or (cpu.cpl == KERNEL_RING and self._in_rom()) else None
+
+    def deliver(self, event: Event) -> None:
+        """Deliver an event to the guest's own handler, on the ring the guest runs on now."""
+        delivery = self._delivery if self.active else self.machine.delivery
+        try:
+            delivery.deliver(event)
+        except TripleFault:
+            self.machine.triple_fault()
+
+    def memory_write(self, address: int, size: int, value: int) -> bool:
+        """See :class:`vmi.native.machine.Monitor`: a ROM that runs in place has its data page in the bay."""
+        if not self.active or not self.rom.holds_data(address):
+            return False
+        self.machine.memory.write(address, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
+        return True
+
+    def _deliver_waiting(self) -> None:
+        if self.machine.pic.pending() and self.privilege.interrupts_on():
+            self.machine.take_interrupt()
+
+    # -- taking over ------------------------------------------------------------------------
+
+    def _init(self) -> bool:
+        cpu = self.machine.cpu
+        try:
+            gate = self._physical_eip(-_GATE_LENGTH)
+        except GuestFault:
+            return False
+        if cpu.cpl or not self.rom.adopt(gate):
+            return False
+        self._count("VMI_Init")
+        if not cpu.cr(0) & Cr0.PE:
+            cpu.eax = 1  # there are no rings to compress, and the answer is no
+            return True
+        silent = self._site_table(cpu.ebx)
+        self.privilege.iopl_from_frames = silent is not None
+        self.start(silent or ())
+        cpu.eax = 0
+        return True
+
+    def _site_table(self, address: int) -> list[int] | None:
+        """What the table says that EBX may point at; None for a guest that was not patched."""
+        try:
+            return silent_sites(self.machine.memory, self.vcpu.linear.physical(address))
+        except GuestFault:
+            return None
+
+    def start(self, silent: Iterable[int]) -> None:
+        """De-privilege the guest; breakpoints go to the guest-physical addresses of silent instructions."""
+        self.active = True
+        self.vcpu.deprivilege()
+        self.privilege.restore_flags(self.machine.cpu.eflags)
+        self.rom.set_iopl(self.privilege.iopl)
+        self.rom.set_pending(self.machine.pic.pending())
+        self.breakpoints.plant(silent)
+
+    def _stay_compressed(self) -> bool:
+        """Bring a guest back that got to the real ring 0, by a gate to a descriptor that nothing had raised.
+
+        Nothing of the hypervisor is within its reach there; it only misses what is emulated. False if it
+        has left protected mode, which ends the run.
+        """
+        cpu = self.machine.cpu
+        if cpu.cpl:
+            return True
+        if not cpu.cr(0) & Cr0.PE:
+            self.machine.finish(
+                Outcome.CRASHED, "the guest kernel left protected mode, which this hypervisor does not serve"
+            )
+            return False
+        flags = cpu.eflags
+        if not self.rom.get():
+            flags &= ~IF_BIT
+        self.vcpu.deprivilege()
+        self.privilege.restore_flags(flags | self.privilege.iopl & IOPL_MASK)
+        return True
+
+    # -- where the guest is -----------------------------------------------------------------
+
+    def _physical_eip(self, offset: int = 0) -> int:
+        cpu = self.machine.cpu
+        return self.vcpu.linear.physical(cpu.segment(Seg.CS).base + cpu.eip + offset)
+
+    def _in_rom(self) -> bool:
+        try:
+            return self.rom.holds_code(self._physical_eip())
+        except GuestFault:
+            return False
+
+    def _code(self) -> bytes:
+        cpu = self.machine.cpu
+        return self.breakpoints.code(cpu.segment(Seg.CS).base + cpu.eip)
+
+    def _instruction(self) -> Instruction:
+        """The instruction at EIP; an invalid one if nothing is mapped there."""
+        return decode(self._code(), 32 if self.machine.cpu.segment(Seg.CS).flags & _WIDE else 16)
+
+    # -- events -----------------------------------------------------------------------------
+
+    def _handle(self, event: Event) -> bool:
+        """Deal with an event of the hypervisor's own; False if it is the guest's."""
+        if self.machine.cpu.cpl != KERNEL_RING:
+            return self._handle_user(event)
+        if event.origin is Origin.SOFTWARE:
+            if event.vector == self.rom.interrupt:
+                return self._gate()
+            return event.vector == Vector.BP and event.length == 1 and self._breakpoint()
+        if event.vector == Vector.DB:
+            return self._step_in_rom()
+        if event.vector in _IRET_FAULTS and self._in_rom() and self._fault_in_rom():
+            return True
+        return event.vector == Vector.GP and self._refused()
+
+    def _handle_user(self, event: Event) -> bool:
+        if self.machine.cpu.cpl != USER_RING:
+            return False
+        if event.origin is Origin.SOFTWARE:
+            return event.vector == Vector.BP and event.length == 1 and self._user_breakpoint()
+        if event.vector == Vector.GP:
+            return self._user_flag_instruction()
+        return event.vector == Vector.TS and self._user_call_gate()
+
+    # -- call-outs --------------------------------------------------------------------------
+
+    def _gate(self) -> bool:
+        try:
+            gate = self.rom.gate(self._physical_eip(-_GATE_LENGTH))
+        except GuestFault:
+            return False
+        if gate is None:
+            return False
+        if gate is Gate.PENDING:
+            self._count("pending interrupt")
+            self._deliver_waiting()
+        elif gate is Gate.INIT:
+            self._count("VMI_Init")
+            self.machine.cpu.eax = 1  # the machine is taken over already
+        else:
+            self._call(gate)
+        return True
+
+    def _call(self, call: abi.Call) -> None:
+        self._count(call.name)
+        handler = self._handlers.get(call.number)
+        if handler is None:
+            self.machine.finish(
+                Outcome.CALL_NOT_SERVED,
+                f"the guest made the VMI call {call.name} (number {call.number}), "
+                "which this hypervisor does not serve",
+            )
+            return
+        stepped = bool(self.machine.cpu.system_flags & Eflags.TF)
+        try:
+            handler(self._context)
+        except GuestFault as fault:
+            self._report_at_site(fault)
+            return
+        if stepped and not call.returns:
+            self._single_step()  # a call that returns steps by the ROM's RET
+
+    def _report_at_site(self, fault: GuestFault) -> None:
+        """A call faulted: the guest sees the fault at its own call instruction, the stack as before it."""
+        cpu = self.machine.cpu
+        try:
+            site = self.vcpu.linear.u32(self._emulator.transfers.stack_address(0))
+        except GuestFault:
+            site = cpu.eip
+        else:
+            self._emulator.transfers.move_esp(4)
+        cpu.eip = site - _CALL_LENGTH
+        self._deliver_fault(fault)
+
+    def _deliver_fault(self, fault: GuestFault) -> None:
+        self.machine.count_fault(fault.vector)
+        self.deliver(Event(fault.vector, Origin.EXCEPTION, fault.error, fault.address))
+
+    def _single_step(self) -> None:
+        cpu = self.machine.cpu
+        cpu.set_dr(6, cpu.dr(6) & ~_DR6_HITS | _DR6_BS)
+        self._deliver_fault(GuestFault(Vector.DB))
+
+    def _step_in_rom(self) -> bool:
+        """A call is one step for a guest that single-steps, as the instruction would be."""
+        cpu = self.machine.cpu
+        breakpoint_hit = cpu.dr(6) & _DR6_HITS and cpu.dr(7) & _DR7_ENABLED
+        return not breakpoint_hit and self._in_rom()
+
+    def _fault_in_rom(self) -> bool:
+        """The ROM's IRETD was refused: do as ring 0 would, or report the fault at the site, frame intact."""
+        if self._instruction().mnemonic != M.IRETD:
+            return False
+        cpu, transfers = self.machine.cpu, self._emulator.transfers
+        behind = self.rom.undo_iret()
+        cpu.eip = behind - _CALL_LENGTH
+        try:
+            shown = transfers.stack_address(4)  # the ROM has put ring 1 into the frame
+            cs = self.vcpu.linear.u32(shown)
+            self.vcpu.linear.put_u32(shown, self.privilege.frame_selector(cs))
+            transfers.iret(resume=behind, take_iopl=self.privilege.iopl_from_frames)
+        except GuestFault as fault:
+            self._deliver_fault(fault)
+        return True
+
+    # -- instructions -----------------------------------------------------------------------
+
+    def _breakpoint(self) -> bool:
+        """A planted breakpoint: do the instruction it stands for."""
+        cpu = self.machine.cpu
+        try:
+            if not self.breakpoints.covers(self._physical_eip(-1)):
+                return False
+        except GuestFault:
+            return False
+        cpu.eip -= 1
+        if not self._emulate(self._instruction(), "breakpoint"):
+            self.machine.finish(
+                Outcome.CRASHED,
+                f"the instruction behind the breakpoint at {cpu.eip:#x} is none that needs one",
+            )
+        return True
+
+    def _user_breakpoint(self) -> bool:
+        """User code ran into a breakpoint, so the code is the user's, and right as it stands."""
+        try:
+            at = self._physical_eip(-1)
+        except GuestFault:
+            return False
+        if not self.breakpoints.covers(at):
+            return False
+        self.breakpoints.remove(at)
+        self.machine.cpu.eip -= 1
+        self._count_exit("breakpoint in user code")
+        return True
+
+    def _refused(self) -> bool:
+        """#GP of the kernel: emulate what ring 0 may do, or leave it to the guest."""
+        instruction = self._instruction()
+        if not instruction.is_invalid:
+            return self._emulate(instruction, "privileged instruction")
+        if undefined(self._code()):
+            self._deliver_fault(GuestFault(Vector.UD))
+            return True
+        return False
+
+    def _emulate(self, instruction: Instruction, why: str) -> bool:
+        try:
+            if not self._emulator.execute(instruction):
+                return False
+        except GuestFault as fault:
+            self._deliver_fault(fault)
+        else:
+            if self._emulator.stepped:
+                self._single_step()
+        self._count_exit(f"{why}: {str(instruction).split()[0]}")
+        return True
+
+    def _user_flag_instruction(self) -> bool:
+        """User code with IOPL 3 may say CLI and STI; its interrupts stay on all the same."""
+        cpu = self.machine.cpu
+        if self.privilege.iopl != IOPL_MASK:
+            return False
+        instruction = self._instruction()
+        if instruction.mnemonic not in (M.CLI, M.STI):
+            return False
+        cpu.eip += instruction.len
+        self._count_exit(f"user instruction: {instruction}")
+        return True
+
+    def _user_call_gate(self) -> bool:
+        """User code called the kernel through a gate; the CPU looked for a stack of ring 1 in the TSS."""
+        instruction = self._instruction()
+        if instruction.mnemonic != M.CALL:
+            return False
+        try:
+            if not self._emulator.far_branch(instruction):
+                return False
+        except GuestFault as fault:
+            self._deliver_fault(fault)
+        self._count_exit("call gate")
+        return True
+
+    def _count(self, call: str) -> None:
+        self.calls[call] = self.calls.get(call, 0) + 1
+        self._count_exit("VMI call")
+
+    def _count_exit(self, reason: str) -> None:
+        self.machine.exits[reason] += 1

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Full virtualization: an unpatched kernel, de-privileged from its first instruction, no ROM.
+
+Privileged instructions trap by themselves; where a silent one stands, a breakpoint is planted. This is
+the baseline that paravirtualization is measured against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from vmi import abi
+from vmi.hypervisor.domain import Domain, Gate
+from vmi.native.machine import Machine
+
+
+class NoRom:
+    """In place of a ROM: no gates, and the interrupt flag is the host's own."""
+
+    name = "full"
+    interrupt: int | None = None
+
+    def __init__(self) -> None:
+        self._on = False
+
+    def adopt(self, address: int) -> bool:
+        """See :class:`vmi.hypervisor.domain.Personality`."""
+        return False
+
+    def gate(self, address: int) -> abi.Call | Gate | None:
+        """See :class:`vmi.hypervisor.domain.Personality`."""
+        return None
+
+    def holds_code(self, address: int) -> bool:
+        """See :class:`vmi.hypervisor.domain.Personality`."""
+        return False
+
+    def holds_data(self, address: int) -> bool:
+        """See :class:`vmi.hypervisor.domain.Personality`."""
+        return False
+
+    def get(self) -> bool:
+        """The virtual interrupt flag."""
+        return self._on
+
+    def set(self, on: bool) -> None:
+        """Set the virtual interrupt flag."""
+        self._on = on
+
+    def set_iopl(self, iopl: int) -> None:
+        """Nobody asks: each IRET of the kernel is emulated."""
+
+    def set_pending(self, waits: bool) -> None:
+        """Nobody looks: interrupts only become acceptable by what the hypervisor itself does."""
+
+    def undo_iret(self) -> int:
+        """Never called: there is no ROM code to fault in."""
+        raise NotImplementedError
+
+
+def take_over(machine: Machine, silent: Iterable[int]) -> Domain:
+    """De-privilege the kernel that a machine is about to start.
+
+    :param silent: guest-physical addresses of its silent sensitive instructions.
+    """
+    domain = Domain(machine, NoRom())
+    domain.start(silent)
+    return domain

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Ring compression: the guest kernel believes in ring 0 and runs on ring 1.
+
+The guest's own tables are used in place; a kernel descriptor's DPL 0 is raised to 1 in them, since
+the CPU would refuse it otherwise. What the guest can see of itself on a frame or in a selector is
+turned back: ring 1 shows as ring 0, the interrupt flag and IOPL are the virtual ones. The real
+interrupt flag stays set and the real IOPL stays 0 for ever (virtual-8086 code aside, which can't leave
+without the hypervisor, and whose own instructions depend on IOPL).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from vmi.memory import PAGE_SIZE
+from vmi.native.cpu import Cpu
+from vmi.native.privilege import Privilege
+from vmi.native.registers import TableRegister
+from vmi.x86 import IF_BIT, IOPL_MASK, U32, Descriptor, Eflags, GuestFault, Vector
+
+KERNEL_RING = 1
+USER_RING = 3
+
+
+class FlagWords(Protocol):
+    """Where the virtual interrupt flag lives, and who wants to know the virtual IOPL."""
+
+    def get(self) -> bool:
+        """Interrupts are on."""
+
+    def set(self, on: bool) -> None:
+        """Switch interrupts on or off."""
+
+    def set_iopl(self, iopl: int) -> None:
+        """The virtual IOPL is another, in EFLAGS position."""
+
+
+class CompressedPrivilege(Privilege):
+    """The view of a kernel on ring 1.
+
+    ``iopl_from_frames`` says whether IRET calls take IOPL from the frame, as the instruction does. A
+    kernel that speaks the interface itself sets it by SetIOPLMask alone; a patched one has no idea.
+    """
+
+    def __init__(self, cpu: Cpu, words: FlagWords) -> None:
+        super().__init__(cpu)
+        self.words = words
+        self.virtual_idt = TableRegister(0, 0)
+        self.iopl_from_frames = True
+        self.stack: tuple[int, int] | None = None  # SS and ESP from UpdateKernelStack
+        self._iopl = 0
+
+    @property
+    def iopl(self) -> int:
+        """The virtual IOPL, in EFLAGS position."""
+        return self._iopl
+
+    @iopl.setter
+    def iopl(self, value: int) -> None:
+        value &= IOPL_MASK
+        if value != self._iopl:
+            self._iopl = value
+            self.words.set_iopl(value)
+
+    def idt(self) -> TableRegister:
+        """The guest's IDT; the real one is not used."""
+        return self.virtual_idt
+
+    def cpl(self) -> int:
+        """Ring 1 counts as ring 0."""
+        cpl = self.cpu.cpl
+        return 0 if cpl == KERNEL_RING else cpl
+
+    def ring(self, ring: int) -> int:
+        """Ring 0 runs on ring 1."""
+        return max(ring, KERNEL_RING)
+
+    def frame_selector(self, selector: int) -> int:
+        """RPL 1 shows as RPL 0."""
+        return selector & ~3 if selector & 3 == KERNEL_RING else selector
+
+    def interrupts_on(self) -> bool:
+        """The virtual interrupt flag; user code always has it set."""
+        return self.cpu.cpl == USER_RING or self.words.get()
+
+    def frame_flags(self) -> int:
+        """EFLAGS with the virtual interrupt flag and IOPL."""
+        flags = self.cpu.eflags & ~(IF_BIT | IOPL_MASK)
+        return flags | (IF_BIT if self.interrupts_on() else 0) | self._iopl
+
+    def settle_flags(self, flags: int, *, mask_interrupts: bool) -> None:
+        """Set the handler's flags; only the virtual interrupt flag is masked."""
+        self.words.set(bool(flags & IF_BIT) and not mask_interrupts)
+        self.cpu.eflags = flags & ~IOPL_MASK | IF_BIT
+
+    def restore_flags(self, flags: int) -> None:
+        """Set EFLAGS from an image: interrupt flag and IOPL go to their virtual places."""
+        self.words.set(bool(flags & IF_BIT))
+        self.iopl = flags & IOPL_MASK
+        if not flags & Eflags.VM:
+            flags &= ~IOPL_MASK
+        self.cpu.eflags = flags | IF_BIT | Eflags.ONE
+
+    def descriptor(self, selector: int, vector: int = Vector.GP) -> Descriptor:
+        """A descriptor as the guest wrote it: a raised one shows DPL 0."""
+        found = super().descriptor(selector, vector)
+        if found.is_segment and found.dpl == KERNEL_RING:
+            return found.with_dpl(0)
+        return found
+
+    def kernel_stack(self, ring: int) -> tuple[int, int]:
+        """What UpdateKernelStack said last, else what the guest's TSS says; RPL 1 counts as 0."""
+        if ring == 0 and self.stack is not None:
+            return self.stack
+        selector, esp = super().kernel_stack(ring)
+        return self.frame_selector(selector), esp
+
+    # -- the guest's tables -----------------------------------------------------------------
+
+    def raise_descriptor(self, selector: int) -> bool:
+        """Raise a present code or data descriptor from DPL 0 to ring 1; True if it was changed."""
+        try:
+            return self.raise_at(self.linear.descriptor_address(selector))
+        except GuestFault:
+            return False
+
+    def raise_at(self, address: int) -> bool:
+        """As :meth:`raise_descriptor`, by the descriptor's linear address. :raises GuestFault: #PF."""
+        entry = Descriptor(0, self.linear.u32(address + 4))
+        if not _to_be_raised(entry):
+            return False
+        # Byte by byte and through the physical address: the guest may hold its table read-only, and
+        # the access byte may lie on another page than the rest.
+        access = entry.with_dpl(KERNEL_RING).high >> 8 & 0xFF
+        self.cpu.write_memory(self.linear.physical(address + 5), bytes([access]))
+        return True
+
+    def raise_table(self) -> None:
+        """Raise every kernel descriptor in the GDT that is loaded now.
+
+        What is not mapped yet, or written later by plain stores, is raised when its use is refused.
+        """
+        table = self.cpu.gdt
+        end = table.base + (table.limit + 1) // 8 * 8
+        address = table.base + 8
+        while address < end:
+            size = min(end - address, PAGE_SIZE - (address & U32) % PAGE_SIZE)
+            size = max(size // 8 * 8, 8)
+            try:
+                data = self.linear.read(address, size)
+                for at in range(0, size, 8):
+                    high = int.from_bytes(data[at + 4 : at + 8], "little")
+                    if _to_be_raised(Descriptor(0, high)):
+                        self.raise_at(address + at)
+            except GuestFault:
+                pass
+            address += size
+
+
+def _to_be_raised(entry: Descriptor) -> bool:
+    return entry.present and entry.is_segment and entry.dpl == 0

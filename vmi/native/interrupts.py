@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Delivery of exceptions and interrupts by the architecture's own rules.
+
+Gates, privilege checks, stack switch through the TSS, task gates, error codes, double fault and
+triple fault, after the Software Developer's Manual, volume 3A, chapter 6. What differs between a
+kernel on the bare machine and one that a hypervisor runs on another ring is behind
+:class:`~vmi.native.privilege.Privilege`, so both are served by the same code.
+
+Error codes never carry the EXT bit: QEMU, whose behaviour counts as native here, never sets it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+
+from vmi.native.privilege import Privilege
+from vmi.native.registers import NULL_SEGMENT, Segment
+from vmi.native.tasks import switch_task
+from vmi.x86 import (
+    CONTRIBUTORY,
+    HAS_ERROR_CODE,
+    U32,
+    Cr0,
+    Descriptor,
+    Eflags,
+    Gate,
+    GateType,
+    GuestFault,
+    Seg,
+    Vector,
+)
+
+_GATES = frozenset(GateType)
+
+
+class Origin(Enum):
+    """Where an event comes from; only software interrupts are checked against the gate's DPL."""
+
+    EXCEPTION = auto()
+    SOFTWARE = auto()  # INT n, INT3, INTO
+    EXTERNAL = auto()
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event to deliver.
+
+    ``error`` is the error code for vectors that push one, ``address`` is CR2 of a page fault,
+    ``length`` the size of the INT instruction that EIP already stands behind.
+    """
+
+    vector: int
+    origin: Origin
+    error: int = 0
+    address: int = 0
+    length: int = 0
+
+
+class TripleFault(Exception):
+    """A fault while a double fault was delivered: the CPU shuts down."""
+
+
+class Delivery:
+    """Delivers events to the guest's own handlers."""
+
+    def __init__(self, privilege: Privilege) -> None:
+        self._p = privilege
+        self._cpu = privilege.cpu
+        self._linear = privilege.linear
+
+    def deliver(self, event: Event) -> None:
+        """Enter the handler of an event, or of the fault that its delivery raises.
+
+        :raises TripleFault: a double fault could not be delivered either.
+        """
+        cpu = self._cpu
+        if event.origin is Origin.EXCEPTION and event.vector == Vector.PF:
+            cpu.cr2 = event.address
+        resume, task = cpu.eip, cpu.tr
+        while True:
+            try:
+                if cpu.cr(0) & Cr0.PE:
+                    self._protected(event)
+                else:
+                    self._real(event)
+                return
+            except GuestFault as fault:
+                if cpu.tr == task:
+                    cpu.eip = resume = (resume - event.length) & U32
+                else:  # a fault behind a task switch is the new task's own
+                    resume, task = cpu.eip, cpu.tr
+                if fault.vector == Vector.PF:
+                    cpu.cr2 = fault.address
+                event = self._escalate(event, fault)
+
+    @staticmethod
+    def _escalate(event: Event, fault: GuestFault) -> Event:
+        """What a fault during the delivery of an event becomes."""
+        first = event.vector if event.origin is Origin.EXCEPTION else None
+        if first == Vector.DF:
+            raise TripleFault
+        second_contributes = fault.vector in CONTRIBUTORY
+        double = (first in CONTRIBUTORY and second_contributes) or (
+            first == Vector.PF and (second_contributes or fault.vector == Vector.PF)
+        )
+        if double:
+            return Event(Vector.DF, Origin.EXCEPTION)
+        return Event(fault.vector, Origin.EXCEPTION, fault.error, fault.address)
+
+    def _real(self, event: Event) -> None:
+        cpu, vector = self._cpu, event.vector
+        table = self._p.idt()
+        if 4 * vector + 3 > table.limit:
+            raise GuestFault(Vector.GP)
+        target = self._linear.u32(table.base + 4 * vector)
+        flags = self._p.frame_flags()
+        stack = replace(cpu.segment(Seg.SS), flags=0)  # SP is 16 bits wide here, whatever SS was before
+        frame = [flags, cpu.segment(Seg.CS).selector, cpu.eip]
+        cpu.esp = self._store_frame(stack, cpu.esp, frame, wide=False)
+        selector = target >> 16
+        cpu.set_segment(Seg.CS, Segment(selector, selector << 4, 0xFFFF, 0x9B00))
+        cpu.eip = target & 0xFFFF
+        cpu.irq_shadow = False
+        self._p.settle_flags(flags & ~(Eflags.TF | Eflags.AC | Eflags.RF), mask_interrupts=True)
+
+    def _gate(self, event: Event) -> Gate:
+        table, index = self._p.idt(), 8 * event.vector
+        error = index | 2
+        if index + 7 > table.limit:
+            raise GuestFault(Vector.GP, error)
+        data = self._linear.read(table.base + index, 8)
+        gate = Gate(int.from_bytes(data[:4], "little"), int.from_bytes(data[4:], "little"))
+        if gate.type not in _GATES:
+            raise GuestFault(Vector.GP, error)
+        if event.origin is Origin.SOFTWARE and gate.dpl < self._p.cpl():
+            raise GuestFault(Vector.GP, error)
+        if not gate.present:
+            raise GuestFault(Vector.NP, error)
+        return gate
+
+    def _protected(self, event: Event) -> None:
+        p, cpu = self._p, self._cpu
+        pushes_error = event.origin is Origin.EXCEPTION and event.vector in HAS_ERROR_CODE
+        gate = self._gate(event)
+        if gate.type == GateType.TASK:
+            switch_task(p, gate.selector)
+            if pushes_error:
+                self._push(cpu.segment(Seg.SS), [event.error])
+            return
+        if not gate.selector & 0xFFFC:
+            raise GuestFault(Vector.GP)
+        code = p.descriptor(gate.selector)
+        cpl = p.cpl()
+        if not code.is_code or code.dpl > cpl:
+            raise GuestFault(Vector.GP, gate.selector & 0xFFFC)
+        if not code.present:
+            raise GuestFault(Vector.NP, gate.selector & 0xFFFC)
+        virtual_8086 = bool(cpu.system_flags & Eflags.VM)
+        target = cpl if code.conforming else code.dpl
+        if virtual_8086 and target != 0:
+            raise GuestFault(Vector.GP, gate.selector & 0xFFFC)
+        flags = p.frame_flags()
+        old_cs, old_ss = cpu.segment(Seg.CS), cpu.segment(Seg.SS)
+        frame: list[int] = []
+        if target < cpl:
+            stack, esp = self._inner_stack(target)
+            if virtual_8086:
+                frame += [cpu.segment(seg).selector for seg in (Seg.GS, Seg.FS, Seg.DS, Seg.ES)]
+            frame += [p.frame_selector(old_ss.selector), cpu.esp]
+        else:
+            stack, esp = old_ss, cpu.esp
+        frame += [flags, p.frame_selector(old_cs.selector), cpu.eip]
+        if pushes_error:
+            frame.append(event.error)
+        esp = self._store_frame(stack, esp, frame, wide=bool(gate.type & 8))
+        new_cs = self._handler_code(gate.selector, code, target)
+        # nothing below can fault: the guest's state changes from here on
+        if virtual_8086:
+            for seg in (Seg.ES, Seg.DS, Seg.FS, Seg.GS):
+                cpu.set_segment(seg, NULL_SEGMENT)
+        cleared = flags & ~(Eflags.TF | Eflags.NT | Eflags.RF | Eflags.VM)
+        interrupt_gate = gate.type in (GateType.INTERRUPT_16, GateType.INTERRUPT_32)
+        p.settle_flags(cleared, mask_interrupts=interrupt_gate)
+        cpu.set_segment(Seg.SS, stack)
+        cpu.esp = esp
+        cpu.set_segment(Seg.CS, new_cs)
+        cpu.eip = gate.offset
+        cpu.irq_shadow = False
+
+    def _handler_code(self, selector: int, code: Descriptor, ring: int) -> Segment:
+        """CS for a handler: a conforming segment keeps the ring it is entered from."""
+        loaded = self._p.loaded(selector, code)
+        if not code.conforming:
+            return loaded
+        return Segment(selector & ~3 | self._p.ring(ring), loaded.base, loaded.limit, loaded.flags)
+
+    def _inner_stack(self, ring: int) -> tuple[Segment, int]:
+        p = self._p
+        selector, esp = p.kernel_stack(ring)
+        error = selector & 0xFFFC
+        if not selector & 0xFFFC:
+            raise GuestFault(Vector.TS)
+        stack = p.descriptor(selector, Vector.TS)
+        if selector & 3 != ring or stack.dpl != ring or not stack.writable_data:
+            raise GuestFault(Vector.TS, error)
+        if not stack.present:
+            raise GuestFault(Vector.SS, error)
+        return p.loaded(selector, stack), esp
+
+    def _store_frame(self, stack: Segment, esp: int, frame: list[int], *, wide: bool) -> int:
+        """Push ``frame`` (first value first); gives the new ESP."""
+        size = 4 if wide else 2
+        mask = U32 if stack.flags & 1 << 22 else 0xFFFF
+        top = (esp - size * len(frame)) & mask
+        data = b"".join((value & (1 << 8 * size) - 1).to_bytes(size, "little") for value in reversed(frame))
+        if top + len(data) <= mask + 1:
+            self._linear.write(stack.base + top, data)
+        else:  # the stack pointer wraps between two values
+            starts = range(0, len(data), size)
+            self._linear.write_all((stack.base + (top + at & mask), data[at : at + size]) for at in starts)
+        return esp & ~mask & U32 | top
+
+    def _push(self, stack: Segment, values: list[int]) -> None:
+        self._cpu.esp = self._store_frame(stack, self._cpu.esp, values, wide=True)

@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The CPU's registers as a view on the emulator's own state structure.
+
+Reading a register through the emulator's public functions costs microseconds; this view costs a
+tenth of one. The offsets are those of the pinned library version, and :mod:`vmi.native.cpu` proves
+each of them at start-up before anything relies on them.
+
+The arithmetic flags are not here: the emulator computes them lazily, see :meth:`vmi.native.cpu.Cpu.eflags`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+from vmi.x86 import TSS_AVAILABLE_32, Seg
+
+ENV_SIZE = 5568  # bytes of the state structure that a machine's state consists of
+
+# offsets in dwords
+_EIP = 128 // 4
+_EFLAGS = 136 // 4
+_CC_DST = 144 // 4
+_CC_SRC = 152 // 4
+_CC_OP = 168 // 4
+_DF = 172 // 4
+_HFLAGS = 176 // 4
+_SEGS = 184 // 4
+_LDT = 328 // 4
+_TR = 352 // 4
+_GDT = 376 // 4
+_IDT = 400 // 4
+_CR = 424 // 4
+_ERROR_CODE = 5384 // 4
+_IS_INT = 5388 // 4
+_NEXT_EIP = 5392 // 4
+_DR = 5400 // 4
+_OLD_EXCEPTION = 5496 // 4
+
+_CC_OP_EFLAGS = 1
+
+TSS_AVAILABLE_16, TSS_BUSY_BIT = 1, 2
+
+HF_CPL = 3
+HF_INHIBIT_IRQ = 1 << 3
+HF_CS32 = 1 << 4
+HF_SS32 = 1 << 5
+HF_ADDSEG = 1 << 6
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A segment register with its hidden part; ``flags`` is the descriptor's second dword."""
+
+    selector: int
+    base: int
+    limit: int
+    flags: int
+
+
+NULL_SEGMENT = Segment(0, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class TableRegister:
+    """GDTR or IDTR: linear base and limit in bytes."""
+
+    base: int
+    limit: int
+
+
+class Registers:
+    """General, segment and table registers at a given host address of the state structure."""
+
+    def __init__(self, address: int) -> None:
+        self._raw = (ctypes.c_uint32 * (ENV_SIZE // 4)).from_address(address)
+        self._d = memoryview(self._raw).cast("B").cast("I")
+
+    def gpr(self, number: int) -> int:
+        """General register by encoding number (0 EAX, 1 ECX, 2 EDX, 3 EBX, 4 ESP, 5 EBP, 6 ESI, 7 EDI)."""
+        return self._d[2 * number]
+
+    def set_gpr(self, number: int, value: int) -> None:
+        """Set a general register by encoding number."""
+        self._d[2 * number] = value & 0xFFFFFFFF
+
+    @property
+    def eax(self) -> int:
+        """EAX."""
+        return self._d[0]
+
+    @eax.setter
+    def eax(self, value: int) -> None:
+        self._d[0] = value & 0xFFFFFFFF
+
+    @property
+    def ecx(self) -> int:
+        """ECX."""
+        return self._d[2]
+
+    @ecx.setter
+    def ecx(self, value: int) -> None:
+        self._d[2] = value & 0xFFFFFFFF
+
+    @property
+    def edx(self) -> int:
+        """EDX."""
+        return self._d[4]
+
+    @edx.setter
+    def edx(self, value: int) -> None:
+        self._d[4] = value & 0xFFFFFFFF
+
+    @property
+    def ebx(self) -> int:
+        """EBX."""
+        return self._d[6]
+
+    @ebx.setter
+    def ebx(self, value: int) -> None:
+        self._d[6] = value & 0xFFFFFFFF
+
+    @property
+    def esp(self) -> int:
+        """ESP."""
+        return self._d[8]
+
+    @esp.setter
+    def esp(self, value: int) -> None:
+        self._d[8] = value & 0xFFFFFFFF
+
+    @property
+    def ebp(self) -> int:
+        """EBP."""
+        return self._d[10]
+
+    @ebp.setter
+    def ebp(self, value: int) -> None:
+        self._d[10] = value & 0xFFFFFFFF
+
+    @property
+    def esi(self) -> int:
+        """ESI."""
+        return self._d[12]
+
+    @esi.setter
+    def esi(self, value: int) -> None:
+        self._d[12] = value & 0xFFFFFFFF
+
+    @property
+    def edi(self) -> int:
+        """EDI."""
+        return self._d[14]
+
+    @edi.setter
+    def edi(self, value: int) -> None:
+        self._d[14] = value & 0xFFFFFFFF
+
+    @property
+    def eip(self) -> int:
+        """EIP (an offset in the code segment)."""
+        return self._d[_EIP]
+
+    @eip.setter
+    def eip(self, value: int) -> None:
+        self._d[_EIP] = value & 0xFFFFFFFF
+
+    @property
+    def system_flags(self) -> int:
+        """EFLAGS without the arithmetic flags and DF."""
+        return self._d[_EFLAGS]
+
+    @system_flags.setter
+    def system_flags(self, value: int) -> None:
+        self._d[_EFLAGS] = value
+
+    def load_flags(self, value: int) -> None:
+        """Set all of EFLAGS while the emulator runs (arithmetic flags go to its lazy form)."""
+        d = self._d
+        d[_CC_SRC] = value & 0x8D5
+        d[_CC_SRC + 1] = 0
+        d[_CC_OP] = _CC_OP_EFLAGS
+        d[_DF] = 0xFFFFFFFF if value & 0x400 else 1
+        d[_EFLAGS] = value & ~0xCD5 | 2
+
+    @property
+    def hflags(self) -> int:
+        """The emulator's cached mode flags."""
+        return self._d[_HFLAGS]
+
+    @hflags.setter
+    def hflags(self, value: int) -> None:
+        self._d[_HFLAGS] = value
+
+    @property
+    def cpl(self) -> int:
+        """Current privilege level."""
+        return self._d[_HFLAGS] & HF_CPL
+
+    @property
+    def irq_shadow(self) -> bool:
+        """The instruction after STI or MOV SS is still to come."""
+        return bool(self._d[_HFLAGS] & HF_INHIBIT_IRQ)
+
+    @irq_shadow.setter
+    def irq_shadow(self, on: bool) -> None:
+        value = self._d[_HFLAGS]
+        self._d[_HFLAGS] = value | HF_INHIBIT_IRQ if on else value & ~HF_INHIBIT_IRQ
+
+    def _cache(self, at: int) -> Segment:
+        d = self._d
+        return Segment(d[at], d[at + 2], d[at + 4], d[at + 5])
+
+    def _set_cache(self, at: int, segment: Segment) -> None:
+        d = self._d
+        d[at] = segment.selector
+        d[at + 2] = segment.base
+        d[at + 3] = 0
+        d[at + 4] = segment.limit
+        d[at + 5] = segment.flags
+
+    def segment(self, which: Seg) -> Segment:
+        """A segment register with its hidden part."""
+        return self._cache(_SEGS + 6 * which)
+
+    def set_segment(self, which: Seg, segment: Segment) -> None:
+        """Load a segment register without any check; CPL follows SS, operand size follows CS."""
+        self._set_cache(_SEGS + 6 * which, segment)
+        flags = self.hflags
+        if which == Seg.CS:
+            flags = flags & ~HF_CS32 | (HF_CS32 if segment.flags & 1 << 22 else 0)
+        elif which == Seg.SS:
+            flags = flags & ~(HF_CPL | HF_SS32) | (segment.flags >> 13) & 3
+            flags |= HF_SS32 if segment.flags & 1 << 22 else 0
+        d = self._d
+        segmented = (
+            not d[_CR] & 1
+            or d[_EFLAGS] & 1 << 17
+            or not flags & HF_CS32
+            or d[_SEGS + 2] | d[_SEGS + 12 + 2] | d[_SEGS + 18 + 2]
+        )
+        self.hflags = flags & ~HF_ADDSEG | (HF_ADDSEG if segmented else 0)
+
+    @property
+    def ldt(self) -> Segment:
+        """LDTR."""
+        return self._cache(_LDT)
+
+    @ldt.setter
+    def ldt(self, segment: Segment) -> None:
+        self._set_cache(_LDT, segment)
+
+    @property
+    def tr(self) -> Segment:
+        """Task register."""
+        return self._cache(_TR)
+
+    @tr.setter
+    def tr(self, segment: Segment) -> None:
+        # the emulator ends the whole process if it needs one that is busy, absent or no TSS
+        kind = (segment.flags >> 8) & 15 & ~TSS_BUSY_BIT
+        if kind not in (TSS_AVAILABLE_16, TSS_AVAILABLE_32):
+            kind = TSS_AVAILABLE_32
+        flags = segment.flags & ~0xF00 | kind << 8 | 1 << 15
+        self._set_cache(_TR, Segment(segment.selector, segment.base, segment.limit, flags))
+
+    @property
+    def gdt(self) -> TableRegister:
+        """GDTR."""
+        return TableRegister(self._d[_GDT + 2], self._d[_GDT + 4])
+
+    @gdt.setter
+    def gdt(self, table: TableRegister) -> None:
+        self._set_cache(_GDT, Segment(0, table.base, table.limit, 0))
+
+    @property
+    def idt(self) -> TableRegister:
+        """IDTR."""
+        return TableRegister(self._d[_IDT + 2], self._d[_IDT + 4])
+
+    @idt.setter
+    def idt(self, table: TableRegister) -> None:
+        self._set_cache(_IDT, Segment(0, table.base, table.limit, 0))
+
+    def cr(self, number: int) -> int:
+        """Control register 0, 2, 3 or 4."""
+        return self._d[_CR + 2 * number]
+
+    @property
+    def cr2(self) -> int:
+        """CR2, the address of the last page fault."""
+        return self._d[_CR + 4]
+
+    @cr2.setter
+    def cr2(self, value: int) -> None:
+        self._d[_CR + 4] = value & 0xFFFFFFFF
+
+    def dr(self, number: int) -> int:
+        """Debug register 0 to 7."""
+        return self._d[_DR + 2 * number]
+
+    def set_dr(self, number: int, value: int) -> None:
+        """Store a debug register (no breakpoint is armed)."""
+        self._d[_DR + 2 * number] = value & 0xFFFFFFFF
+
+    @property
+    def error_code(self) -> int:
+        """Error code of the exception that is being reported."""
+        return self._d[_ERROR_CODE]
+
+    @property
+    def exception_is_int(self) -> bool:
+        """The exception that is being reported comes from an INT instruction."""
+        return bool(self._d[_IS_INT])
+
+    @property
+    def exception_next_eip(self) -> int:
+        """EIP behind the INT instruction that is being reported."""
+        return self._d[_NEXT_EIP]
+
+    def settle_flags(self) -> None:
+        """Tell the emulator where the arithmetic flags are, in the middle of an instruction.
+
+        Counting instructions makes it gather them in one word at the start of each, but what it goes
+        back to in a fault or a port access still names the way they were to be computed before that.
+        """
+        self._d[_CC_OP] = _CC_OP_EFLAGS
+
+    def forget_exception(self) -> None:
+        """Tell the emulator that no exception is in flight: it never does so itself."""
+        self._d[_OLD_EXCEPTION] = 0xFFFFFFFF

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Between the CPU and the machine around it: what the CPU asks for, and how one of its runs ends."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import Protocol
+
+
+class Stop(Enum):
+    """Why :meth:`Cpu.run` came back."""
+
+    BUDGET = auto()  # the instruction budget is used up, or the owner asked for a stop
+    HALTED = auto()  # HLT
+    WINDOW = auto()  # interrupts became acceptable
+    UNMAPPED = auto()  # instruction fetch from where no memory is
+    FAILED = auto()  # the guest did something that the library can't do, see :attr:`Cpu.failure`
+
+
+class Bus(Protocol):
+    """What the CPU needs from the machine around it. All of it may be called while it runs."""
+
+    def exception(self, vector: int, is_int: bool, error: int) -> None:
+        """An exception or INT: EIP is at the instruction, or behind an INT."""
+
+    def port_read(self, port: int, size: int) -> int:
+        """IN of ``size`` bytes."""
+
+    def port_write(self, port: int, size: int, value: int) -> None:
+        """OUT of ``size`` bytes."""
+
+    def memory_read(self, address: int, size: int) -> int:
+        """Load from where no RAM is."""
+
+    def memory_write(self, address: int, size: int, value: int) -> None:
+        """Store to where no RAM is, or into the ROM area."""
+
+    def cpuid(self, leaf: int) -> tuple[int, int, int, int]:
+        """EAX, EBX, ECX, EDX of CPUID."""
+
+    def tsc(self) -> int:
+        """Time stamp counter."""

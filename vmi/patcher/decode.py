@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Fast linear decoding of 32-bit code into a listing: starts, lengths, flow kinds, forms, references.
+
+A kernel has up to some millions of instructions, so a listing keeps parallel arrays and nothing else per
+instruction; objects are made on demand for the few instructions a plan touches. One table lookup by the
+decoder's code number tells flow and sensitivity, which is what makes a whole kernel take about a second.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from iced_x86 import Code, Decoder, Instruction, MemorySizeExt, OpKind, Register
+
+from vmi.patcher import forms
+from vmi.patcher.forms import Form
+from vmi.patcher.model import Branch, Insn
+
+BITS = 32
+
+
+class Kind(IntEnum):
+    """Control flow of an instruction, and whether it can be moved."""
+
+    PLAIN = 0
+    JMP = 1
+    JCC = 2
+    LOOP = 3
+    CALL = 4
+    CALL_INDIRECT = 5
+    JMP_INDIRECT = 6
+    RET = 7
+    END = 8
+    """Falls through to nothing, but isn't a near return: iret, sysexit, far return."""
+    SOFT_INT = 9
+    ODD = 10
+    """Falls through and must stay at its address: far call, int3, ud2, 16-bit branches."""
+    ODD_END = 11
+    """Far jmp and its like: stays, falls through to nothing."""
+    BAD = 12
+    """Bytes that aren't an instruction."""
+
+
+FALLS_THROUGH = frozenset(
+    (Kind.PLAIN, Kind.JCC, Kind.LOOP, Kind.CALL, Kind.CALL_INDIRECT, Kind.SOFT_INT, Kind.ODD)
+)
+MOVABLE = frozenset(
+    (
+        Kind.PLAIN,
+        Kind.JMP,
+        Kind.JCC,
+        Kind.LOOP,
+        Kind.CALL,
+        Kind.CALL_INDIRECT,
+        Kind.JMP_INDIRECT,
+        Kind.RET,
+        Kind.END,
+        Kind.SOFT_INT,
+    )
+)
+DIRECT = frozenset((Kind.JMP, Kind.JCC, Kind.LOOP, Kind.CALL))
+CALLS = frozenset((Kind.CALL, Kind.CALL_INDIRECT))
+
+_BRANCH = {Kind.JMP: Branch.JMP, Kind.JCC: Branch.JCC, Kind.LOOP: Branch.LOOP, Kind.CALL: Branch.CALL}
+_SENSITIVE = 0x80
+_KIND_MASK = 0x7F
+
+
+def _kinds() -> bytes:
+    """Kind by decoder code number, with _SENSITIVE set where `forms` has to look."""
+    names = {name: value for name, value in vars(Code).items() if name.isupper() and isinstance(value, int)}
+    table = bytearray(max(names.values()) + 1)
+    table[Code.INVALID] = Kind.BAD
+    for name, code in names.items():
+        if name.startswith(("LOOP", "JCXZ", "JECXZ")):
+            table[code] = Kind.LOOP if "_REL8_32" in name else Kind.ODD
+        elif name.startswith("J") and "_REL" in name:
+            near = name.endswith(("_REL8_32", "_REL32_32"))
+            if name.startswith("JMPE"):
+                table[code] = Kind.ODD_END
+            elif name.startswith("JMP"):
+                table[code] = Kind.JMP if near else Kind.ODD_END
+            else:
+                table[code] = Kind.JCC if near else Kind.ODD
+    fixed: tuple[tuple[Kind, tuple[int, ...]], ...] = (
+        (Kind.CALL, (Code.CALL_REL32_32,)),
+        (Kind.CALL_INDIRECT, (Code.CALL_RM32, Code.CALL_RM16)),
+        (Kind.JMP_INDIRECT, (Code.JMP_RM32, Code.JMP_RM16)),
+        (Kind.RET, (Code.RETND, Code.RETND_IMM16, Code.RETNW, Code.RETNW_IMM16)),
+        (Kind.END, (Code.IRETD, Code.IRETW, Code.SYSEXITD, Code.SYSRETD)),
+        (Kind.END, (Code.RETFD, Code.RETFD_IMM16, Code.RETFW, Code.RETFW_IMM16)),
+        (Kind.SOFT_INT, (Code.INT_IMM8, Code.INTO)),
+        (Kind.ODD, (Code.INT3, Code.INT1, Code.UD0, Code.UD1_R32_RM32, Code.UD2, Code.CALL_REL16)),
+        (Kind.ODD, (Code.CALL_PTR1616, Code.CALL_PTR1632, Code.CALL_M1616, Code.CALL_M1632)),
+        (Kind.ODD, (Code.XBEGIN_REL16, Code.XBEGIN_REL32)),
+        (Kind.ODD_END, (Code.JMP_PTR1616, Code.JMP_PTR1632, Code.JMP_M1616, Code.JMP_M1632)),
+    )
+    for kind, codes in fixed:
+        for code in codes:
+            table[code] = kind
+    for code in forms.SENSITIVE:
+        table[code] |= _SENSITIVE
+    return bytes(table)
+
+
+_TABLE = _kinds()
+
+
+class Role(IntEnum):
+    """How an instruction names a text address."""
+
+    IMMEDIATE = 0
+    """As a number: perhaps a code pointer."""
+    DISPLACEMENT = 1
+    """As the base of an indexed access, or in a LEA."""
+    ABSOLUTE = 2
+    """As a memory operand of known address: the bytes there are read or written."""
+    TABLE = 3
+    """As the base of an indexed jump or call: a table of code pointers."""
+    FAR = 4
+    """As the target of a direct far jump or call."""
+    DESCRIPTORS = 5
+    """As the operand of lgdt/lidt: a 6-byte pseudo-descriptor."""
+    FAR_POINTER = 6
+    """As the operand of an indirect far jump or call: offset, then selector."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One text address named by the instruction at ``address``; ``size`` bytes are accessed there (0
+    unknown)."""
+
+    address: int
+    value: int
+    role: Role
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What counts as a text address: the virtual hull [start, end), and its physical form (vaddr -
+    offset)."""
+
+    start: int
+    end: int
+    offset: int
+
+    def normal(self, value: int) -> int | None:
+        """``value`` as a virtual text address if it is one in either form, else None."""
+        if self.start <= value < self.end:
+            return value
+        value = (value + self.offset) & 0xFFFFFFFF
+        return value if self.offset and self.start <= value < self.end else None
+
+
+@dataclass(slots=True)
+class Listing:
+    """A decoded range. Entry i is the instruction at ``starts[i]``, ``lengths[i]`` bytes, flow ``kinds[i]``.
+
+    Ranges known to be data have no entries: they are gaps between one entry's end and the next one's start.
+
+    ``targets`` (direct near branches) and ``forms`` are keyed by instruction address.
+    """
+
+    start: int
+    data: bytes
+    starts: array[int] = field(default_factory=lambda: array("I"))
+    lengths: bytearray = field(default_factory=bytearray)
+    kinds: bytearray = field(default_factory=bytearray)
+    targets: dict[int, int] = field(default_factory=dict)
+    forms: dict[int, Form] = field(default_factory=dict)
+    references: list[Reference] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"Listing({self.start:#x}-{self.end:#x}, {len(self.starts)} instructions)"
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.data)
+
+    def at(self, address: int) -> int:
+        """Index of the instruction that starts at ``address``, -1 if none does."""
+        index = bisect_left(self.starts, address)
+        return index if index < len(self.starts) and self.starts[index] == address else -1
+
+    def covering(self, address: int) -> int:
+        """Index of the entry whose bytes hold ``address``, -1 if none does."""
+        index = bisect_right(self.starts, address) - 1
+        return index if index >= 0 and address < self.stop(index) else -1
+
+    def stop(self, index: int) -> int:
+        """Address after entry ``index``."""
+        return self.starts[index] + self.lengths[index]
+
+    def joined(self, index: int) -> bool:
+        """True when control can run from entry ``index`` into entry ``index`` + 1."""
+        return (
+            self.kinds[index] in FALLS_THROUGH
+            and index + 1 < len(self.starts)
+            and self.starts[index + 1] == self.stop(index)
+            and self.kinds[index + 1] != Kind.BAD
+        )
+
+    def raw(self, index: int) -> bytes:
+        at = self.starts[index] - self.start
+        return self.data[at : at + self.lengths[index]]
+
+    def decoded(self, index: int) -> Instruction:
+        """The decoder's own view of entry ``index``."""
+        return Decoder(BITS, self.raw(index), ip=self.starts[index]).decode()
+
+    def insn(self, index: int) -> Insn:
+        address = self.starts[index]
+        form = self.forms.get(address)
+        branch = _BRANCH.get(Kind(self.kinds[index]))
+        return Insn(
+            address, self.raw(index), form.name if form else None, branch, self.targets.get(address, 0)
+        )
+
+    def append(self, other: Listing) -> None:
+        """Add a listing of later addresses; ``data`` stays as it is."""
+        self.starts.extend(other.starts)
+        self.lengths.extend(other.lengths)
+        self.kinds.extend(other.kinds)
+        self.targets.update(other.targets)
+        self.forms.update(other.forms)
+        self.references.extend(other.references)
+
+
+def decode(data: bytes, start: int, bounds: Bounds) -> Listing:
+    """Decode ``data`` at virtual address ``start`` from its first byte to its last, in 32-bit mode."""
+    listing = Listing(start, data)
+    put_start, put_length, put_kind = listing.starts.append, listing.lengths.append, listing.kinds.append
+    table, targets, normal = _TABLE, listing.targets, bounds.normal
+    for insn in Decoder(BITS, data, ip=start):
+        kind = table[insn.code]
+        length = insn.len
+        put_start(insn.ip32)
+        put_length(length)
+        if kind:
+            if kind & _SENSITIVE:
+                form = forms.classify(insn)
+                if form is not None:
+                    listing.forms[insn.ip32] = form
+                kind &= _KIND_MASK
+            if kind in DIRECT:
+                targets[insn.ip32] = insn.near_branch32
+                put_kind(kind)
+                continue
+        put_kind(kind)
+        # A 32-bit displacement or immediate makes five bytes at least.
+        if length >= 5 and (
+            normal(insn.memory_displacement) is not None
+            or normal(insn.immediate32) is not None
+            or kind in (Kind.ODD, Kind.ODD_END)
+        ):
+            listing.references.extend(_references(insn, kind, bounds))
+    return listing
+
+
+_DESCRIPTOR_FORMS = ("lgdt m", "lidt m", "lgdtw m", "lidtw m")
+
+
+def _references(insn: Instruction, kind: int, bounds: Bounds) -> Iterator[Reference]:
+    address = insn.ip32
+    for operand in range(insn.op_count):
+        what = insn.op_kind(operand)
+        if what == OpKind.IMMEDIATE32:
+            value = bounds.normal(insn.immediate32)
+            if value is not None:
+                yield Reference(address, value, Role.IMMEDIATE)
+        elif what == OpKind.FAR_BRANCH32:
+            value = bounds.normal(insn.far_branch32)
+            if value is not None:
+                yield Reference(address, value, Role.FAR)
+        elif what == OpKind.MEMORY:
+            value = bounds.normal(insn.memory_displacement)
+            if value is not None:
+                yield _memory_reference(insn, kind, address, value)
+
+
+def _memory_reference(insn: Instruction, kind: int, address: int, value: int) -> Reference:
+    if insn.code in (Code.LEA_R32_M, Code.LEA_R16_M):
+        return Reference(address, value, Role.DISPLACEMENT)
+    fixed = (insn.memory_base, insn.memory_index) == (Register.NONE, Register.NONE)
+    form = forms.classify(insn)
+    if fixed and form is not None and form.name in _DESCRIPTOR_FORMS:
+        return Reference(address, value, Role.DESCRIPTORS, 6)
+    if fixed and kind in (Kind.ODD, Kind.ODD_END):
+        return Reference(address, value, Role.FAR_POINTER, 6)
+    if fixed:
+        return Reference(address, value, Role.ABSOLUTE, max(1, MemorySizeExt.size(insn.memory_size)))
+    if kind in (Kind.JMP_INDIRECT, Kind.CALL_INDIRECT):
+        return Reference(address, value, Role.TABLE)
+    return Reference(address, value, Role.DISPLACEMENT)

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Write a kernel's ELF file back with one more segment, new bytes and a new entry point.
+
+LIEF does the writing. Kernels force three habits on us, all of them checked again by ``verify``:
+
+* The program header table must stay where it is. LIEF moves it when a segment is added, and GRUB
+  refuses a table beyond the first 8 KiB. A segment that *replaces* another leaves the table alone, so
+  the new one takes the place of ``PT_GNU_STACK``, which no boot loader reads. A file without one gets
+  a placeholder in free room after the table; where there is no room, all contents first move up by
+  one page in the file (no address changes).
+* The physical address must be set on the object that LIEF returns; one set before is ignored.
+* No section header is added, so those of the original stay valid as they are.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import lief
+
+from vmi.errors import BadInput
+from vmi.patcher.elf import (
+    ELF_HEADER,
+    MULTIBOOT_SEARCH,
+    PAGE,
+    PROGRAM_HEADER,
+    SECTION_HEADER,
+    SHT_NOBITS,
+    multiboot,
+    program_headers,
+    read_header,
+    section_headers,
+)
+from vmi.patcher.model import Image
+
+PT_GNU_STACK = 0x6474E551
+
+lief.logging.disable()
+
+
+@dataclass(frozen=True, slots=True)
+class NewSegment:
+    """A segment to add: readable, writable, executable, wholly in the file."""
+
+    vaddr: int
+    paddr: int
+    content: bytes = field(repr=False)
+
+
+def write(image: Image, edits: Mapping[int, bytes], segment: NewSegment, entry: int) -> bytes:
+    """Return the ELF file with ``edits`` (virtual address to bytes), the new segment and entry.
+
+    Same input, same bytes. Raises BadInput when the file has no room for one more program header.
+    """
+    data = bytearray(image.data)
+    for vaddr, replacement in edits.items():
+        home = image.segment_at(vaddr)
+        if home is None or vaddr + len(replacement) > home.end:
+            raise ValueError(f"an edit at {vaddr:#x} lies outside the file's segments")
+        offset = home.file_offset + vaddr - home.vaddr
+        data[offset : offset + len(replacement)] = replacement
+    prepared = with_placeholder(bytes(data))
+    binary = lief.ELF.parse(prepared)
+    if binary is None:
+        raise BadInput("the ELF library can't read the file")
+    # By number, since asking an unknown segment for its type makes LIEF raise.
+    kinds = [fields[0] for fields in program_headers(prepared, read_header(prepared))]
+    placeholder = binary.segments[kinds.index(PT_GNU_STACK)]
+    new = lief.ELF.Segment()
+    new.type = lief.ELF.Segment.TYPE.LOAD
+    new.flags = lief.ELF.Segment.FLAGS(7)
+    new.alignment = PAGE
+    new.content = list(segment.content)
+    new.virtual_address = segment.vaddr
+    added = binary.replace(new, placeholder)
+    if added is None:
+        raise BadInput("the ELF library can't add a segment to the file")
+    added.virtual_address = segment.vaddr
+    added.physical_address = segment.paddr
+    added.virtual_size = len(segment.content)
+    binary.header.entrypoint = entry
+    output = bytearray(binary.write_to_bytes())
+    if read_header(image.data).shnum == 0:
+        output[32:36] = bytes(4)  # e_shoff, which LIEF fills in even when no section headers follow
+    return bytes(output)
+
+
+def with_placeholder(data: bytes) -> bytes:
+    """Return the file with an empty PT_GNU_STACK program header, adding one if there is none."""
+    header = read_header(data)
+    kinds = [fields[0] for fields in program_headers(data, header)]
+    if PT_GNU_STACK not in kinds:
+        if not _room_after_table(data):
+            data = _shifted(data)
+            header = read_header(data)
+        kinds.append(PT_GNU_STACK)
+    grown = bytearray(data)
+    at = header.phoff + kinds.index(PT_GNU_STACK) * PROGRAM_HEADER.size
+    PROGRAM_HEADER.pack_into(grown, at, PT_GNU_STACK, 0, 0, 0, 0, 0, 6, 16)
+    struct.pack_into("<H", grown, 44, len(kinds))
+    return bytes(grown)
+
+
+def _room_after_table(data: bytes) -> bool:
+    """True when one more program header fits after the table: zero bytes that nothing else claims.
+
+    A segment may cover the file from before the table, and so load the headers; the padding after them
+    is free only if section headers tell where its real contents begin.
+    """
+    header = read_header(data)
+    start = header.phoff + header.phnum * PROGRAM_HEADER.size
+    stop = start + PROGRAM_HEADER.size
+    if stop > len(data) or any(data[start:stop]):
+        return False
+    claimed = [(header.shoff, header.shoff + header.shnum * SECTION_HEADER.size)] if header.shnum else []
+    for _name, kind, _flags, _vaddr, offset, size, *_ in section_headers(data, header)[1:]:
+        if kind != SHT_NOBITS:
+            claimed.append((offset, offset + size))
+    for _kind, offset, _vaddr, _paddr, size, *_ in program_headers(data, header):
+        if offset >= start or not header.shnum:
+            claimed.append((offset, offset + size))
+    return not any(low < stop and high > start for low, high in claimed if high > low)
+
+
+def _shifted(data: bytes) -> bytes:
+    """Move everything but the headers up by one page in the file; no address changes."""
+    found = multiboot(data)
+    if found is not None and found.offset + PAGE + found.length > MULTIBOOT_SEARCH:
+        raise BadInput(
+            "there is no room for one more program header: making room would move the multiboot header "
+            f"beyond the first {MULTIBOOT_SEARCH} bytes of the file"
+        )
+    header = read_header(data)
+    if ELF_HEADER.size + (header.phnum + 1) * PROGRAM_HEADER.size > PAGE:
+        raise BadInput(f"there is no room for one more program header beside the {header.phnum} of this file")
+    table = b"".join(
+        PROGRAM_HEADER.pack(kind, offset + PAGE, *rest)
+        for kind, offset, *rest in program_headers(data, header)
+    )
+    body = bytearray(data)
+    fields = list(ELF_HEADER.unpack_from(data))
+    fields[5] = ELF_HEADER.size  # e_phoff
+    if header.shnum:
+        fields[6] = header.shoff + PAGE  # e_shoff
+        for index, section in enumerate(section_headers(data, header)):
+            if index:
+                at = header.shoff + index * SECTION_HEADER.size
+                SECTION_HEADER.pack_into(body, at, *section[:4], section[4] + PAGE, *section[5:])
+    return (ELF_HEADER.pack(*fields) + table).ljust(PAGE, b"\0") + bytes(body)

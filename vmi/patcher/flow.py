@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Where control may arrive, which code is led to at all, and which bytes must stay where they are.
+
+A window overwrites whole instructions, so nothing may ever jump into its middle. Labels are therefore
+collected generously: direct branches, every number in code or data that looks like a text address, symbols,
+function starts, tables. A label too many costs a window; one too few costs the guest.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from iced_x86 import Mnemonic, OpKind
+
+from vmi.patcher.decode import FALLS_THROUGH, Bounds, Kind, Listing, Role
+from vmi.patcher.hints import Pin
+from vmi.patcher.model import Image, Skipped
+from vmi.patcher.scan import Scan
+
+R_386_32 = 1
+R_386_PC32 = 2
+SIXTEEN_BIT_SHARE = 8
+"""More than one instruction in so many with an address-size prefix: 16-bit code. Others have next to none."""
+
+_MEMORY_PIN = "Other instructions read or write these bytes as data."
+_INSIDE_PIN = "Something refers to the middle of this instruction."
+_FAULT_PIN = "Data points at this instruction, which may fault: perhaps a recovery table."
+
+
+@dataclass(frozen=True)
+class Code:
+    """One listing with what control flow says about it.
+
+    ``labels``: a byte per text byte, nonzero where control may arrive. ``reached``: a byte per entry,
+    nonzero when a label leads there. ``pinned``: ranges that must stay, in address order.
+    """
+
+    listing: Listing
+    labels: bytearray
+    reached: bytearray
+    pinned: tuple[Pin, ...]
+
+    def is_label(self, address: int) -> bool:
+        return bool(self.labels[address - self.listing.start])
+
+    def label_inside(self, start: int, end: int) -> bool:
+        """True when control may arrive strictly between ``start`` and ``end``."""
+        base = self.listing.start
+        return any(self.labels[start + 1 - base : end - base])
+
+    def pin(self, start: int, end: int) -> Pin | None:
+        """The first pin that holds a byte of [start, end)."""
+        at = bisect_right(self.pinned, start, key=lambda p: p.end)
+        if at < len(self.pinned) and self.pinned[at].start < end:
+            return self.pinned[at]
+        return None
+
+    def __repr__(self) -> str:
+        return f"Code({self.listing!r}, {self.labels.count(1)} labels)"
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Control flow of a whole image, one Code per listing of the scan."""
+
+    scan: Scan
+    codes: tuple[Code, ...]
+    sixteen_bit: tuple[Skipped, ...]
+
+    def code_at(self, address: int) -> Code | None:
+        for code in self.codes:
+            if code.listing.start <= address < code.listing.end:
+                return code
+        return None
+
+
+def flow(scan: Scan) -> Flow:
+    """Find labels, reached code and pins for every listing of ``scan``."""
+    branches = _branch_labels(scan)
+    pointers = set(word_pointers(scan))
+    known = branches | pointers | _numbers(scan)
+    if not _has_relocations(scan.image):
+        for listing in scan.listings:
+            reached = _reach(listing, _mark(listing, known))
+            pointers.update(_unreached_words(listing, reached, scan.bounds))
+        known |= pointers
+    codes = []
+    sixteen: list[Skipped] = []
+    for listing in scan.listings:
+        labels = _mark(listing, known)
+        reached = _reach(listing, labels)
+        sixteen.extend(_sixteen_bit(listing))
+        codes.append(Code(listing, labels, reached, tuple(_pins(scan, listing, branches, pointers))))
+    return Flow(scan, tuple(codes), tuple(sixteen))
+
+
+def word_pointers(scan: Scan) -> Iterator[int]:
+    """Text addresses that stand as words in loaded bytes outside the instructions.
+
+    With kept relocations exactly the words they name; without, every word at any alignment outside the text.
+    Tables inside the text count in both cases, in virtual and physical form.
+    """
+    image, bounds = scan.image, scan.bounds
+    if _has_relocations(image):
+        yield from _relocated(image, bounds)
+    else:
+        yield from _scanned(scan)
+    for one in scan.data:
+        for address in range(one.start, one.end - 3, 4):
+            value = bounds.normal(image.u32(address) or 0)
+            if value is not None:
+                yield value
+
+
+def _has_relocations(image: Image) -> bool:
+    return any(relocation.kind == R_386_32 for relocation in image.relocations)
+
+
+def _relocated(image: Image, bounds: Bounds) -> Iterator[int]:
+    for relocation in image.relocations:
+        word = image.u32(relocation.address)
+        if word is None:
+            continue
+        if relocation.kind == R_386_32:
+            value = bounds.normal(word)
+        elif relocation.kind == R_386_PC32:
+            value = bounds.normal((word + relocation.address) & 0xFFFFFFFF)
+        else:
+            continue
+        if value is not None:
+            yield value
+
+
+def _scanned(scan: Scan) -> Iterator[int]:
+    low, high = scan.bounds.start, scan.bounds.end
+    inside = [(listing.start, listing.end) for listing in scan.listings]
+    for segment in scan.image.segments:
+        for start, end in _outside(segment.vaddr, segment.end, inside):
+            data = segment.data[start - segment.vaddr : end - segment.vaddr]
+            for shift in range(4):
+                usable = max(0, len(data) - shift) // 4 * 4
+                words = memoryview(data[shift : shift + usable]).cast("I")
+                yield from [word for word in words if low <= word < high]
+
+
+def _outside(start: int, end: int, inside: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The parts of [start, end) that none of the ``inside`` ranges holds; those are in address order."""
+    for low, high in inside:
+        if low < end and high > start:
+            if start < low:
+                yield start, low
+            start = max(start, high)
+    if start < end:
+        yield start, end
+
+
+def _unreached_words(listing: Listing, reached: bytearray, bounds: Bounds) -> Iterator[int]:
+    """Aligned words made of text bytes that no label leads to: perhaps tables of pointers."""
+    index = reached.find(0)
+    while index >= 0:
+        stop = reached.find(1, index)
+        last = (stop if stop >= 0 else len(reached)) - 1
+        low, high = listing.starts[index], listing.stop(last)
+        for address in range(low + -low % 4, high - 3, 4):
+            at = address - listing.start
+            value = bounds.normal(int.from_bytes(listing.data[at : at + 4], "little"))
+            if value is not None:
+                yield value
+        index = reached.find(0, last + 1)
+
+
+def _branch_labels(scan: Scan) -> set[int]:
+    """Addresses that branches, symbols, function starts or tables name: these are certain."""
+    image = scan.image
+    labels = {pin.start for pin in scan.pins} | {symbol.address for symbol in image.symbols}
+    labels.update(scan.hints.functions, scan.hints.labels)
+    if image.entry_virtual is not None:
+        labels.add(image.entry_virtual)
+    for listing in scan.listings:
+        labels.update(listing.targets.values())
+        for reference in listing.references:
+            if reference.role is Role.FAR:
+                labels.add(reference.value)
+            elif reference.role is Role.FAR_POINTER:
+                value = scan.bounds.normal(image.u32(reference.value) or 0)
+                if value is not None:
+                    labels.add(value)
+    return labels
+
+
+def _numbers(scan: Scan) -> set[int]:
+    """Text addresses that instructions hold as numbers."""
+    roles = (Role.IMMEDIATE, Role.DISPLACEMENT)
+    return {r.value for listing in scan.listings for r in listing.references if r.role in roles}
+
+
+def _mark(listing: Listing, addresses: Iterable[int]) -> bytearray:
+    labels = bytearray(len(listing.data))
+    start, end = listing.start, listing.end
+    for address in addresses:
+        if start <= address < end:
+            labels[address - start] = 1
+    return labels
+
+
+def _reach(listing: Listing, labels: bytearray) -> bytearray:
+    """Entries that some label leads to by falling through."""
+    reached = bytearray(len(listing))
+    base, kinds, lengths = listing.start, listing.kinds, listing.lengths
+    live = False
+    expected = -1
+    for index, start in enumerate(listing.starts):
+        live = (live and start == expected) or bool(labels[start - base])
+        kind = kinds[index]
+        if kind == Kind.BAD:
+            live = False
+        elif live:
+            reached[index] = 1
+            live = kind in FALLS_THROUGH
+        expected = start + lengths[index]
+    return reached
+
+
+def _sixteen_bit(listing: Listing) -> list[Skipped]:
+    """Runs of code around sites that make sense in 16-bit mode only.
+
+    Two signs: a direct far jump with an operand-size prefix (how real mode enters protected mode), and
+    instructions with an address-size prefix, which 16-bit compilers emit for most memory operands.
+    """
+    found: list[Skipped] = []
+    for start in listing.forms:
+        index = listing.at(start)
+        if found and start < found[-1].end:
+            continue
+        first = last = index
+        while first and listing.joined(first - 1):
+            first -= 1
+        while listing.joined(last):
+            last += 1
+        prefixed = sum(b"\x67" in _prefixes(listing.raw(i)) for i in range(first, last + 1))
+        far_jump = listing.raw(last).startswith(b"\x66\xea")
+        if far_jump or (prefixed > 1 and prefixed * SIXTEEN_BIT_SHARE > last - first + 1):
+            end = listing.stop(last)
+            found.append(Skipped(listing.starts[first], end, "This looks like 16-bit code."))
+    return found
+
+
+def _prefixes(raw: bytes) -> bytes:
+    count = 0
+    while count < len(raw) and raw[count] in b"\x66\x67\x2e\x36\x3e\x26\x64\x65\xf0\xf2\xf3":
+        count += 1
+    return raw[:count]
+
+
+def _pins(scan: Scan, listing: Listing, branches: set[int], pointers: set[int]) -> list[Pin]:
+    pins = [p for p in scan.hints.pins + scan.pins if p.start < listing.end and p.end > listing.start]
+    for other in scan.listings:
+        pins += [
+            Pin(r.value, r.value + r.size, _MEMORY_PIN, True)
+            for r in other.references
+            if r.role is Role.ABSOLUTE and listing.start <= r.value < listing.end
+        ]
+    for label in branches:
+        index = listing.covering(label) if listing.start <= label < listing.end else -1
+        if index >= 0 and listing.starts[index] != label:
+            pins.append(Pin(listing.starts[index], listing.stop(index), _INSIDE_PIN))
+    for pointer in pointers:
+        index = listing.at(pointer) if listing.start <= pointer < listing.end else -1
+        if index > 0 and listing.joined(index - 1) and _may_fault(listing, index):
+            pins.append(Pin(pointer, listing.stop(index), _FAULT_PIN))
+    return _disjoint(pins)
+
+
+def _disjoint(pins: list[Pin]) -> list[Pin]:
+    """Pins in address order without overlaps; where two overlap, the stricter one wins, then the first."""
+    ranked = sorted(pins, key=lambda p: (not p.untouchable, p.start, p.end, p.reason))
+    kept: list[Pin] = []
+    for pin in ranked:
+        start = pin.start
+        at = bisect_right(kept, start, key=lambda p: p.end)
+        while at < len(kept) and kept[at].start < pin.end:
+            if start < kept[at].start:
+                kept.insert(at, replace(pin, start=start, end=kept[at].start))
+                at += 1
+            start = kept[at].end
+            at += 1
+        if start < pin.end:
+            kept.insert(at, replace(pin, start=start))
+    return kept
+
+
+def _may_fault(listing: Listing, index: int) -> bool:
+    """True for an instruction that accesses memory other than by its own stack push or pop."""
+    if listing.kinds[index] != Kind.PLAIN or listing.starts[index] in listing.forms:
+        return False
+    insn = listing.decoded(index)
+    if insn.mnemonic in (Mnemonic.LEA, Mnemonic.NOP):
+        return False
+    kinds = [insn.op_kind(operand) for operand in range(insn.op_count)]
+    return any(kind == OpKind.MEMORY or OpKind.MEMORY_SEG_SI <= kind <= OpKind.MEMORY_ESRDI for kind in kinds)

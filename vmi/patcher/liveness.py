@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What may still be read after a site: the arithmetic flags, and EAX, ECX, EDX.
+
+A VMI call leaves the arithmetic flags undefined, the native instruction keeps them, so an adaptor saves
+them unless they are dead. The search follows control forward and takes everything it can't follow as a
+reader. The one assumption is the i386 calling convention: flags don't survive a return or an indirect call.
+It is checked against the kernel itself: where code after a call reads flags before writing them, the called
+function's returns count as readers.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from iced_x86 import (
+    Instruction,
+    InstructionInfoFactory,
+    Mnemonic,
+    OpAccess,
+    OpKind,
+    Register,
+    RegisterExt,
+    RflagsBits,
+)
+
+from vmi.patcher.decode import CALLS, DIRECT, Kind
+from vmi.patcher.flow import Code, Flow
+
+FLAGS = RflagsBits.CF | RflagsBits.PF | RflagsBits.AF | RflagsBits.ZF | RflagsBits.SF | RflagsBits.OF
+"""The arithmetic flags, in the decoder's bit numbering."""
+
+MAX_VISITS = 96
+MAX_RETURN_LOOK = 12
+
+_REGISTERS = (("eax", 1 << 16), ("ecx", 1 << 17), ("edx", 1 << 18))
+_REGISTER_BIT: dict[int, int] = {Register.EAX: 1 << 16, Register.ECX: 1 << 17, Register.EDX: 1 << 18}
+_ALL_REGISTERS = (1 << 16) | (1 << 17) | (1 << 18)
+_ALL = FLAGS | _ALL_REGISTERS
+_READS = (OpAccess.READ, OpAccess.COND_READ, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE)
+_COUNTED = frozenset(
+    (
+        Mnemonic.SHL,
+        Mnemonic.SHR,
+        Mnemonic.SAR,
+        Mnemonic.SAL,
+        Mnemonic.ROL,
+        Mnemonic.ROR,
+        Mnemonic.RCL,
+        Mnemonic.RCR,
+        Mnemonic.SHLD,
+        Mnemonic.SHRD,
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Liveness:
+    """What is live after one instruction: any arithmetic flag, and which of EAX ECX EDX surely are not."""
+
+    flags: bool
+    dead: tuple[str, ...]
+
+
+UNKNOWN = Liveness(True, ())
+
+
+class LivenessFinder:
+    """Answers `after` for one image; keeps what it learns about instructions between questions."""
+
+    def __init__(self, flow: Flow) -> None:
+        self._flow = flow
+        self._info = InstructionInfoFactory()
+        self._effects: dict[int, tuple[int, int]] = {}
+        self._functions = sorted(
+            {
+                target
+                for code in flow.codes
+                for source, target in code.listing.targets.items()
+                if code.listing.kinds[code.listing.at(source)] == Kind.CALL
+            }
+        )
+        self._returns_flags: frozenset[int] = frozenset()
+        self._any_returns_flags = False
+        self._find_flag_returns()
+
+    def after(self, address: int) -> Liveness:
+        """Liveness right after the instruction (or the last of a pair) at ``address``."""
+        code = self._flow.code_at(address)
+        index = code.listing.at(address) if code is not None else -1
+        if code is None or index < 0 or not code.listing.joined(index):
+            return UNKNOWN
+        live = self._search(code, index + 1)
+        return Liveness(bool(live & FLAGS), tuple(name for name, bit in _REGISTERS if not live & bit))
+
+    def _search(self, code: Code, index: int) -> int:
+        """The bits of _ALL that may be read before they are overwritten, from entry ``index`` on."""
+        live = 0
+        seen: dict[int, int] = {}
+        work = [(code, index, _ALL)]
+        visits = 0
+        while work:
+            code, index, mask = work.pop()
+            address = code.listing.starts[index]
+            mask &= ~(live | seen.get(address, 0))
+            if not mask:
+                continue
+            visits += 1
+            if visits > MAX_VISITS:
+                return _ALL
+            seen[address] = seen.get(address, 0) | mask
+            read, kill = self._effect(code, index)
+            live |= mask & read
+            mask &= ~(kill | live)
+            if mask:
+                unknown, following = self._successors(code, index)
+                live |= mask & unknown
+                work.extend((c, i, mask) for c, i in following)
+        return live
+
+    def _successors(self, code: Code, index: int) -> tuple[int, list[tuple[Code, int]]]:
+        """The bits that must be taken as read after entry ``index``, and the entries control goes on to."""
+        listing = code.listing
+        kind = listing.kinds[index]
+        if kind == Kind.RET:
+            return _ALL_REGISTERS | (FLAGS if self._return_reads(listing.starts[index]) else 0), []
+        if kind == Kind.CALL_INDIRECT:
+            return _ALL_REGISTERS, []
+        following: list[tuple[Code, int]] = []
+        if kind in (Kind.PLAIN, Kind.JCC, Kind.LOOP):
+            if not listing.joined(index):
+                return _ALL, []
+            following.append((code, index + 1))
+        if kind in DIRECT:
+            target = listing.targets[listing.starts[index]]
+            other = self._flow.code_at(target)
+            at = other.listing.at(target) if other is not None else -1
+            if other is None or at < 0:
+                return _ALL, []
+            following.append((other, at))
+        return (0, following) if following else (_ALL, [])
+
+    def _return_reads(self, address: int) -> bool:
+        if self._any_returns_flags:
+            return True
+        at = bisect_right(self._functions, address) - 1
+        return at >= 0 and self._functions[at] in self._returns_flags
+
+    def _find_flag_returns(self) -> None:
+        """Look behind every call for code that reads flags before it writes them."""
+        found = set()
+        for code in self._flow.codes:
+            listing = code.listing
+            for index, kind in enumerate(listing.kinds):
+                if kind not in CALLS or not code.reached[index] or not listing.joined(index):
+                    continue
+                if self._reads_soon(code, index + 1):
+                    if kind == Kind.CALL_INDIRECT:
+                        self._any_returns_flags = True
+                    else:
+                        found.add(listing.targets[listing.starts[index]])
+        self._returns_flags = frozenset(found)
+
+    def _reads_soon(self, code: Code, index: int) -> bool:
+        """True when a flag is surely read before being written, on the straight way from entry ``index``."""
+        mask = FLAGS
+        for at in range(index, min(index + MAX_RETURN_LOOK, len(code.listing))):
+            read, kill = self._effect(code, at)
+            # Saving all flags (pushf) reads them, but no caller expects a result there.
+            if read & mask and read & FLAGS != FLAGS:
+                return True
+            mask &= ~kill
+            if not mask or code.listing.kinds[at] != Kind.PLAIN or not code.listing.joined(at):
+                return False
+        return False
+
+    def _effect(self, code: Code, index: int) -> tuple[int, int]:
+        """(bits read, bits surely overwritten) by entry ``index``."""
+        address = code.listing.starts[index]
+        effect = self._effects.get(address)
+        if effect is None:
+            effect = self._effects[address] = self._compute(code, index)
+        return effect
+
+    def _compute(self, code: Code, index: int) -> tuple[int, int]:
+        insn = code.listing.decoded(index)
+        read: int = insn.rflags_read & FLAGS
+        kill: int = insn.rflags_modified & FLAGS
+        # A count of zero changes no flags: shifts by CL or by 0, and repeated string instructions.
+        counted = insn.mnemonic in _COUNTED and (
+            insn.op_kind(insn.op_count - 1) == OpKind.REGISTER or insn.immediate8 & 31 == 0
+        )
+        repeated = insn.has_rep_prefix or insn.has_repne_prefix
+        if counted or repeated:
+            kill = 0
+        for full, register, access in self._registers(insn):
+            bit = _REGISTER_BIT.get(full, 0)
+            if not bit:
+                continue
+            if access in _READS:
+                read |= bit
+            elif access == OpAccess.WRITE and register in _REGISTER_BIT and not repeated:
+                kill |= bit
+        return read, kill
+
+    def _registers(self, insn: Instruction) -> Iterator[tuple[int, int, int]]:
+        for used in self._info.info(insn).used_registers():
+            yield RegisterExt.full_register32(used.register), used.register, used.access

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Decides what becomes of every sensitive instruction of a kernel: the Plan.
+
+Each instruction that a VMI call stands for gets a slot if any tactic can make one; each that can't is
+accounted for with a reason. The same image always gives the same plan.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from vmi.patcher import annotations, hints
+from vmi.patcher.annotations import Annotated
+from vmi.patcher.flow import Code, Flow, flow
+from vmi.patcher.forms import Effect, Form, pair
+from vmi.patcher.liveness import LivenessFinder
+from vmi.patcher.model import MIN_SLOT, Image, Placement, Plan, Site, Skipped, Slot, Window
+from vmi.patcher.scan import scan
+from vmi.patcher.windows import Wanted, WindowPlanner
+from vmi.sitetable import Tactic
+
+Refuse = Callable[[Site], str]
+"""Gives a sentence when no adaptor can be made for a site, empty when one can."""
+
+UNREACHED = "Nothing in the kernel leads to these bytes, so they may be data."
+SHADOWED = "It runs in the interrupt shadow of the instruction before it, which padding would end."
+
+
+def accept_all(_site: Site) -> str:
+    """The Refuse that refuses nothing."""
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A sensitive instruction (or pair) of a listing: entries [index, stop)."""
+
+    site: Site
+    index: int
+    stop: int
+
+
+def make_plan(image: Image, refuse: Refuse = accept_all) -> Plan:
+    """Plan ``image``. ``refuse`` may veto slots. Raises BadInput for annotations that lie."""
+    found_flow = flow(scan(image, annotations.anchors(image)))
+    finder = LivenessFinder(found_flow)
+    checked = [annotations.check(found_flow, record) for record in annotations.records(image)]
+    parts = [_plan_code(found_flow, code, finder, checked, refuse) for code in found_flow.codes]
+    harmless: Counter[str] = Counter()
+    for part in parts:
+        harmless.update(part.harmless)
+    skipped = [*found_flow.scan.data, *found_flow.sixteen_bit]
+    skipped += [one for part in parts for one in part.skipped]
+    return Plan(
+        image=image,
+        windows=tuple(window for part in parts for window in part.windows),
+        slots=tuple(slot for part in parts for slot in part.slots),
+        placements=tuple(placement for part in parts for placement in part.placements),
+        skipped=tuple(hints.merged(skipped)),
+        harmless=tuple(sorted(harmless.items())),
+        instructions=found_flow.scan.instructions,
+    )
+
+
+@dataclass(slots=True)
+class _Part:
+    """The plan of one listing."""
+
+    windows: list[Window]
+    slots: list[Slot]
+    placements: list[Placement]
+    skipped: list[Skipped]
+    harmless: Counter[str]
+
+
+def _plan_code(
+    whole: Flow, code: Code, finder: LivenessFinder, checked: list[Annotated], refuse: Refuse
+) -> _Part:
+    listing = code.listing
+    part = _Part([], [], [], [], Counter())
+    mine = {a.index: a for a in checked if listing.start <= a.record.start < listing.end}
+    barriers = frozenset(index for a in mine.values() for index in range(listing.at(a.record.start), a.stop))
+    planner = WindowPlanner(whole, code, barriers)
+    wanted: list[Wanted] = []
+    reasons: dict[int, str] = {}
+    sites: list[Site] = []
+    for found in _sites(whole, code, finder, mine, part):
+        site = found.site
+        sites.append(site)
+        reason = _obstacle(code, found, refuse, found.index in mine)
+        if reason:
+            reasons[site.address] = reason
+        elif found.index in mine:
+            record = mine[found.index].record
+            part.slots.append(Slot(record.start, record.length, site, Tactic.ANNOTATED))
+            planner.tactics[site.address] = Tactic.ANNOTATED
+        else:
+            wanted.append(Wanted(site, found.index, found.stop))
+    planner.place(wanted)
+    for one in planner.failed:
+        reasons[one.site.address] = planner.why(one)
+    for site in sites:
+        tactic = planner.tactics.get(site.address) or _leftover(code, site)
+        part.placements.append(Placement(site, tactic, reasons.get(site.address, "")))
+        if tactic is Tactic.IN_PLACE:
+            part.slots.append(Slot(site.address, site.length, site, tactic))
+    part.slots.sort(key=lambda slot: slot.start)
+    slotted = {one.site.address: one.site for one in wanted if one.site.address in planner.tactics}
+    traps = {p.site.address: p.site for p in part.placements if p.tactic is Tactic.TRAP}
+    part.windows.extend(planner.windows(slotted, traps))
+    return part
+
+
+def _sites(
+    whole: Flow, code: Code, finder: LivenessFinder, mine: dict[int, Annotated], part: _Part
+) -> Iterator[Found]:
+    """All sites of a listing in address order; notes what is skipped or harmless in ``part``."""
+    listing = code.listing
+    wide = [one for one in whole.sixteen_bit if one.start < listing.end and one.end > listing.start]
+    done = -1
+    for address in sorted(listing.forms):
+        index = listing.at(address)
+        if index < done or any(one.start <= address < one.end for one in wide):
+            continue
+        form = listing.forms[address]
+        stop = index + 1
+        if index not in mine and not code.reached[index]:
+            if form.effect is not Effect.HARMLESS:
+                part.skipped.append(Skipped(address, listing.stop(index), UNREACHED))
+            continue
+        if index in mine:
+            form, stop = mine[index].form, mine[index].stop
+        elif listing.joined(index) and not code.is_label(listing.starts[stop]):
+            both = pair(form, listing.forms.get(listing.starts[stop]))
+            if both is not None:
+                form, stop = both, stop + 1
+        if form.effect is Effect.HARMLESS:
+            part.harmless[form.name] += 1
+            continue
+        done = stop
+        yield Found(_site(code, finder, form, index, stop), index, stop)
+
+
+def _site(code: Code, finder: LivenessFinder, form: Form, index: int, stop: int) -> Site:
+    listing = code.listing
+    live = finder.after(listing.starts[stop - 1])
+    return Site(
+        address=listing.starts[index],
+        raw=b"".join(listing.raw(i) for i in range(index, stop)),
+        form=form.name,
+        call=form.call,
+        silent=form.effect is Effect.SILENT,
+        trapping=form.effect is Effect.TRAPS,
+        flags_live=live.flags,
+        dead=live.dead,
+    )
+
+
+def _obstacle(code: Code, found: Found, refuse: Refuse, annotated: bool) -> str:
+    """Why a site can't have a slot whatever surrounds it, empty when it may."""
+    site, listing = found.site, code.listing
+    if site.call is None:
+        return f"No VMI call stands for `{site.form}`."
+    pin = code.pin(site.address, site.end)
+    if pin is not None and not annotated:
+        return pin.reason
+    reason = refuse(site)
+    if reason or annotated or site.length >= MIN_SLOT:
+        return reason
+    if found.index and listing.joined(found.index - 1):
+        before = listing.forms.get(listing.starts[found.index - 1])
+        if before is not None and before.shadow:
+            return SHADOWED
+    return ""
+
+
+def _leftover(code: Code, site: Site) -> Tactic:
+    pin = code.pin(site.address, site.end)
+    return Tactic.TRAP if site.silent and not (pin is not None and pin.untouchable) else Tactic.LEFT
