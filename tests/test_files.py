@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -12,6 +14,8 @@ import pytest
 
 from vmi import files
 from vmi.errors import BadInput, OutputError
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -88,11 +92,30 @@ def test_name_that_no_system_takes_is_refused() -> None:
         files.write_atomically("a\0b", b"")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_forbidden_folder_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(OutputError, match=r"can't be written: Permission denied$"):
-        files.write_atomically(tmp_path / "out", b"")
+    """In a process that has given up root, if it was root: root may write anywhere."""
+    tmp_path.chmod(0o777)
+    folder = tmp_path / "theirs"
+    folder.mkdir(mode=0o555)
+    script = (
+        "import os, sys\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "from vmi import errors, files\n"
+        "if os.geteuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "try: files._replace(files.Path('out'), b'', None)\n"
+        "except OSError as error: print(files.reason(error))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(ROOT)], capture_output=True, text=True, cwd=folder, check=True
+    )
+    assert done.stdout == "Permission denied\n"
+    assert leftovers(folder) == []
+
+
+def test_dev_full_is_refused() -> None:
+    with pytest.raises(OutputError) as caught:
+        files.write_atomically("/dev/full", b"x")
+    assert str(caught.value) == "output '/dev/full' can't be written: No space left on device"
 
 
 def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.native.bare import Recorder, new_cpu
 from vmi.native.bus import PortBus
 from vmi.native.clock import Clock
+from vmi.native.cpu import Cpu
 from vmi.native.devices.debug_exit import DebugExit
 from vmi.native.devices.i8042 import I8042
 from vmi.native.devices.misc import A20Gate, DebugConsole, PostPort, ResetControl, SystemControlA
@@ -73,3 +75,15 @@ def board() -> Board:
 def new_board() -> type[Board]:
     """The class, for tests that need several boards."""
     return Board
+
+
+@pytest.fixture
+def bus() -> Recorder:
+    """What the CPU of the test reports to."""
+    return Recorder()
+
+
+@pytest.fixture
+def cpu(bus: Recorder) -> Cpu:
+    """A CPU alone, see :func:`new_cpu`."""
+    return new_cpu(bus)

@@ -157,3 +157,8 @@ class Guest:
         """Dwords from SS:ESP."""
         base = (self.cpu.segment(Seg.SS).base + self.cpu.esp) & 0xFFFFFFFF
         return [self.memory.u32(base + 4 * i) for i in range(count)]
+
+
+def timed(source: str) -> Guest:
+    """A guest that sets up the interrupt controller first; the timer's interrupt goes to ``h``, if any."""
+    return Guest(f"{PIC} | {source}", {0x20: "h"} if "| h:" in source else None)

@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from tests.native import frames
 from vmi import samples
 from vmi.native.boot.multiboot import LOADER_NAME, Module
 from vmi.native.machine import Machine, Outcome
@@ -48,6 +49,16 @@ def test_sample_kernel(tmp_path, name):
     image = sample.path.read_bytes()
     (tmp_path / "kernel").write_bytes(image)
     assert on_machine(image, "kernel ") == on_qemu(tmp_path, "kernel")
+
+
+def test_frames_of_exceptions(tmp_path):
+    """Vector, error code, EIP, flags, stack and CR2 that a handler finds, case by case."""
+    image = frames.image()
+    (tmp_path / "kernel").write_bytes(image)
+    ours, theirs = on_machine(image, "kernel "), on_qemu(tmp_path, "kernel")
+    lines = zip(frames.CASES, ours[0].splitlines(), theirs[0].splitlines(), strict=True)
+    assert [case for case, mine, other in lines if mine != other] == []
+    assert ours == theirs
 
 
 # Prints the boot information, the module list, and the memory that they and the strings take.

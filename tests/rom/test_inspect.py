@@ -59,7 +59,7 @@ FAULTS = {
     "no cVmi": (changed(8, b"cVmx"), "at offset 8 stands b'cVmx', a VMI ROM has b'cVmi' there"),
     "length 0": (changed(2, b"\0"), "the length field is 0, so the ROM has no bytes for a BIOS"),
     "cut": (GOOD[:4096], "the length field says 12288 bytes, the image has only 4096"),
-    "checksum": (GOOD[:-1] + b"\x03", "the bytes add up to 0x03 modulo 256 instead of 0"),
+    "checksum": (GOOD[:-1] + b"\x03", "the ROM's bytes add up to 0x03 modulo 256 instead of 0"),
     "older API": (changed(0xD, b"\x0d"), "the API major version is 13, guests want 3"),
     "no licence": (
         changed(0x16, b"\0\0"),

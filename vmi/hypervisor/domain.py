@@ -9,8 +9,6 @@ the guest's own handlers, entered on ring 1 the way they would be entered on rin
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import Enum, auto
-from typing import Protocol
 
 from iced_x86 import Instruction
 
@@ -19,6 +17,7 @@ from vmi.hypervisor import calls
 from vmi.hypervisor.breakpoints import Breakpoints, silent_sites
 from vmi.hypervisor.emulate import Emulator
 from vmi.hypervisor.operands import M, decode, undefined
+from vmi.hypervisor.personality import Gate, Personality
 from vmi.hypervisor.privilege import KERNEL_RING, USER_RING, CompressedPrivilege
 from vmi.hypervisor.timer import VirtualTimer
 from vmi.hypervisor.vcpu import VirtualCpu
@@ -34,47 +33,6 @@ _DR6_HITS = 0xF
 _DR7_ENABLED = 0xFF
 # What the CPU may refuse the ROM's own IRETD with.
 _IRET_FAULTS = frozenset({Vector.GP, Vector.NP, Vector.SS, Vector.TS, Vector.PF})
-
-
-class Gate(Enum):
-    """Entrances to the hypervisor that are no VMI call of the table."""
-
-    INIT = auto()  # VMI_Init
-    PENDING = auto()  # interrupts are on again and one waits
-
-
-class Personality(Protocol):
-    """One guest's ROM as the hypervisor sees it: where it calls out, and what words it shares."""
-
-    name: str
-    interrupt: int | None  # the vector its gates use
-
-    def adopt(self, address: int) -> bool:
-        """Use the ROM copy whose Init gate is at this guest-physical address, if there is one."""
-
-    def gate(self, address: int) -> abi.Call | Gate | None:
-        """What the gate at a guest-physical address stands for."""
-
-    def holds_code(self, address: int) -> bool:
-        """The guest-physical address lies in the ROM's code."""
-
-    def holds_data(self, address: int) -> bool:
-        """The guest-physical address lies in the ROM's data page."""
-
-    def get(self) -> bool:
-        """The virtual interrupt flag."""
-
-    def set(self, on: bool) -> None:
-        """Set the virtual interrupt flag."""
-
-    def set_iopl(self, iopl: int) -> None:
-        """Tell the ROM the virtual IOPL, in EFLAGS position."""
-
-    def set_pending(self, waits: bool) -> None:
-        """Tell the ROM whether an interrupt waits."""
-
-    def undo_iret(self) -> int:
-        """The ROM's own iretd was refused: take its effect back; gives the address behind the call."""
 
 
 class Domain:
@@ -106,13 +64,13 @@ class Domain:
     # -- monitor ----------------------------------------------------------------------------
 
     def event(self, event: Event) -> bool:
-        """See :class:`vmi.native.machine.Monitor`."""
+        """See :class:`vmi.native.monitor.Monitor`."""
         if not self.active:
             return event.origin is Origin.SOFTWARE and event.vector == self.rom.interrupt and self._init()
         return not self._stay_compressed() or self._handle(event)
 
     def accepts_interrupts(self) -> bool:
-        """See :class:`vmi.native.machine.Monitor`."""
+        """See :class:`vmi.native.monitor.Monitor`."""
         cpu = self.machine.cpu
         if cpu.irq_shadow:
             return False
@@ -125,12 +83,12 @@ class Domain:
         return self.rom.get() and (self.machine.halted or not self._in_rom())
 
     def interrupt_waits(self, waits: bool) -> None:
-        """See :class:`vmi.native.machine.Monitor`."""
+        """See :class:`vmi.native.monitor.Monitor`."""
         if self.active:
             self.rom.set_pending(waits)
 
     def retry_after(self) -> int | None:
-        """See :class:`vmi.native.machine.Monitor`: ROM code and a shadow last a few instructions."""
+        """See :class:`vmi.native.monitor.Monitor`: ROM code and a shadow last a few instructions."""
         if not self.active:
             return 0
         cpu = self.machine.cpu
@@ -145,7 +103,7 @@ class Domain:
             self.machine.triple_fault()
 
     def memory_write(self, address: int, size: int, value: int) -> bool:
-        """See :class:`vmi.native.machine.Monitor`: a ROM that runs in place has its data page in the bay."""
+        """See :class:`vmi.native.monitor.Monitor`: a ROM that runs in place has its data page in the bay."""
         if not self.active or not self.rom.holds_data(address):
             return False
         self.machine.memory.write(address, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))

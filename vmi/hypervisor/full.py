@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vmi import abi
-from vmi.hypervisor.domain import Domain, Gate
+from vmi.hypervisor.domain import Domain
+from vmi.hypervisor.personality import Gate
 from vmi.native.machine import Machine
 
 
@@ -24,19 +25,19 @@ class NoRom:
         self._on = False
 
     def adopt(self, address: int) -> bool:
-        """See :class:`vmi.hypervisor.domain.Personality`."""
+        """See :class:`vmi.hypervisor.personality.Personality`."""
         return False
 
     def gate(self, address: int) -> abi.Call | Gate | None:
-        """See :class:`vmi.hypervisor.domain.Personality`."""
+        """See :class:`vmi.hypervisor.personality.Personality`."""
         return None
 
     def holds_code(self, address: int) -> bool:
-        """See :class:`vmi.hypervisor.domain.Personality`."""
+        """See :class:`vmi.hypervisor.personality.Personality`."""
         return False
 
     def holds_data(self, address: int) -> bool:
-        """See :class:`vmi.hypervisor.domain.Personality`."""
+        """See :class:`vmi.hypervisor.personality.Personality`."""
         return False
 
     def get(self) -> bool:

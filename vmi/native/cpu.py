@@ -17,6 +17,9 @@ computer (delivery of exceptions and interrupts, ports, devices) is decided by t
   a task register makes it end the whole process: the first is reported by a function of our own, the
   second can't happen, since there is always a task register;
 * its default CPU has long mode, RDRAND and the host's RDTSCP: this one has none of them.
+
+Two are not: an instruction that changes the very block of code it is in leaves wrong arithmetic flags,
+and code that runs on into an absent page faults at the start of its block, before the block has begun.
 """
 
 from __future__ import annotations

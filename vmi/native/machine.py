@@ -2,7 +2,7 @@
 """The PC: CPU, memory, devices and time put together, and the loop that runs them.
 
 The machine knows nothing of paravirtualization. It has a bay for option ROMs, and it lets one
-:class:`Monitor` see each event before the guest does: that is all a hypervisor needs.
+:class:`~vmi.native.monitor.Monitor` see each event before the guest does: that is all a hypervisor needs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
 
 from vmi.errors import RomError
 from vmi.memory import PhysicalMemory
@@ -29,6 +28,7 @@ from vmi.native.devices.pit import Pit
 from vmi.native.devices.rtc import DEFAULT_EPOCH, Rtc
 from vmi.native.devices.uart import Uart
 from vmi.native.interrupts import Delivery, Event, Origin, TripleFault
+from vmi.native.monitor import Monitor
 from vmi.native.privilege import Privilege
 from vmi.native.registers import Segment, TableRegister
 from vmi.native.wiring import Stop
@@ -69,29 +69,6 @@ class End:
     outcome: Outcome
     reason: str
     value: int = 0
-
-
-class Monitor(Protocol):
-    """What may stand between the machine's events and the guest."""
-
-    def event(self, event: Event) -> bool:
-        """See an event first; True if it was dealt with."""
-
-    def accepts_interrupts(self) -> bool:
-        """The guest would take an external interrupt now."""
-
-    def interrupt_waits(self, waits: bool) -> None:
-        """An interrupt is waiting that the guest does not accept yet (or no longer waits)."""
-
-    def retry_after(self) -> int | None:
-        """How a waiting interrupt is offered again: 0 as on the bare machine, n after n instructions,
-        None when the monitor will call :meth:`Machine.take_interrupt` itself or end a halt."""
-
-    def deliver(self, event: Event) -> None:
-        """Deliver an event to the guest."""
-
-    def memory_write(self, address: int, size: int, value: int) -> bool:
-        """See a store to ROM or to where no RAM is; True if it was dealt with."""
 
 
 class Machine:

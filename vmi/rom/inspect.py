@@ -170,7 +170,7 @@ def _lengths(image: bytes, header: RomHeader, found: _Findings) -> None:
     else:
         total = layout.checksum(image[: header.size])
         if total:
-            found.faults.append(f"the bytes add up to {total:#04x} modulo 256 instead of 0")
+            found.faults.append(f"the ROM's bytes add up to {total:#04x} modulo 256 instead of 0")
         found.facts.append(("checksum", "good" if not total else f"off by {total:#04x}"))
         if header.size < len(image):
             extra = len(image) - header.size

@@ -11,7 +11,8 @@ import importlib
 import pkgutil
 from typing import Protocol
 
-from vmi.hypervisor.domain import Domain, Personality
+from vmi.hypervisor.domain import Domain
+from vmi.hypervisor.personality import Personality
 from vmi.memory import PhysicalMemory
 from vmi.native.machine import Machine
 

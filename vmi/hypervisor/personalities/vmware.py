@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from vmi import abi
 from vmi.errors import RomError
-from vmi.hypervisor.domain import Gate
+from vmi.hypervisor.personality import Gate
 from vmi.memory import PAGE_SIZE, PhysicalMemory
 from vmi.rom import layout
 from vmi.rom.build import PRODUCT
@@ -33,9 +33,7 @@ class Vmware:
     def __init__(self, image: bytes, memory: PhysicalMemory) -> None:
         table = layout.CallTable.parse(image)
         if table is None or table.gates != layout.GATES or table.data_page != len(image) - PAGE_SIZE:
-            raise RomError(
-                f"a ROM of flavour {self.name} must have gates and a data page where its table says"
-            )
+            raise RomError(f"a ROM of flavour {self.name} must have gates, and a data page at its end")
         self._memory = memory
         self._code = image[: table.data_page]
         self._size = len(image)
@@ -55,7 +53,7 @@ class Vmware:
         return self._base
 
     def adopt(self, address: int) -> bool:
-        """See :class:`vmi.hypervisor.domain.Personality`."""
+        """See :class:`vmi.hypervisor.personality.Personality`."""
         base = address - layout.gate_offset(flavour.INIT_GATE)
         if base < 0 or base + self._size > self._memory.size:
             return False
@@ -65,18 +63,18 @@ class Vmware:
         return True
 
     def gate(self, address: int) -> abi.Call | Gate | None:
-        """See :class:`vmi.hypervisor.domain.Personality`."""
+        """See :class:`vmi.hypervisor.personality.Personality`."""
         number = layout.gate_number(address - self.base)
         if number is None:
             return None
         return abi.CALLS[number] if number < len(abi.CALLS) else _SPECIAL.get(number)
 
     def holds_code(self, address: int) -> bool:
-        """See :class:`vmi.hypervisor.domain.Personality`."""
+        """See :class:`vmi.hypervisor.personality.Personality`."""
         return self.base <= address < self.base + self._data
 
     def holds_data(self, address: int) -> bool:
-        """See :class:`vmi.hypervisor.domain.Personality`."""
+        """See :class:`vmi.hypervisor.personality.Personality`."""
         start = self.base + self._data
         return start <= address < start + PAGE_SIZE
 
@@ -87,23 +85,23 @@ class Vmware:
         self._memory.put_u32(self.base + self._data + offset, value)
 
     def get(self) -> bool:
-        """See :class:`vmi.hypervisor.domain.Personality`."""
+        """See :class:`vmi.hypervisor.personality.Personality`."""
         return bool(self._word(flavour.VIF) & IF_BIT)
 
     def set(self, on: bool) -> None:
-        """See :class:`vmi.hypervisor.domain.Personality`."""
+        """See :class:`vmi.hypervisor.personality.Personality`."""
         self._set_word(flavour.VIF, IF_BIT if on else 0)
 
     def set_iopl(self, iopl: int) -> None:
-        """See :class:`vmi.hypervisor.domain.Personality`."""
+        """See :class:`vmi.hypervisor.personality.Personality`."""
         self._set_word(flavour.IOPL, iopl)
 
     def set_pending(self, waits: bool) -> None:
-        """See :class:`vmi.hypervisor.domain.Personality`."""
+        """See :class:`vmi.hypervisor.personality.Personality`."""
         self._set_word(flavour.PENDING, int(waits))
 
     def undo_iret(self) -> int:
-        """See :class:`vmi.hypervisor.domain.Personality`."""
+        """See :class:`vmi.hypervisor.personality.Personality`."""
         self.set(bool(self._word(flavour.IRET_VIF) & IF_BIT))
         return self._word(flavour.IRET_SITE)
 

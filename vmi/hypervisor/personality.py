@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a domain asks of a personality: the seam between the hypervisor and one ROM's way of calling it."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import Protocol
+
+from vmi import abi
+
+
+class Gate(Enum):
+    """Entrances to the hypervisor that are no VMI call of the table."""
+
+    INIT = auto()  # VMI_Init
+    PENDING = auto()  # interrupts are on again and one waits
+
+
+class Personality(Protocol):
+    """One guest's ROM as the hypervisor sees it: where it calls out, and what words it shares."""
+
+    name: str
+    interrupt: int | None  # the vector its gates use
+
+    def adopt(self, address: int) -> bool:
+        """Use the ROM copy whose Init gate is at this guest-physical address, if there is one."""
+
+    def gate(self, address: int) -> abi.Call | Gate | None:
+        """What the gate at a guest-physical address stands for."""
+
+    def holds_code(self, address: int) -> bool:
+        """The guest-physical address lies in the ROM's code."""
+
+    def holds_data(self, address: int) -> bool:
+        """The guest-physical address lies in the ROM's data page."""
+
+    def get(self) -> bool:
+        """The virtual interrupt flag."""
+
+    def set(self, on: bool) -> None:
+        """Set the virtual interrupt flag."""
+
+    def set_iopl(self, iopl: int) -> None:
+        """Tell the ROM the virtual IOPL, in EFLAGS position."""
+
+    def set_pending(self, waits: bool) -> None:
+        """Tell the ROM whether an interrupt waits."""
+
+    def undo_iret(self) -> int:
+        """The ROM's own iretd was refused: take its effect back; gives the address behind the call."""
