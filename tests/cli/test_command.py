@@ -94,10 +94,9 @@ def test_abi_json_has_the_whole_table(vmi: Vmi) -> None:
 def test_abi_of_one_call(vmi: Vmi, name: str) -> None:
     call = abi.BY_NAME["SetCR3"]
     text = vmi("abi", name).stdout
-    assert text.startswith(
-        f"SetCR3  (call {call.number}, {call.group.value}, level {call.level})\n{call.summary}\n"
-    )
-    assert all(one.id in text and one.text in text for one in call.requirements)
+    assert text.startswith(f"SetCR3, call {call.number}\n\n{call.summary}\n")
+    words = " ".join(text.split())
+    assert all(one.id in words and one.text in words for one in call.requirements)
     assert json.loads(vmi("abi", name, "--json").stdout)["number"] == call.number
 
 
