@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from tests.patcher.elfs import Piece, Plan, make
 from vmi import samples
+from vmi.abi import BY_NAME
 from vmi.errors import BadInput, ExitCode, RomError, UsageError
 from vmi.patcher import patch
+from vmi.rom import layout
 from vmi.rom.assemble import assemble
-from vmi.rom.build import build
+from vmi.rom.build import build, build_flavour
+from vmi.rom.flavours import vmware
+from vmi.rom.template import gate
 from vmi.run import Outcome, RunResult, compare, run_kernel
 
 ADDRESS = 0x100000
@@ -53,6 +58,39 @@ def test_endless_loop() -> None:
     assert (result.outcome, result.exit_status) == (Outcome.TIMEOUT, ExitCode.TIMEOUT)
     assert result.reason == "the guest was still running after 0.001 s"
     assert result.virtual_ns >= 10**6
+
+
+def test_a_call_that_is_not_served() -> None:
+    """By a ROM that offers more than its hypervisor: the kernel uses it in place."""
+    templates = {**vmware.FLAVOUR.templates, "APICRead": gate()}
+    rom = build_flavour(replace(vmware.FLAVOUR, templates=templates))
+    call = BY_NAME["APICRead"]
+    result = run(
+        f"call 0xc0080\ncall {0xC0000 + rom.offset(call.name):#x}\nagain: jmp short again", rom=rom.image
+    )
+    assert (result.outcome, result.exit_status) == (Outcome.CALL_NOT_SERVED, ExitCode.CALL_NOT_SERVED)
+    assert result.reason == (
+        f"the guest made the VMI call APICRead (number {call.number}), which this hypervisor does not serve"
+    )
+    assert result.calls == {"VMI_Init": 1, "APICRead": 1}
+
+
+def test_a_kernel_that_leaves_protected_mode() -> None:
+    result = run("mov eax, cr0\nand al, 0xfe\nmov cr0, eax", full=True)
+    assert (result.outcome, result.exit_status) == (Outcome.CRASHED, ExitCode.GUEST_CRASH)
+    assert result.reason == "the guest kernel left protected mode, which this hypervisor does not serve"
+
+
+def test_full_virtualization_takes_no_patched_kernel() -> None:
+    image = patch(samples.get("hello").path.read_bytes()).data
+    with pytest.raises(BadInput, match=r"^the file is already patched: there is a \.vmi segment at 0x\w+$"):
+        run_kernel(image, full=True)
+
+
+def test_a_rom_that_is_not_what_it_calls_itself() -> None:
+    with pytest.raises(RomError) as caught:
+        run("hlt", rom=_damaged(layout.CALL_TABLE, 0))
+    assert str(caught.value) == "a ROM of flavour vmware must have gates, and a data page at its end"
 
 
 def test_halt_for_ever() -> None:

@@ -199,7 +199,7 @@ def compare(
 ) -> Comparison:
     """Run a patched kernel in each mode, one after the other, and compare with the first.
 
-    :param original: the unpatched kernel, which ``full`` runs; the patched one if not given.
+    :param original: the unpatched kernel, which ``full`` needs: it takes no patched one.
     :param on_mode: told each mode before it runs.
     :raises VmiError: as :func:`run_kernel`.
     """

@@ -12,7 +12,9 @@ from __future__ import annotations
 import sys
 from random import Random
 
-from tests.hypervisor.lab import ROM, ROM_AT, Lab
+from iced_x86 import Decoder, Mnemonic
+
+from tests.hypervisor.lab import ROM, ROM_AT, U32, Lab
 from tests.native.guest import CODE, CODE0, GDT, IDT, PAGES, STACK, TSS, descriptor, gate
 from vmi.abi import CALLS
 from vmi.native.machine import End
@@ -38,6 +40,10 @@ _SHARP = """
     f00fc74b0?
 """
 SHARP = _SHARP.split()
+_WANTED = """
+    PUSHFD PUSHF POPFD POPF IRETD IRET RETF LAR LSL VERR VERW SGDT SIDT SLDT STR SMSW CPUID LSS
+"""
+_SILENT = {getattr(Mnemonic, name) for name in _WANTED.split()}
 ENTRIES = [ROM_AT + ROM.offset(call.name) for call in CALLS if ROM.calls[call.number][0]]
 
 
@@ -66,17 +72,81 @@ def load(register: int, value: int) -> bytes:
     return bytes([0xB8 + register]) + value.to_bytes(4, "little")
 
 
+def selector(random: Random) -> int:
+    """A selector, of something that exists more often than not."""
+    known = (
+        0x08,
+        0x10,
+        0x1B,
+        0x23,
+        0x28,
+        0x30,
+        0x38,
+        0x40,
+        0x58,
+        0x60,
+        0x68,
+        0x6B,
+        0x70,
+        0x0C,
+        0x0F,
+        0x09,
+        0x11,
+        0,
+    )
+    return random.choice(known) if random.random() < 0.9 else random.getrandbits(16)
+
+
+def with_selector(random: Random) -> bytes:
+    """Something done with a selector in EAX."""
+    uses = (
+        "8ed0 8ed8 8ec0 8ee0 0f00d8 0f00d0 0f02c8 0f03c8 0f00e0 0f00e8 5017 501f 500fa1 660f02c8 668cc8 8cd1"
+    )
+    return load(0, selector(random)) + bytes.fromhex(random.choice(uses.split()))
+
+
+def push(value: int) -> bytes:
+    """PUSH of a constant."""
+    return b"\x68" + value.to_bytes(4, "little")
+
+
+def returning(random: Random, at: int) -> bytes:
+    """A return through a frame made up on the spot."""
+    image = random.choice((2, 0x202, 0x102, 0x3202, 0x4202, 0x20202, random.getrandbits(22)))
+    target = random.choice((CODE, CODE + random.randrange(CODE_SIZE), address(random)))
+    words = (selector(random), random.choice((0x9800, address(random))), image, selector(random), target)
+    frame = b"".join(push(word) for word in words)
+    if random.random() < 0.2:
+        frame += push(0x4002) + b"\x9d"  # to another task, perhaps
+    how = random.choice((b"\xcf", b"\xcf", b"\x66\xcf", b"\xcb", b"\xca\x08\x00", b"call"))
+    if how == b"call":
+        how = b"\xe8" + (ROM_AT + ROM.offset("IRET") - at - len(frame) - 5 & U32).to_bytes(4, "little")
+    return frame + how
+
+
 def sharp(random: Random, at: int) -> bytes:
-    """One of the sharp instructions, or a call of the ROM with any arguments, whole or into its middle."""
-    if random.random() < 0.3:
+    """What matters to the hypervisor: a call of the ROM, perhaps into its middle, or an instruction."""
+    kind = random.random()
+    if kind < 0.25:
         target = random.choice(ENTRIES)
         if random.random() < 0.1:
             target = ROM_AT + random.randrange(ROM.data_page or 1)
         values = (random.choice((address(random), random.randrange(64), 0x10)) for _ in range(3))
         arguments = b"".join(load(n, value) for n, value in enumerate(values) if random.random() < 0.7)
-        return arguments + b"\xe8" + (target - at - len(arguments) - 5 & 0xFFFFFFFF).to_bytes(4, "little")
-    if random.random() < 0.1:
+        return arguments + b"\xe8" + (target - at - len(arguments) - 5 & U32).to_bytes(4, "little")
+    if kind < 0.35:
         return load(4, STACK)
+    if kind < 0.45:
+        return with_selector(random)
+    if kind < 0.5:
+        return returning(random, at)
+    if kind < 0.55:
+        target = random.choice((CODE, CODE + random.randrange(CODE_SIZE), HANDLERS))
+        return (
+            random.choice((b"\x9a", b"\xea"))
+            + target.to_bytes(4, "little")
+            + selector(random).to_bytes(2, "little")
+        )
     digits = "".join(random.choice("0123456789abcdef") if c == "?" else c for c in random.choice(SHARP))
     return bytes.fromhex(digits)
 
@@ -140,7 +210,17 @@ def damage(random: Random, lab: Lab) -> None:
         lab.machine.pic.line(random.choice((0, 1, 4))).set(random.random() < 0.7)
 
 
-def table(random: Random) -> bytes:
+def silent(random: Random, data: bytes) -> list[int]:
+    """Places in the code where a patcher might want a breakpoint, and some others."""
+    found = [
+        i.ip
+        for i in Decoder(32, data, ip=CODE)
+        if (i.mnemonic in _SILENT or i.is_call_far) and random.random() < 0.7
+    ]
+    return found + [CODE + random.randrange(CODE_SIZE) for _ in range(random.choice((0, 0, 3)))]
+
+
+def table(random: Random, sites: list[int]) -> bytes:
     """A site table with something wrong, or one that names what it should not."""
     data = bytearray(random.randbytes(0x400))
     words = [
@@ -190,19 +270,31 @@ def handlers(random: Random, lab: Lab) -> None:
 def make(seed: int) -> Lab:
     """The guest of a seed."""
     random = Random(seed)
-    lab = Lab("start: nop", mode=random.choice(("paravirt", "paravirt", "full")), taken=False, silent=[])
+    lab = Lab("start: nop", mode=random.choice(("paravirt", "paravirt", "full")), taken=False)
     cpu, memory = lab.cpu, lab.memory
     memory.write(CODE, code(random, CODE_SIZE, CODE))
+    lab.sites = silent(random, memory.read(CODE, CODE_SIZE))
     handlers(random, lab)
-    for selector, access in ((0x58, 0x89), (0x60, 0x85), (0x68, 0xEC), (0x70, 0x82)):
-        lab.describe(
-            selector, gate(CODE0, HANDLERS, access) if access == 0xEC else descriptor(0x5000, 0x67, access, 0)
-        )
-    memory.write(0x5000, random.randbytes(0x70))
+    task = [0] * 26
+    task[7:10] = (
+        PAGES,
+        random.choice((CODE, HANDLERS, address(random))),
+        random.choice((2, 0x202, 0x4202, 0x20202)),
+    )
+    task[14], task[24] = STACK - 0x400, random.choice((0, 0x70))
+    task[18:24] = [
+        selector(random) if random.random() < 0.2 else known for known in (0x10, 8, 0x10, 0x10, 0, 0)
+    ]
+    memory.write(0x5000, b"".join(word.to_bytes(4, "little") for word in task))
+    lab.describe(0x58, descriptor(0x5000, 0x67, random.choice((0x89, 0xE9, 0x8B)), 0))
+    lab.describe(0x60, gate(0x58, 0, random.choice((0x85, 0xE5))))
+    lab.describe(0x68, gate(CODE0, HANDLERS, random.choice((0xEC, 0xE4, 0x8C))))
+    lab.describe(0x70, descriptor(0x5000, 0x3F, 0x82, 0))
+    memory.put_u32(TSS, random.choice((0x58, 0x28, 0)))
     if random.random() < 0.5:
         lab.page()
-    if random.random() < 0.4:
-        memory.write(TABLE, table(random))
+    if random.random() < 0.7:
+        memory.write(TABLE, table(random, lab.sites))
         cpu.ebx = TABLE
     bus = lab.machine.bus
     for port, value in (

@@ -59,6 +59,8 @@ class Lab(Guest):
     """A guest in one of :data:`MODES`; ``domain`` is None natively.
 
     :param silent: labels where a breakpoint is planted, or None for every pushf, popf and iret.
+    ``sites`` are the addresses of its breakpoints under full virtualization.
+
     :param taken: False leaves it on ring 0 still, with the hypervisor standing by.
     """
 
@@ -76,7 +78,7 @@ class Lab(Guest):
     ) -> None:
         super().__init__(expand(source, mode, rom), handlers, ram=RAM)
         self.mode, self.rom = mode, rom
-        self._silent = silent
+        self.sites = self._sites(silent)
         if mode == "paravirt":
             self.memory.write(ROM_AT, rom.image)
             self.domain = attach(self.machine, rom.image)
@@ -86,7 +88,7 @@ class Lab(Guest):
     def take(self) -> None:
         """De-privilege the guest at its present state."""
         if self.mode == "full":
-            self.domain = take_over(self.machine, self._sites())
+            self.domain = take_over(self.machine, self.sites)
         elif self.mode == "paravirt":
             eip, eax, esp = self.cpu.eip, self.cpu.eax, self.cpu.esp
             assert self.initialise() == 0
@@ -109,9 +111,9 @@ class Lab(Guest):
                 return True
         return False
 
-    def _sites(self) -> list[int]:
-        if self._silent is not None:
-            return [self.labels[label] for label in self._silent]
+    def _sites(self, silent: Iterable[str] | None) -> list[int]:
+        if silent is not None:
+            return [self.labels[label] for label in silent]
         code = Decoder(32, self.assembled.code, ip=CODE)
         return [instruction.ip for instruction in code if instruction.mnemonic in _SILENT]
 

@@ -52,9 +52,7 @@ class Domain:
         self._emulator = Emulator(self.vcpu)
         self._delivery = Delivery(self.privilege)
         self.timer = VirtualTimer(machine)
-        self._context = calls.CallContext(
-            self.vcpu, self._emulator.transfers, self.timer, self._deliver_waiting
-        )
+        self._context = calls.CallContext(self.vcpu, self._emulator.transfers, self.timer)
         self._handlers = calls.load_all()
         machine.monitor = self
 
@@ -78,7 +76,7 @@ class Domain:
             return bool(cpu.system_flags & IF_BIT)
         if not self._stay_compressed():
             return False
-        if cpu.cpl != KERNEL_RING:
+        if cpu.cpl == USER_RING:
             return True
         return self.rom.get() and (self.machine.halted or not self._in_rom())
 

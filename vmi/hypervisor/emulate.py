@@ -119,7 +119,7 @@ class Emulator:
         taken = _FLAGS_POPF & (1 << 8 * size) - 1
         self.transfers.move_esp(size)
         self._v.privilege.restore_flags(self._v.privilege.frame_flags() & ~taken | image & taken)
-        self._cpu.stop_soon()  # interrupts may be on now
+        self._v.offer_interrupt()
 
     def _set_zf(self, on: bool) -> None:
         flags = self._cpu.eflags
@@ -203,7 +203,7 @@ class Emulator:
 
     def _iret(self, i: Instruction, size: int) -> bool:
         self.transfers.iret(size=size, resume=self._cpu.eip + i.len)
-        self._cpu.stop_soon()  # interrupts may be on now
+        self._v.offer_interrupt()
         return True
 
     def _far_return(self, i: Instruction) -> bool:

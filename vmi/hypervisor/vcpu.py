@@ -154,7 +154,12 @@ class VirtualCpu:
         """
         self.privilege.words.set(True)
         self.cpu.irq_shadow = shadow
-        self.cpu.stop_soon()
+        self.offer_interrupt()
+
+    def offer_interrupt(self) -> None:
+        """The interrupt flag may have come on: what waits is offered at the next boundary, or later."""
+        if self.machine.pic.pending():
+            self.cpu.stop_soon()
 
     def disable_interrupts(self) -> None:
         """CLI."""

@@ -30,7 +30,6 @@ class CallContext:
     vcpu: VirtualCpu
     transfers: Transfers
     timer: VirtualTimer
-    deliver_waiting: Callable[[], None]
 
     @property
     def cpu(self) -> Cpu:

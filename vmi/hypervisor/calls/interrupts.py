@@ -14,7 +14,7 @@ def interrupt_return(call: CallContext) -> None:
     An interrupt waits, or the return is to virtual-8086 mode, to another task, or with another IOPL.
     """
     call.transfers.iret(skip=RETURN_ADDRESS, take_iopl=call.vcpu.privilege.iopl_from_frames)
-    call.deliver_waiting()
+    call.vcpu.offer_interrupt()
 
 
 @serves("SYSEXIT")
