@@ -40,9 +40,7 @@ def test_a_segment_reads_back_as_it_was_written(
     links.sort(key=lambda record: record.address)
     sites_at = BASE + 0x80
     links_at = sites_at + len(sites) * sitetable.SITE_SIZE
-    header = replace(
-        header, sites=sites_at, site_count=len(sites), links=links_at, link_count=len(links)
-    )
+    header = replace(header, sites=sites_at, site_count=len(sites), links=links_at, link_count=len(links))
     segment = header.pack().ljust(0x80, b"\0") + sitetable.pack_sites(sites) + sitetable.pack_links(links)
     found = sitetable.parse(segment, BASE)
     assert found.header == header

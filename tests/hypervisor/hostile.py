@@ -9,13 +9,13 @@ before it does, since what it looks for includes crashes and endless loops insid
 
 from __future__ import annotations
 
-import sys
 from random import Random
 
 from iced_x86 import Decoder, Mnemonic
 
 from tests.hypervisor.lab import ROM, ROM_AT, U32, Lab
 from tests.native.guest import CODE, CODE0, GDT, IDT, PAGES, STACK, TSS, descriptor, gate
+from tests.native.hostile import main
 from vmi.abi import CALLS
 from vmi.native.machine import End
 from vmi.native.registers import Segment
@@ -331,12 +331,5 @@ def run(seed: int) -> End:
     return end
 
 
-def main() -> None:
-    first, count = int(sys.argv[1]), int(sys.argv[2])
-    for seed in range(first, first + count):
-        print(seed, end=" ", flush=True)
-        print(run(seed).outcome.value, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    main(run)

@@ -9,6 +9,7 @@ that the last line names the one that did it.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -174,7 +175,8 @@ def run(seed: int) -> End:
     return end
 
 
-def main() -> None:
+def main(run: Callable[[int], End]) -> None:
+    """Run the seeds that the command line names: the first, and how many."""
     first, count = int(sys.argv[1]), int(sys.argv[2])
     for seed in range(first, first + count):
         print(seed, end=" ", flush=True)
@@ -182,4 +184,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(run)

@@ -127,9 +127,7 @@ def test_explain_gives_the_reason_for_a_miss() -> None:
 
 
 def test_explain_says_so_when_there_is_nothing() -> None:
-    assert patched().report.explain(0x1234) == (
-        "0x1234 is neither a sensitive instruction nor in a window\n"
-    )
+    assert patched().report.explain(0x1234) == ("0x1234 is neither a sensitive instruction nor in a window\n")
 
 
 def test_explain_knows_what_was_not_searched() -> None:

@@ -102,9 +102,7 @@ def test_a_window_becomes_slots_and_copies() -> None:
     )
     sites = (site(0xC0100000, "fa", "cli"), site(0xC0100001, "0f22d8", "mov cr3,r"))
     built = trampoline.build(window(*insns, sites=sites), HOME)
-    assert built.code.hex(" ") == (
-        "66 66 66 90 fa  66 90 0f 22 d8  89 c8  e9 f5 cf f9 ff".replace("  ", " ")
-    )
+    assert built.code.hex(" ") == ("66 66 66 90 fa  66 90 0f 22 d8  89 c8  e9 f5 cf f9 ff".replace("  ", " "))
     assert [(slot.start, slot.length, slot.instruction) for slot in built.slots] == [
         (HOME, 5, HOME + 4),
         (HOME + 5, 5, HOME + 7),
@@ -124,9 +122,7 @@ def test_an_instruction_of_five_bytes_needs_no_padding() -> None:
 def test_a_moved_silent_instruction_is_recorded_at_its_new_address() -> None:
     insns = (Insn(0xC0100000, b"\xfa", "cli"), Insn(0xC0100001, b"\x8c\xd0", "mov r,ss"))
     silent = site(0xC0100001, "8cd0", "mov r,ss")
-    built = trampoline.build(
-        window(*insns, sites=(site(0xC0100000, "fa", "cli"),), traps=(silent,)), HOME
-    )
+    built = trampoline.build(window(*insns, sites=(site(0xC0100000, "fa", "cli"),), traps=(silent,)), HOME)
     assert built.traps == ((HOME + 5, silent),)
 
 
@@ -148,9 +144,7 @@ def test_a_springboard_out_of_reach_is_a_defect() -> None:
 def test_the_shadow_of_sti_reaches_its_next_instruction() -> None:
     """Padding goes before `sti`, never after it."""
     insns = (Insn(0xC0100000, b"\xfb", "sti"), Insn(0xC0100001, b"\xc3"))
-    built = trampoline.build(
-        window(*insns, sites=(site(0xC0100000, "fb", "sti"),), resume=None), HOME
-    )
+    built = trampoline.build(window(*insns, sites=(site(0xC0100000, "fb", "sti"),), resume=None), HOME)
     assert built.code == bytes.fromhex("66666690 fb c3")
 
 
@@ -158,9 +152,7 @@ def test_a_call_returns_into_the_trampoline() -> None:
     at = 0xC0100000
     call = Insn(at + 1, bytes.fromhex("e8fa0f0000"), None, Branch.CALL, at + 0x1000)
     insns = (Insn(at, b"\xfa", "cli"), call)
-    built = trampoline.build(
-        window(*insns, sites=(site(at, "fa", "cli"),), resume=at + 6), 0xC0108000
-    )
+    built = trampoline.build(window(*insns, sites=(site(at, "fa", "cli"),), resume=at + 6), 0xC0108000)
     cpu = Uc(UC_ARCH_X86, UC_MODE_32)
     cpu.mem_map(at, 0x10000)
     cpu.mem_write(at + 0x1000, b"\xc3")

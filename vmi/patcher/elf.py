@@ -278,9 +278,7 @@ def _check_names(sections: Sequence[tuple[int, ...]], index: int, what: str) -> 
         raise BadInput(f"{what} are said to be in section {index}, which is no string table")
 
 
-def _loaded_sections(
-    data: bytes, header: Header, sections: Sequence[tuple[int, ...]]
-) -> tuple[Section, ...]:
+def _loaded_sections(data: bytes, header: Header, sections: Sequence[tuple[int, ...]]) -> tuple[Section, ...]:
     if not sections:
         return ()
     names = _slice(data, sections[header.shstrndx])
