@@ -157,9 +157,7 @@ class Domain:
         if cpu.cpl:
             return True
         if not cpu.cr(0) & Cr0.PE:
-            self.machine.finish(
-                Outcome.CRASHED, "the guest kernel left protected mode, which this hypervisor does not serve"
-            )
+            self.vcpu.end_in_real_mode()
             return False
         flags = cpu.eflags
         if not self.rom.get():

@@ -92,14 +92,12 @@ class Operands:
 
     def read_pointer(self, i: Instruction) -> tuple[int, int]:
         """Base and limit from a 6-byte memory operand; a 16-bit operand size gives a 24-bit base."""
-        data = self._linear.read(self.address(i), 6)
-        base = int.from_bytes(data[2:], "little")
-        return base & _base_mask(i), int.from_bytes(data[:2], "little")
+        base, limit = self._linear.table_pointer(self.address(i))
+        return base & _base_mask(i), limit
 
     def write_pointer(self, i: Instruction, base: int, limit: int) -> None:
         """Store base and limit to a 6-byte memory operand."""
-        data = (limit & 0xFFFF).to_bytes(2, "little") + (base & _base_mask(i)).to_bytes(4, "little")
-        self._linear.write(self.address(i), data)
+        self._linear.put_table_pointer(self.address(i), base & _base_mask(i), limit)
 
     def far_pointer(self, i: Instruction, size: int) -> tuple[int, int]:
         """Selector and offset of ``size`` bytes from the memory operand."""

@@ -14,13 +14,24 @@ from __future__ import annotations
 from vmi.hypervisor.vcpu import VirtualCpu
 from vmi.native.registers import NULL_SEGMENT, Segment
 from vmi.native.tasks import Switch, switch_task
-from vmi.x86 import IOPL_MASK, TSS_AVAILABLE_32, U32, Descriptor, Eflags, Gate, GuestFault, Seg, Vector
+from vmi.x86 import (
+    IOPL_MASK,
+    TSS_AVAILABLE_32,
+    U32,
+    Descriptor,
+    Eflags,
+    Gate,
+    GateType,
+    GuestFault,
+    Seg,
+    Vector,
+)
 
 # What IRET at ring 0 takes from the image: all but VM, VIF and VIP; these too on the way to virtual-8086 mode
 _IMAGE_FLAGS = 0x257FD5
 _VIRTUAL_8086_FLAGS = _IMAGE_FLAGS | Eflags.VM | Eflags.VIF | Eflags.VIP
 _WIDE = 1 << 22  # the D bit of a descriptor: 32-bit stack or code
-_TASK_GATE, _CALL_GATE_16, _CALL_GATE_32 = 5, 4, 12
+_CALL_GATE_16, _CALL_GATE_32 = 4, 12
 
 
 class Transfers:
@@ -52,14 +63,6 @@ class Transfers:
             int.from_bytes(self._linear.read(self.stack_address(offset + size * i), size), "little")
             for i in range(count)
         ]
-
-    def _push_frame(self, stack: Segment, esp: int, values: list[int], size: int) -> int:
-        """Store ``values``, first one first, below ``esp``; gives the new ESP."""
-        mask = U32 if stack.flags & _WIDE else 0xFFFF
-        top = esp - size * len(values) & mask
-        data = b"".join((value & (1 << 8 * size) - 1).to_bytes(size, "little") for value in reversed(values))
-        self._linear.write(stack.base + top, data)
-        return esp & ~mask & U32 | top
 
     # -- returns ----------------------------------------------------------------------------
 
@@ -168,10 +171,6 @@ class Transfers:
         self._cpu.esp = esp
         self._cpu.eip = eip & 0xFFFF
 
-    def sysexit(self) -> None:
-        """SYSEXIT without SYSENTER's MSRs: #GP, as the instruction says. :raises GuestFault: always."""
-        raise GuestFault(Vector.GP)
-
     # -- far jump and far call --------------------------------------------------------------
 
     def far_jump(self, selector: int, offset: int, resume: int) -> None:
@@ -206,7 +205,7 @@ class Transfers:
         if target.is_segment:
             self._check_code(target, selector & 0xFFFC, selector & 3)
             self._check_limit(target, offset)
-            esp = self._push_frame(stack, cpu.esp, [shown, resume], size)
+            esp = self._p.push_frame(stack, cpu.esp, [shown, resume], size)
             cpu.esp = esp
             self._enter(target, selector, offset)
             return
@@ -223,8 +222,9 @@ class Transfers:
                 esp,
                 *reversed(self._words(0, target.high & 31, size)),
             ]
-            stack, esp = self._inner_stack(code.dpl)
-        esp = self._push_frame(stack, esp, frame, size)
+            stack, esp = self._p.inner_stack(code.dpl)
+            self._p.raise_descriptor(stack.selector)
+        esp = self._p.push_frame(stack, esp, frame, size)
         loaded = self._p.loaded(gate.selector, code)
         if inner:
             cpu.set_segment(Seg.SS, stack)
@@ -265,26 +265,11 @@ class Transfers:
             raise GuestFault(Vector.NP, error)
 
     def _switch(self, target: Descriptor, selector: int, how: Switch, resume: int) -> None:
-        if target.type not in (_TASK_GATE, TSS_AVAILABLE_32):
+        if target.type not in (GateType.TASK, TSS_AVAILABLE_32):
             raise GuestFault(Vector.GP, selector & 0xFFFC)
         self._check_gate(target, selector)
-        task = target.low >> 16 if target.type == _TASK_GATE else selector
+        task = target.low >> 16 if target.type == GateType.TASK else selector
         switch_task(self._p, task, how, resume)
-
-    def _inner_stack(self, ring: int) -> tuple[Segment, int]:
-        p = self._p
-        selector, esp = p.kernel_stack(ring)
-        error = selector & 0xFFFC
-        if not error:
-            raise GuestFault(Vector.TS)
-        stack = p.descriptor(selector, Vector.TS)
-        if selector & 3 != ring or stack.dpl != ring or not stack.writable_data:
-            raise GuestFault(Vector.TS, error)
-        if not stack.present:
-            raise GuestFault(Vector.SS, error)
-        loaded = p.loaded(selector, stack)
-        p.raise_descriptor(selector)
-        return loaded, esp
 
     def _enter(self, code: Descriptor, selector: int, offset: int) -> None:
         self._check_limit(code, offset)

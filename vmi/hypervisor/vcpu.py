@@ -97,14 +97,17 @@ class VirtualCpu:
             if value & (Cr0.PG | Cr0.PE) == Cr0.PG or value & (Cr0.NW | Cr0.CD) == Cr0.NW:
                 raise GuestFault(Vector.GP)
             if not value & Cr0.PE:
-                self.machine.finish(
-                    Outcome.CRASHED,
-                    "the guest kernel left protected mode, which this hypervisor does not serve",
-                )
+                self.end_in_real_mode()
                 return
         elif number == 4 and value & ~self._cr4:
             raise GuestFault(Vector.GP)
         self.cpu.set_cr(number, value)
+
+    def end_in_real_mode(self) -> None:
+        """There are no rings to compress without protected mode: the run ends."""
+        self.machine.finish(
+            Outcome.CRASHED, "the guest kernel left protected mode, which this hypervisor does not serve"
+        )
 
     def read_cr(self, number: int) -> int:
         """MOV from a control register."""

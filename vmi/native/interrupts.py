@@ -117,7 +117,7 @@ class Delivery:
         flags = self._p.frame_flags()
         stack = replace(cpu.segment(Seg.SS), flags=0)  # SP is 16 bits wide here, whatever SS was before
         frame = [flags, cpu.segment(Seg.CS).selector, cpu.eip]
-        cpu.esp = self._store_frame(stack, cpu.esp, frame, wide=False)
+        cpu.esp = self._p.push_frame(stack, cpu.esp, frame, 2)
         selector = target >> 16
         cpu.set_segment(Seg.CS, Segment(selector, selector << 4, 0xFFFF, 0x9B00))
         cpu.eip = target & 0xFFFF
@@ -146,7 +146,7 @@ class Delivery:
         if gate.type == GateType.TASK:
             switch_task(p, gate.selector)
             if pushes_error:
-                self._push(cpu.segment(Seg.SS), [event.error])
+                cpu.esp = p.push_frame(cpu.segment(Seg.SS), cpu.esp, [event.error], 4)
             return
         if not gate.selector & 0xFFFC:
             raise GuestFault(Vector.GP)
@@ -164,7 +164,7 @@ class Delivery:
         old_cs, old_ss = cpu.segment(Seg.CS), cpu.segment(Seg.SS)
         frame: list[int] = []
         if target < cpl:
-            stack, esp = self._inner_stack(target)
+            stack, esp = p.inner_stack(target)
             if virtual_8086:
                 frame += [cpu.segment(seg).selector for seg in (Seg.GS, Seg.FS, Seg.DS, Seg.ES)]
             frame += [p.frame_selector(old_ss.selector), cpu.esp]
@@ -173,7 +173,7 @@ class Delivery:
         frame += [flags, p.frame_selector(old_cs.selector), cpu.eip]
         if pushes_error:
             frame.append(event.error)
-        esp = self._store_frame(stack, esp, frame, wide=bool(gate.type & 8))
+        esp = p.push_frame(stack, esp, frame, 4 if gate.type & 8 else 2)
         new_cs = self._handler_code(gate.selector, code, target)
         # nothing below can fault: the guest's state changes from here on
         if virtual_8086:
@@ -194,32 +194,3 @@ class Delivery:
         if not code.conforming:
             return loaded
         return Segment(selector & ~3 | self._p.ring(ring), loaded.base, loaded.limit, loaded.flags)
-
-    def _inner_stack(self, ring: int) -> tuple[Segment, int]:
-        p = self._p
-        selector, esp = p.kernel_stack(ring)
-        error = selector & 0xFFFC
-        if not selector & 0xFFFC:
-            raise GuestFault(Vector.TS)
-        stack = p.descriptor(selector, Vector.TS)
-        if selector & 3 != ring or stack.dpl != ring or not stack.writable_data:
-            raise GuestFault(Vector.TS, error)
-        if not stack.present:
-            raise GuestFault(Vector.SS, error)
-        return p.loaded(selector, stack), esp
-
-    def _store_frame(self, stack: Segment, esp: int, frame: list[int], *, wide: bool) -> int:
-        """Push ``frame`` (first value first); gives the new ESP."""
-        size = 4 if wide else 2
-        mask = U32 if stack.flags & 1 << 22 else 0xFFFF
-        top = (esp - size * len(frame)) & mask
-        data = b"".join((value & (1 << 8 * size) - 1).to_bytes(size, "little") for value in reversed(frame))
-        if top + len(data) <= mask + 1:
-            self._linear.write(stack.base + top, data)
-        else:  # the stack pointer wraps between two values
-            starts = range(0, len(data), size)
-            self._linear.write_all((stack.base + (top + at & mask), data[at : at + size]) for at in starts)
-        return esp & ~mask & U32 | top
-
-    def _push(self, stack: Segment, values: list[int]) -> None:
-        self._cpu.esp = self._store_frame(stack, self._cpu.esp, values, wide=True)

@@ -69,6 +69,15 @@ class Linear:
         """Store a dword. :raises GuestFault: #PF."""
         self.write(linear, (value & U32).to_bytes(4, "little"))
 
+    def table_pointer(self, linear: int) -> tuple[int, int]:
+        """Base and limit as LGDT and LIDT read them: 6 bytes. :raises GuestFault: #PF."""
+        data = self.read(linear, 6)
+        return int.from_bytes(data[2:], "little"), int.from_bytes(data[:2], "little")
+
+    def put_table_pointer(self, linear: int, base: int, limit: int) -> None:
+        """Store base and limit as SGDT and SIDT do. :raises GuestFault: #PF."""
+        self.write(linear, (limit & 0xFFFF).to_bytes(2, "little") + base.to_bytes(4, "little"))
+
     def descriptor_address(self, selector: int, vector: int = Vector.GP) -> int:
         """Linear address of a selector's descriptor. :raises GuestFault: outside its table."""
         cpu = self._cpu

@@ -10,7 +10,7 @@ from __future__ import annotations
 from vmi.native.cpu import Cpu
 from vmi.native.linear import Linear
 from vmi.native.registers import Segment, TableRegister
-from vmi.x86 import TSS_AVAILABLE_32, TSS_BUSY_32, Descriptor, Eflags, GuestFault, Vector
+from vmi.x86 import TSS_AVAILABLE_32, TSS_BUSY_32, U32, Descriptor, Eflags, GuestFault, Vector
 
 
 class Privilege:
@@ -78,3 +78,31 @@ class Privilege:
         if wide:
             return self.linear.u16(base + 4), self.linear.u32(base)
         return self.linear.u16(base + 2), self.linear.u16(base)
+
+    def inner_stack(self, ring: int) -> tuple[Segment, int]:
+        """SS loaded for entry to an inner ring, and ESP. :raises GuestFault: #TS, #SS."""
+        selector, esp = self.kernel_stack(ring)
+        error = selector & 0xFFFC
+        if not error:
+            raise GuestFault(Vector.TS)
+        stack = self.descriptor(selector, Vector.TS)
+        if selector & 3 != ring or stack.dpl != ring or not stack.writable_data:
+            raise GuestFault(Vector.TS, error)
+        if not stack.present:
+            raise GuestFault(Vector.SS, error)
+        return self.loaded(selector, stack), esp
+
+    def push_frame(self, stack: Segment, esp: int, values: list[int], size: int) -> int:
+        """Store ``values`` of ``size`` bytes below ``esp``, the first one first; gives the new ESP.
+
+        :raises GuestFault: #PF; nothing is stored then.
+        """
+        mask = U32 if stack.flags & 1 << 22 else 0xFFFF
+        top = (esp - size * len(values)) & mask
+        data = b"".join((value & (1 << 8 * size) - 1).to_bytes(size, "little") for value in reversed(values))
+        if top + len(data) <= mask + 1:
+            self.linear.write(stack.base + top, data)
+        else:  # the stack pointer wraps between two values
+            starts = range(0, len(data), size)
+            self.linear.write_all((stack.base + (top + at & mask), data[at : at + size]) for at in starts)
+        return esp & ~mask & U32 | top

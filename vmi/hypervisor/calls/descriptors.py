@@ -7,27 +7,16 @@ from vmi.hypervisor.calls import CallContext, serves
 from vmi.x86 import U32
 
 
-def _pointer(call: CallContext) -> tuple[int, int]:
-    """Base and limit that EAX points at, as LGDT reads them."""
-    data = call.vcpu.linear.read(call.cpu.eax, 6)
-    return int.from_bytes(data[2:], "little"), int.from_bytes(data[:2], "little")
-
-
-def _store_pointer(call: CallContext, base: int, limit: int) -> None:
-    data = (limit & 0xFFFF).to_bytes(2, "little") + base.to_bytes(4, "little")
-    call.vcpu.linear.write(call.cpu.eax, data)
-
-
 @serves("SetGDT")
 def set_gdt(call: CallContext) -> None:
     """LGDT."""
-    call.vcpu.load_gdt(*_pointer(call))
+    call.vcpu.load_gdt(*call.vcpu.linear.table_pointer(call.cpu.eax))
 
 
 @serves("SetIDT")
 def set_idt(call: CallContext) -> None:
     """LIDT."""
-    call.vcpu.load_idt(*_pointer(call))
+    call.vcpu.load_idt(*call.vcpu.linear.table_pointer(call.cpu.eax))
 
 
 @serves("SetLDT")
@@ -46,14 +35,14 @@ def set_task_register(call: CallContext) -> None:
 def get_gdt(call: CallContext) -> None:
     """SGDT."""
     table = call.cpu.gdt
-    _store_pointer(call, table.base, table.limit)
+    call.vcpu.linear.put_table_pointer(call.cpu.eax, table.base, table.limit)
 
 
 @serves("GetIDT")
 def get_idt(call: CallContext) -> None:
     """SIDT of the guest's table."""
     table = call.vcpu.privilege.virtual_idt
-    _store_pointer(call, table.base, table.limit)
+    call.vcpu.linear.put_table_pointer(call.cpu.eax, table.base, table.limit)
 
 
 @serves("GetLDT")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from vmi.hypervisor.calls import RETURN_ADDRESS, CallContext, serves
-from vmi.x86 import IOPL_MASK
+from vmi.x86 import IOPL_MASK, GuestFault, Vector
 
 
 @serves("IRET")
@@ -18,9 +18,9 @@ def interrupt_return(call: CallContext) -> None:
 
 
 @serves("SYSEXIT")
-def fast_return(call: CallContext) -> None:
+def fast_return(_call: CallContext) -> None:
     """SYSEXIT: CPUID offers none, and without SYSENTER's MSRs the instruction itself is refused."""
-    call.transfers.sysexit()
+    raise GuestFault(Vector.GP)
 
 
 @serves("Halt")
