@@ -52,11 +52,12 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 
 #: Library -> where it may be imported. Each of them has traps that one place knows.
 HOMES = {
-    "unicorn": "native/cpu.py",
+    "unicorn": "native/engine.py",
     "keystone": "rom/",
     "lief": "patcher/",
     "typer": "cli/",
     "rich": "cli/",
+    "PIL": "native/screen.py",
 }
 
 LONGEST = 500  # lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,13 +13,18 @@ from tests.patcher.elfs import Piece, Plan, make
 from vmi import samples
 from vmi.abi import BY_NAME
 from vmi.errors import BadInput, ExitCode, RomError, UsageError
+from vmi.native.boot.state import Module
+from vmi.native.cpuid import I686, MODELS
+from vmi.native.disk import Disk
+from vmi.native.machine import DEFAULT_MODEL, Machine
 from vmi.patcher import patch
 from vmi.rom import layout
 from vmi.rom.assemble import assemble
 from vmi.rom.build import build, build_flavour
 from vmi.rom.flavours import vmware
 from vmi.rom.template import gate
-from vmi.run import Outcome, RunResult, compare, run_kernel
+from vmi.run import Guest, Outcome, RunResult, Setup, compare, prepare, run_kernel
+from vmi.run import run as run_setup
 
 ADDRESS = 0x100000
 MULTIBOOT = b"".join(n.to_bytes(4, "little") for n in (0x1BADB002, 0, -0x1BADB002 & 0xFFFFFFFF))
@@ -164,6 +170,150 @@ def test_full_and_rom_exclude_each_other() -> None:
     assert str(caught.value) == "full virtualization runs without a ROM, so it can't be combined with one"
 
 
+# --- machines that are made first ---
+
+LETTER_THEN_REST = "mov al, 0x61\nout 0xe9, al\nmov al, 0x62\nout 0xe9, al\nout 0xf4, al\nhlt"
+
+#: 64 KiB of firmware that writes an F to port E9h and ends with the value 0.
+FIRMWARE = b"\xf4" * 0xFFF0 + b"\xb0F\xe6\xe9\xb0\x00\xe6\xf4".ljust(16, b"\xf4")
+
+
+def test_a_prepared_guest_goes_on_where_it_was() -> None:
+    guest = prepare(Setup(kernel(LETTER_THEN_REST)))
+    first, second = guest.run(until=b"a"), guest.run()
+    assert (first.outcome, first.console) == (Outcome.CONSOLE, b"a")
+    assert (second.outcome, second.console) == (Outcome.DEBUG_EXIT, b"ab")
+    assert first.instructions < second.instructions
+    assert repr(guest) == "<Guest native: <Machine 64 MiB qemu32 at 50 ns>>"
+
+
+def test_a_machine_made_by_hand_is_a_guest() -> None:
+    machine = Machine(ram=4 << 20)
+    machine.load(kernel(LETTER_THEN_REST))
+    assert Guest(machine).run().console == b"ab"
+
+
+def test_a_restored_machine_is_a_guest(tmp_path: Path) -> None:
+    machine = prepare(Setup(kernel(LETTER_THEN_REST))).machine
+    machine.console.expect(b"a")
+    machine.save(tmp_path / "saved")
+    ends = [Guest(one).run() for one in (machine, Machine.restore(tmp_path / "saved"))]
+    assert replace(ends[0], wall_s=0) == replace(ends[1], wall_s=0)
+    assert ends[0].console == b"ab"
+
+
+def test_a_prepared_guest_has_its_hypervisor() -> None:
+    image = patch(samples.get("hello").path.read_bytes()).data
+    guest = prepare(Setup(image, rom=build("vmware").image))
+    assert guest.domain is not None
+    assert guest.machine.console.expect(b"goodbye").endswith(b"hello: goodbye")
+    assert guest.domain.calls["VMI_Init"] == 1
+    assert repr(guest) == f"<Guest paravirt: {guest.machine!r}>"
+
+
+def test_firmware_starts_without_a_kernel() -> None:
+    result = run_setup(Setup(bios=FIRMWARE))
+    assert (result.mode, result.console, result.exit_status) == ("native", b"F", 1)
+
+
+def test_disks_are_the_machine_s() -> None:
+    disk = Disk.from_bytes(bytes(512))
+    guest = prepare(Setup(bios=FIRMWARE, disks=[None, disk]))
+    assert guest.machine.board.disks == (None, disk, None, None)
+
+
+@pytest.mark.parametrize(
+    ("setup", "model"),
+    [
+        (Setup(kernel("hlt")), DEFAULT_MODEL),
+        (Setup(kernel("hlt"), model=MODELS["max"]), MODELS["max"]),
+        (Setup(kernel("hlt"), rom=build("native").image), I686),
+        (Setup(kernel("hlt"), rom=build("native").image, model=MODELS["pentium3"]), MODELS["pentium3"]),
+        (Setup(kernel("hlt"), rom=build("vmware").image), I686),
+        (Setup(kernel("hlt"), rom=build("vmware").image, model=MODELS["486"]), MODELS["486"]),
+        (Setup(kernel("hlt"), full=True), I686),
+    ],
+    ids=repr,
+)
+def test_processor(setup: Setup, model: object) -> None:
+    assert prepare(setup).machine.model is model
+
+
+@pytest.mark.parametrize("options", [{"full": True}, {"rom": build("vmware").image}], ids=["full", "rom"])
+def test_a_processor_that_promises_too_much(options: dict[str, object]) -> None:
+    with pytest.raises(UsageError) as caught:
+        prepare(Setup(kernel("hlt"), model=MODELS["qemu32"], **options))  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        "a de-privileged kernel must have a processor that promises no more than i686 does, "
+        "but qemu32 has apic, de, mce, msr, pae, pat, sep, sse3"
+    )
+
+
+@pytest.mark.parametrize(
+    ("setup", "text"),
+    [
+        (Setup(), "there is nothing to start: neither a kernel nor firmware was given"),
+        (
+            Setup(kernel("hlt"), bios=FIRMWARE),
+            "firmware boots from a disk here, so it can't be combined with a kernel",
+        ),
+        (
+            Setup(bios=FIRMWARE, full=True),
+            "full virtualization starts with a kernel, so it can't begin with firmware",
+        ),
+        (Setup(kernel("hlt"), memory=1 << 32), "RAM must be at most 3584 MiB, but it is 4096 MiB"),
+        (
+            Setup(kernel("hlt"), protocol="a.out"),
+            "boot protocol 'a.out' is not one of linux, multiboot, pvh, elf, flat",
+        ),
+        (
+            Setup(kernel("hlt"), address=0x200000),
+            "only a flat binary takes a load address, but the kernel's protocol is multiboot",
+        ),
+        (
+            Setup(kernel("hlt"), protocol="elf", modules=[Module(b"m", "m")]),
+            "an ELF kernel without a boot protocol can't be given a module",
+        ),
+    ],
+)
+def test_setups_that_make_no_sense(setup: Setup, text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        prepare(setup)
+    assert str(caught.value) == text
+
+
+class Recorder:
+    """An observer that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[object] = []
+
+    def begin(self, machine: Machine) -> None:
+        self.notes.append(("begin", machine.instructions))
+
+    def on_slice(self) -> None:
+        self.notes.append("slice")
+
+    def on_idle(self, ns: int | None) -> int | None:
+        self.notes.append("idle")
+        return ns
+
+    def end(self, machine: Machine) -> None:
+        self.notes.append(("end", machine.console.data))
+
+
+def test_observer() -> None:
+    observer = Recorder()
+    masked = "mov al, 0xff\nout 0x21, al\nout 0xa1, al\n"
+    run_setup(Setup(kernel(f"{masked}out 0xe9, al\nsti\nhlt")), timeout_ns=10**6, observer=observer)
+    assert observer.notes[0] == ("begin", 0)
+    assert observer.notes[-1] == ("end", b"\xff")
+    assert {"slice", "idle"} <= set(observer.notes[1:-1])
+
+
+# --- comparisons ---
+
+
 def test_compare_finds_a_difference() -> None:
     """A kernel that looks for the ROM itself and tells."""
     image = patch(
@@ -197,6 +347,12 @@ def test_compare_finds_equality() -> None:
     )  # fmt: skip
     assert (found.equal, found.diff, modes) == (True, "", ["native", "paravirt", "full"])
     assert repr(found) == "<Comparison native paravirt full: equal>"
+
+
+def test_compare_with_another_processor() -> None:
+    image = patch(samples.get("hello").path.read_bytes()).data
+    found = compare(image, rom=build("vmware").image, model=MODELS["486"])
+    assert found.equal
 
 
 def test_unknown_mode() -> None:

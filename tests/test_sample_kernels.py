@@ -52,7 +52,7 @@ build = load_builder()
 def run_native(image: Path) -> tuple[str, int]:
     """Console and exit status on this toolkit's own machine, status as QEMU would report it."""
     machine = Machine()
-    machine.load_multiboot(image.read_bytes())
+    machine.load(image.read_bytes())
     end = machine.run(timeout_ns=60_000_000_000)
     assert end.outcome is Outcome.DEBUG_EXIT, end.reason
     return machine.console.data.decode("ascii"), (end.value << 1) | 1

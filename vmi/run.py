@@ -12,18 +12,28 @@ import difflib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from vmi.errors import ExitCode, UsageError
+from vmi.hypervisor.domain import Domain
 from vmi.hypervisor.full import take_over
 from vmi.hypervisor.personalities import attach
-from vmi.native.boot.multiboot import Module
-from vmi.native.machine import End, Machine, Outcome
+from vmi.native.boot.state import Module
+from vmi.native.cpuid import I686, CpuModel
+from vmi.native.disk import Disk
+from vmi.native.machine import DEFAULT_MODEL, End, Machine, Outcome
 from vmi.patcher.rewrite import plan_of
 from vmi.rom.inspect import check
 
-__all__ = ["Comparison", "Outcome", "RunResult", "compare", "run_kernel"]
+__all__ = [
+    "Comparison", "Guest", "Observer", "Outcome", "RunResult", "Setup",
+    "compare", "prepare", "run", "run_kernel",
+]  # fmt: skip
 
 MODES = ("native", "paravirt", "full")
+
+#: What CPUID tells of the emulator, which is as true for a de-privileged kernel.
+_TOLD = frozenset({"hypervisor"})
 
 _STATUS = {
     Outcome.TRIPLE_FAULT: ExitCode.GUEST_CRASH,
@@ -98,62 +108,220 @@ class Comparison:
         return {"equal": self.equal, "diff": self.diff, "results": results}
 
 
+@dataclass(frozen=True, repr=False)
+class Setup:
+    """A machine and what it starts with.
+
+    :ivar image: the kernel; None lets the firmware look for one on a disk.
+    :ivar rom: option ROM to plug in; a hypervisor stands behind it if this toolkit has one for it.
+    :ivar memory: bytes of RAM.
+    :ivar append: the kernel's options.
+    :ivar name: what a multiboot command line calls the kernel; it is "<name> <append>", as QEMU gives it.
+    :ivar modules: boot modules; Linux takes one, its initrd.
+    :ivar protocol: how the kernel wants to be booted, None to look at it.
+    :ivar address: where a flat binary goes.
+    :ivar full: de-privilege the kernel from its first instruction, without a ROM.
+    :ivar model: the processor; None for the usual one, or where a ROM or hypervisor is, i686.
+    :ivar disks: IDE disks: primary master and slave, secondary master and slave.
+    :ivar bios: firmware to start instead of a kernel.
+    :ivar video_bios: its option ROM for the VGA.
+    """
+
+    image: bytes | None = None
+    rom: bytes | None = None
+    memory: int = 64 << 20
+    append: str = ""
+    name: str = "kernel"
+    modules: Sequence[Module] = ()
+    protocol: str | None = None
+    address: int | None = None
+    full: bool = False
+    model: CpuModel | None = None
+    disks: Sequence[Disk | None] = ()
+    bios: bytes | None = None
+    video_bios: bytes | None = None
+
+    def __repr__(self) -> str:
+        return f"<Setup {self.mode} {self.name!r}, {self.memory >> 20} MiB>"
+
+    @property
+    def mode(self) -> str:
+        """One of native, paravirt and full."""
+        return "full" if self.full else "native" if self.rom is None else "paravirt"
+
+
+class Observer(Protocol):
+    """Who watches a run and takes part in it: a user at the console, a log."""
+
+    def begin(self, machine: Machine) -> None:
+        """The machine is ready for its first instruction."""
+
+    def on_slice(self) -> None:
+        """Called now and then between two instructions."""
+
+    def on_idle(self, ns: int | None) -> int | None:
+        """See :meth:`vmi.native.machine.Machine.run`."""
+
+    def end(self, machine: Machine) -> None:
+        """The run is over; not called if it broke off with an error."""
+
+
+@dataclass(frozen=True, repr=False)
+class Guest:
+    """A machine that is there and can go on: one that :func:`prepare` made, or a restored one.
+
+    :ivar domain: the hypervisor that runs or awaits its kernel.
+    """
+
+    machine: Machine
+    domain: Domain | None = None
+    mode: str = "native"
+
+    def __repr__(self) -> str:
+        return f"<Guest {self.mode}: {self.machine!r}>"
+
+    def run(
+        self,
+        *,
+        timeout_ns: int | None = None,
+        until: bytes | None = None,
+        observer: Observer | None = None,
+    ) -> RunResult:
+        """Run until it ends; the figures in the result count from the machine's power-on.
+
+        :param timeout_ns: limit in guest time, None for no limit.
+        :param until: end the run as soon as the console has shown this.
+        """
+        machine = self.machine
+        if until:
+            _stop_at(machine, until)
+        started = time.perf_counter()
+        if observer is None:
+            end = machine.run(timeout_ns)
+        else:
+            observer.begin(machine)
+            end = machine.run(timeout_ns, observer.on_slice, observer.on_idle)
+            observer.end(machine)
+        wall = time.perf_counter() - started
+        return RunResult(
+            mode=self.mode,
+            outcome=end.outcome,
+            exit_status=_exit_status(end),
+            reason=end.reason,
+            console=machine.console.data,
+            instructions=machine.instructions,
+            virtual_ns=machine.clock.now(),
+            wall_s=wall,
+            exits=dict(sorted(machine.exits.items())),
+            calls=dict(sorted(self.domain.calls.items())) if self.domain is not None else {},
+            ram_sha256=machine.memory.sha256(),
+        )
+
+
+def run(
+    setup: Setup,
+    *,
+    timeout_ns: int | None = None,
+    until: bytes | None = None,
+    observer: Observer | None = None,
+) -> RunResult:
+    """Make the machine and run it to its end, see :func:`prepare` and :meth:`Guest.run`."""
+    return prepare(setup).run(timeout_ns=timeout_ns, until=until, observer=observer)
+
+
 def run_kernel(
     image: bytes,
     *,
-    rom: bytes | None = None,
-    memory: int = 64 << 20,
-    append: str = "",
-    name: str = "kernel",
-    modules: Sequence[Module] = (),
     timeout_ns: int | None = None,
     until: bytes | None = None,
     on_console: Callable[[bytes], None] | None = None,
-    full: bool = False,
+    **options: Any,
 ) -> RunResult:
-    """Boot a multiboot kernel and run it to its end.
+    """Boot a kernel and run it to its end.
 
-    :param rom: option ROM to plug in; a hypervisor stands behind it if this toolkit has one for it.
-    :param memory: bytes of RAM.
-    :param append: the kernel's options.
-    :param name: what the command line calls the kernel; it is "<name> <append>", as QEMU gives it.
-    :param timeout_ns: limit in guest time, None for no limit.
-    :param until: end the run as soon as the console has shown this.
     :param on_console: gets each piece of console output.
-    :param full: de-privilege the kernel from its first instruction, without a ROM.
-    :raises VmiError: the kernel, a module or the ROM can't be used.
+    :param options: fields of :class:`Setup`.
+    :raises VmiError: as :func:`run`.
     """
-    if full and rom is not None:
+    observer = None if on_console is None else _ConsoleObserver(on_console)
+    return run(Setup(image, **options), timeout_ns=timeout_ns, until=until, observer=observer)
+
+
+class _ConsoleObserver:
+    """Passes console output on, nothing else."""
+
+    def __init__(self, on_console: Callable[[bytes], None]) -> None:
+        self._on_console = on_console
+
+    def begin(self, machine: Machine) -> None:
+        machine.console.add_listener(lambda byte: self._on_console(bytes([byte])))
+
+    def on_slice(self) -> None:
+        pass
+
+    def on_idle(self, ns: int | None) -> int | None:
+        return ns
+
+    def end(self, machine: Machine) -> None:
+        pass
+
+
+def prepare(setup: Setup) -> Guest:
+    """Make the machine, ready for its first instruction.
+
+    :raises VmiError: the kernel, a module, the ROM or the firmware can't be used.
+    """
+    if setup.full and setup.rom is not None:
         raise UsageError("full virtualization runs without a ROM, so it can't be combined with one")
-    machine = Machine(ram=memory)
-    domain = None
-    if rom is not None:
-        check(rom)
-        machine.plug(rom)
-        domain = attach(machine, rom)
-    machine.load_multiboot(image, f"{name} {append}", modules)
-    if full:
-        domain = take_over(machine, _silent_sites(image))
-    if on_console is not None:
-        machine.console.add_listener(lambda byte: on_console(bytes([byte])))
-    if until:
-        _stop_at(machine, until)
-    started = time.perf_counter()
-    end = machine.run(timeout_ns)
-    wall = time.perf_counter() - started
-    return RunResult(
-        mode="full" if full else "native" if rom is None else "paravirt",
-        outcome=end.outcome,
-        exit_status=_exit_status(end),
-        reason=end.reason,
-        console=machine.console.data,
-        instructions=machine.instructions,
-        virtual_ns=machine.clock.now(),
-        wall_s=wall,
-        exits=dict(sorted(machine.exits.items())),
-        calls=dict(sorted(domain.calls.items())) if domain is not None else {},
-        ram_sha256=machine.memory.sha256(),
+    if setup.image is None and setup.bios is None:
+        raise UsageError("there is nothing to start: neither a kernel nor firmware was given")
+    if setup.image is not None and setup.bios is not None:
+        raise UsageError("firmware boots from a disk here, so it can't be combined with a kernel")
+    if setup.full and setup.image is None:
+        raise UsageError("full virtualization starts with a kernel, so it can't begin with firmware")
+    if setup.rom is not None:
+        check(setup.rom)
+    model = setup.model or (DEFAULT_MODEL if setup.mode == "native" else I686)
+    machine = Machine(
+        ram=setup.memory,
+        model=model,
+        disks=setup.disks,
+        bios=setup.bios,
+        video_bios=setup.video_bios,
     )
+    domain = None
+    if setup.rom is not None:
+        machine.plug(setup.rom)
+        domain = attach(machine, setup.rom)
+    if setup.image is not None:
+        machine.load(
+            setup.image,
+            name=setup.name,
+            append=setup.append,
+            protocol=setup.protocol,
+            modules=setup.modules,
+            address=setup.address,
+        )
+        if setup.full:
+            domain = take_over(machine, _silent_sites(setup.image))
+    if domain is not None:
+        _check_served(model)
+    return Guest(machine, domain, setup.mode)
+
+
+def _machine(setup: Setup) -> tuple[Machine, Domain | None]:
+    guest = prepare(setup)
+    return guest.machine, guest.domain
+
+
+def _check_served(model: CpuModel) -> None:
+    """UsageError for a processor that promises a de-privileged kernel what hypervisors here don't serve."""
+    extra = model.features - I686.features - _TOLD
+    if extra:
+        raise UsageError(
+            f"a de-privileged kernel must have a processor that promises no more than {I686.name} does, "
+            f"but {model.name} has {', '.join(sorted(extra))}"
+        )
 
 
 def _silent_sites(image: bytes) -> list[int]:
@@ -196,11 +364,13 @@ def compare(
     until: bytes | None = None,
     original: bytes | None = None,
     on_mode: Callable[[str], None] | None = None,
+    model: CpuModel | None = None,
 ) -> Comparison:
     """Run a patched kernel in each mode, one after the other, and compare with the first.
 
     :param original: the unpatched kernel, which ``full`` needs: it takes no patched one.
     :param on_mode: told each mode before it runs.
+    :param model: the processor, the same in every mode; None for one that every mode can have.
     :raises VmiError: as :func:`run_kernel`.
     """
     results = []
@@ -219,6 +389,7 @@ def compare(
                 timeout_ns=timeout_ns,
                 until=until,
                 full=mode == "full",
+                model=model or I686,
             )
         )
     first = results[0]

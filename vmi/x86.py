@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 
 from vmi.memory import GuestPhys, PhysicalMemory
 
 U32 = 0xFFFFFFFF
 
 
-class Eflags(IntFlag):
+class Eflags(IntEnum):
     """EFLAGS bits."""
 
     CF = 1 << 0
@@ -45,7 +45,7 @@ IOPL_MASK = 0x3000
 IOPL_SHIFT = 12
 
 
-class Cr0(IntFlag):
+class Cr0(IntEnum):
     """CR0 bits."""
 
     PE = 1 << 0
@@ -61,7 +61,7 @@ class Cr0(IntFlag):
     PG = 1 << 31
 
 
-class Cr4(IntFlag):
+class Cr4(IntEnum):
     """CR4 bits that this machine knows."""
 
     VME = 1 << 0
@@ -236,7 +236,7 @@ class Gate:
         return bool(self.high & 1 << 15)
 
 
-class PfError(IntFlag):
+class PfError(IntEnum):
     """#PF error code bits."""
 
     P = 1

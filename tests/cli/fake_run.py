@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from types import ModuleType
@@ -53,12 +53,33 @@ PARAVIRT = replace(
 )
 
 
+@dataclass(frozen=True)
+class FakeGuest:
+    """What runs: shows the pieces, and ends as it is told."""
+
+    library: FakeRun
+    domain: None = None
+
+    def run(self, *, timeout_ns: int | None, until: bytes | None, observer: Any) -> RunResult:
+        library = self.library
+        library.seen |= {"timeout_ns": timeout_ns, "until": until}
+        for piece in library.pieces:
+            observer._session.write(piece)
+        if library.error is not None:
+            raise library.error
+        return library.result
+
+
 class FakeRun(ModuleType):
-    """Set ``result``, ``pieces`` (console output, in the calls it comes in), ``comparison`` or ``error``."""
+    """Set ``result``, ``pieces`` (console output, in the calls it comes in), ``comparison``.
+
+    ``error`` ends a run or a comparison, ``refusal`` comes before a run can begin.
+    """
 
     RunResult = RunResult
     Comparison = Comparison
     Outcome = Outcome
+    Guest = FakeGuest
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -66,37 +87,18 @@ class FakeRun(ModuleType):
         self.result = RunResult()
         self.pieces: Sequence[bytes] = (b"hel", b"lo\r\n")
         self.comparison = Comparison((NATIVE, PARAVIRT))
+        self.refusal: BaseException | None = None
         self.error: BaseException | None = None
 
-    def run_kernel(
-        self,
-        image: bytes,
-        *,
-        rom: bytes | None,
-        memory: int,
-        append: str,
-        modules: Sequence[Any],
-        timeout_ns: int | None,
-        until: bytes | None,
-        on_console: Callable[[bytes], None] | None,
-        full: bool,
-    ) -> RunResult:
-        self.seen = {
-            "image": image,
-            "rom": rom,
-            "memory": memory,
-            "append": append,
-            "modules": modules,
-            "timeout_ns": timeout_ns,
-            "until": until,
-            "full": full,
-        }
-        for piece in self.pieces:
-            if on_console is not None:
-                on_console(piece)
-        if self.error is not None:
-            raise self.error
-        return self.result
+    @staticmethod
+    def Setup(**options: Any) -> dict[str, Any]:
+        return options
+
+    def prepare(self, setup: dict[str, Any]) -> FakeGuest:
+        self.seen = setup
+        if self.refusal is not None:
+            raise self.refusal
+        return FakeGuest(self)
 
     def compare(self, image: bytes, modes: Sequence[str], **options: Any) -> Comparison:
         self.seen = {"image": image, "modes": list(modes), **options}

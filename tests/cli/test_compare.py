@@ -12,6 +12,7 @@ import pytest
 from tests.cli.conftest import Vmi, sentence
 from tests.cli.fake_run import NATIVE, PARAVIRT, Comparison, FakeRun
 from vmi import samples
+from vmi.native.cpuid import MODELS
 from vmi.patcher import inspect_file, patch
 from vmi.rom.build import build
 
@@ -42,7 +43,13 @@ def test_patched_kernel_is_run_as_it_is(vmi: Vmi, fake_run: FakeRun, patched_ker
         "timeout_ns": 2 * 10**9,
         "until": None,
         "original": None,
+        "model": None,
     }
+
+
+def test_processor(vmi: Vmi, fake_run: FakeRun, patched_kernel: Path) -> None:
+    assert vmi("compare", patched_kernel, "--cpu", "486").exit_code == 0
+    assert fake_run.seen["model"] is MODELS["486"]
 
 
 def test_unpatched_kernel_is_patched_in_memory_and_that_is_said(vmi: Vmi, fake_run: FakeRun) -> None:

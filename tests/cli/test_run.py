@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`vmi run`: options reach the library, the guest's console reaches the user, the status is right."""
+"""`vmi run`: options reach the library, the guest's console reaches the user, the status is right.
+
+The library below is a stand-in; what its answers look like with real guests is in test_watch.py.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,25 +16,27 @@ import pytest
 from tests.cli.conftest import Vmi, sentence
 from tests.cli.fake_run import FakeRun, Outcome
 from vmi import samples
-from vmi.errors import CallNotServed, EngineError, GuestCrash
+from vmi.cli import run as verb
+from vmi.cli.console import ConsoleSession
+from vmi.cli.values import Serial
+from vmi.errors import BadInput, CallNotServed, EngineError, GuestCrash
+from vmi.native.boot.loader import PROTOCOLS
 from vmi.native.boot.multiboot import Module
+from vmi.native.cpuid import MODELS
 from vmi.patcher import patch
 from vmi.rom.build import build
+
+DEFAULTS = {
+    "image": b"some kernel", "rom": None, "memory": 64 << 20, "append": "", "modules": [],
+    "protocol": None, "address": None, "full": False, "model": None, "disks": [], "bios": None,
+    "video_bios": None, "timeout_ns": 60 * 10**9, "until": None,
+}  # fmt: skip
 
 
 def test_defaults(vmi: Vmi, fake_run: FakeRun, kernel: Path) -> None:
     result = vmi("run", kernel)
     assert result.exit_code == 0
-    assert fake_run.seen == {
-        "image": b"some kernel",
-        "rom": None,
-        "memory": 64 << 20,
-        "append": "",
-        "modules": [],
-        "timeout_ns": 60 * 10**9,
-        "until": None,
-        "full": False,
-    }
+    assert fake_run.seen == DEFAULTS
 
 
 def test_every_option(vmi: Vmi, fake_run: FakeRun, kernel: Path, tmp_path: Path) -> None:
@@ -42,16 +48,87 @@ def test_every_option(vmi: Vmi, fake_run: FakeRun, kernel: Path, tmp_path: Path)
         *("--initrd", disk, "--initrd", f"{disk},x y,z", "--timeout", "1.5ms"),
     )
     assert result.exit_code == 0, result.stderr
-    assert fake_run.seen == {
-        "image": b"some kernel",
+    assert fake_run.seen == DEFAULTS | {
         "rom": b"rom",
         "memory": 8 << 20,
         "append": "a=1 b",
         "modules": [Module(b"disk", str(disk)), Module(b"disk", f"{disk} x y,z")],
         "timeout_ns": 1_500_000,
-        "until": None,
-        "full": False,
     }
+
+
+def test_options_of_the_machine(vmi: Vmi, fake_run: FakeRun, kernel: Path, tmp_path: Path) -> None:
+    for name in ("one", "two,rw", "three"):
+        (tmp_path / name).write_bytes(name.encode().ljust(512, b"."))
+    (tmp_path / "two").write_bytes(b"2" * 1024)
+    result = vmi(
+        *("run", kernel, "--cpu", "pentium3", "--protocol", "flat", "--load-address", "0x200000"),
+        *("--disk", tmp_path / "one", "--disk", f"{tmp_path / 'two'},rw", "--disk", tmp_path / "three"),
+    )
+    assert result.exit_code == 0, result.stderr
+    disks = fake_run.seen.pop("disks")
+    assert [(disk.name, disk.writable, disk.sectors) for disk in disks] == [
+        (str(tmp_path / "one"), False, 1),
+        (str(tmp_path / "two"), True, 2),
+        (str(tmp_path / "three"), False, 1),
+    ]
+    changed = {"model": MODELS["pentium3"], "protocol": "flat", "address": 0x200000}
+    assert fake_run.seen == {key: DEFAULTS[key] for key in fake_run.seen} | changed
+
+
+def test_firmware_instead_of_a_kernel(vmi: Vmi, fake_run: FakeRun, tmp_path: Path) -> None:
+    (tmp_path / "bios").write_bytes(b"B" * 65536)
+    (tmp_path / "vga").write_bytes(b"\x55\xaa" + b"V" * 510)
+    result = vmi("run", "--bios", tmp_path / "bios", "--video-bios", tmp_path / "vga", "--rom", "native")
+    assert result.exit_code == 0, result.stderr
+    assert fake_run.seen == DEFAULTS | {
+        "image": None,
+        "bios": b"B" * 65536,
+        "video_bios": b"\x55\xaa" + b"V" * 510,
+        "rom": build("native").image,
+    }
+
+
+def test_help_names_all_models_and_protocols(vmi: Vmi) -> None:
+    words = set(vmi("run", "--help").stdout.replace(",", " ").replace(".", " ").split())
+    assert set(MODELS) | set(PROTOCOLS) <= words
+
+
+class AtTerminal(ConsoleSession):
+    """A session that takes itself for one on a terminal."""
+
+    def __init__(self, serial: Serial, **options: bool) -> None:
+        super().__init__(serial, **options)
+        self.interactive = True
+
+
+@pytest.mark.parametrize(("words", "limit"), [((), None), (("--timeout", "7s"), 7 * 10**9)])
+def test_on_a_terminal_there_is_no_limit_unless_asked_for(
+    vmi: Vmi,
+    fake_run: FakeRun,
+    kernel: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    limit: int | None,
+) -> None:
+    monkeypatch.setattr(verb, "ConsoleSession", AtTerminal)
+    assert vmi("run", kernel, *words).exit_code == 0
+    assert fake_run.seen["timeout_ns"] == limit
+
+
+@pytest.mark.parametrize("words", [(), ("--realtime",)])
+def test_realtime_reaches_the_session(
+    vmi: Vmi, fake_run: FakeRun, kernel: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    seen = {}
+
+    def session(serial: Serial, **options: bool) -> ConsoleSession:
+        seen.update(options)
+        return ConsoleSession(serial, **options)
+
+    monkeypatch.setattr(verb, "ConsoleSession", session)
+    assert vmi("run", kernel, "-q", *words).exit_code == 0
+    assert seen == {"realtime": bool(words), "quiet": True}
 
 
 def test_rom_by_flavour(vmi: Vmi, fake_run: FakeRun, kernel: Path) -> None:
@@ -126,6 +203,21 @@ def test_serial_file_is_complete_even_if_the_run_fails(
     assert (tmp_path / "log").read_bytes() == b"hello\r\n"
 
 
+def test_nothing_is_written_if_there_is_no_run(
+    vmi: Vmi, fake_run: FakeRun, kernel: Path, tmp_path: Path
+) -> None:
+    kept = [tmp_path / name for name in ("console", "log", "screen")]
+    for path in kept:
+        path.write_bytes(b"of the last run")
+    options = ("--serial", f"file:{kept[0]}", "--log", "all", "--log-file", kept[1], "--screenshot", kept[2])
+    fake_run.refusal = BadInput("the kernel is none")
+    for name in (kernel, tmp_path / "missing"):
+        result = vmi("run", name, *options, "--save", tmp_path / "saved")
+        assert result.exit_code == 4
+        assert [path.read_bytes() for path in kept] == [b"of the last run"] * 3
+        assert not (tmp_path / "saved").exists()
+
+
 def test_serial_file_that_cant_be_written_is_known_before_the_run(
     vmi: Vmi, fake_run: FakeRun, kernel: Path, tmp_path: Path
 ) -> None:
@@ -177,48 +269,130 @@ def test_unexpected_error_is_one_sentence_with_a_hint(
     assert vmi("run", kernel).stderr.startswith("Traceback (most recent call last):\n")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status", "text"),
-    [
-        (["missing"], 4, "kernel 'missing' can't be read: No such file or directory"),
-        (
-            ["KERNEL", "--full", "--rom", "native"],
-            2,
-            "--full runs without a ROM, so it can't be combined with --rom",
-        ),
-        (
-            ["KERNEL", "--rom", "nonsense"],
-            2,
-            "ROM 'nonsense' is neither a flavour (native, vmware) nor the name of a file",
-        ),
-        (["KERNEL", "--rom", "./no.bin"], 4, "ROM './no.bin' can't be read: No such file or directory"),
-        (
-            ["KERNEL", "-m", "64X"],
-            2,
-            "memory size '64X' is not understood: expected a number of MiB or one with K, M or G, "
-            "from 1M to below 4G, in whole pages of 4K",
-        ),
-        (
-            ["KERNEL", "--timeout", "soon"],
-            2,
-            "time 'soon' is not understood: expected 'none', or a number above 0 in ns, us, ms, s, m or h",
-        ),
-        (
-            ["KERNEL", "--serial", "pty"],
-            2,
-            "serial port 'pty' is not understood: expected stdio, file:PATH or none",
-        ),
-        (["KERNEL", "--initrd", ",x"], 2, "module ',x' is not understood: expected FILE or FILE,ARGUMENTS"),
-        (["KERNEL", "--initrd", "no"], 4, "module 'no' can't be read: No such file or directory"),
-    ],
-)
+BAD_ARGUMENTS = {
+    "missing": (4, "kernel 'missing' can't be read: No such file or directory"),
+    "": (2, "exactly one of KERNEL, --bios and --restore must say what to run"),
+    "kernel --bios bios": (2, "exactly one of KERNEL, --bios and --restore must say what to run"),
+    "kernel --restore saved": (2, "exactly one of KERNEL, --bios and --restore must say what to run"),
+    "kernel --full --rom native": (2, "--full runs without a ROM, so it can't be combined with --rom"),
+    "kernel --rom nonsense": (
+        2, "ROM 'nonsense' is neither a flavour (native, vmware) nor the name of a file",
+    ),
+    "kernel --rom ./no.bin": (4, "ROM './no.bin' can't be read: No such file or directory"),
+    "kernel -m 64X": (
+        2,
+        "memory size '64X' is not understood: expected a number of MiB or one with K, M or G, "
+        "from 1M to 3584M, in whole pages of 4K",
+    ),
+    "kernel --cpu 386": (
+        2, f"processor '386' is not understood: expected one of {', '.join(MODELS)}",
+    ),
+    "kernel --timeout soon": (
+        2, "time 'soon' is not understood: expected 'none', or a number above 0 in ns, us, ms, s, m or h",
+    ),
+    "kernel --timeout=": (
+        2, "time '' is not understood: expected 'none', or a number above 0 in ns, us, ms, s, m or h",
+    ),
+    "kernel --until=": (2, "the text to wait for must not be empty"),
+    "kernel --load-address c000g": (
+        2, "address 'c000g' is not understood: expected up to 8 hexadecimal digits, like c0100000",
+    ),
+    "kernel --serial tcp:1": (
+        2, "serial port 'tcp:1' is not understood: expected stdio, pty, file:PATH or none",
+    ),
+    "kernel --initrd ,x": (2, "module ',x' is not understood: expected FILE or FILE,ARGUMENTS"),
+    "kernel --initrd no": (4, "module 'no' can't be read: No such file or directory"),
+    "kernel --disk no": (4, "disk image 'no' can't be read: No such file or directory"),
+    "kernel --disk no,rw": (4, "disk image 'no' can't be written to: No such file or directory"),
+    "kernel --disk no,ro": (4, "disk image 'no,ro' can't be read: No such file or directory"),
+    "kernel --disk=": (4, "disk image '' can't be read: No such file or directory"),
+    "kernel --disk empty": (4, "disk image 'empty' is empty"),
+    "kernel --disk folder": (4, "disk image 'folder' must be a file or a block device"),
+    "kernel --disk folder,rw": (4, "disk image 'folder' can't be written to: Is a directory"),
+    "kernel --disk kernel,rw --disk kernel": (
+        2, "disk image 'kernel' can't be given twice if one of the two is rw",
+    ),
+    "kernel --disk kernel --disk folder/../kernel,rw": (
+        2, "disk image 'folder/../kernel' can't be given twice if one of the two is rw",
+    ),
+    "kernel --disk kernel --disk kernel --disk kernel --disk kernel --disk kernel": (
+        2, "there can be up to 4 disks, but 5 were given",
+    ),
+    "--bios no": (4, "firmware 'no' can't be read: No such file or directory"),
+    "--bios empty": (4, "firmware 'empty' must have a multiple of 64 KiB up to 8 MiB, but it has 0 bytes"),
+    "--bios kernel": (4, "firmware 'kernel' must have a multiple of 64 KiB up to 8 MiB, but it has 11 bytes"),
+    "--bios bios --video-bios no": (4, "video BIOS 'no' can't be read: No such file or directory"),
+    "--bios bios --video-bios kernel": (
+        4, "video BIOS 'kernel' must have 512 bytes to 1 MiB, but it has 11 bytes",
+    ),
+    "--bios bios --video-bios bios": (4, "video BIOS 'bios' must start with 55 aa, but it starts with 00 00"),
+    "kernel --video-bios bios": (2, "--video-bios is started by firmware, so it needs --bios"),
+    "--bios bios --full": (2, "--full is for a KERNEL, so it can't be combined with --bios"),
+    "--bios bios --append x": (2, "--append is for a KERNEL, so it can't be combined with --bios"),
+    "--bios bios --initrd kernel": (2, "--initrd is for a KERNEL, so it can't be combined with --bios"),
+    "--bios bios --protocol elf": (2, "--protocol is for a KERNEL, so it can't be combined with --bios"),
+    "--restore x --append y": (2, "--append is for a new machine, so it can't be combined with --restore"),
+    "--restore x -m 64": (2, "--memory is for a new machine, so it can't be combined with --restore"),
+    "--restore x --cpu 486": (2, "--cpu is for a new machine, so it can't be combined with --restore"),
+    "--restore x --rom native": (2, "--rom is for a new machine, so it can't be combined with --restore"),
+    "--restore x --full": (2, "--full is for a new machine, so it can't be combined with --restore"),
+    "kernel --log irq,disk": (
+        2,
+        "log category 'disk' is not understood: expected one or more of "
+        "ports, irq, exceptions, mmio, cpu, with commas between them, or all",
+    ),
+    "kernel --log-file x": (2, "--log-file needs --log, which says what is logged"),
+    "kernel --log all --log-file folder": (6, "output 'folder' can't be written: Is a directory"),
+    "kernel --screenshot folder": (6, "output 'folder' can't be written: Is a directory"),
+    "kernel --screenshot folder/no/x.png": (
+        6, "output 'folder/no/x.png' can't be written: there is no folder 'HERE/folder/no'",
+    ),
+    "kernel --save kernel": (6, "snapshot 'kernel' can't be written: there is a file of that name"),
+    "kernel --save full": (6, "snapshot 'full' can't be written: the folder holds something else"),
+    "kernel --save folder/no/x": (
+        6, "snapshot 'folder/no/x' can't be written: there is no folder 'HERE/folder/no'",
+    ),
+    "kernel --type \xe4": (2, "the character '\xe4' can't be typed on a US keyboard"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", BAD_ARGUMENTS)
 def test_bad_arguments(
-    vmi: Vmi, fake_run: FakeRun, kernel: Path, arguments: list[str], status: int, text: str
+    vmi: Vmi, fake_run: FakeRun, kernel: Path, monkeypatch: pytest.MonkeyPatch, line: str
 ) -> None:
-    result = vmi("run", *(str(kernel) if one == "KERNEL" else one for one in arguments))
-    assert result.exit_code == status
-    assert sentence(result) == f"vmi: {text}"
+    here = kernel.parent
+    monkeypatch.chdir(here)
+    (here / "bios").write_bytes(bytes(65536))
+    (here / "empty").touch()
+    (here / "folder").mkdir()
+    (here / "full").mkdir()
+    (here / "full" / "letter").touch()
+    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    status, text = BAD_ARGUMENTS[line]
+    result = vmi("run", *line.split())
+    assert (sentence(result), result.exit_code) == (f"vmi: {text.replace('HERE', str(here))}", status)
     assert not fake_run.seen
+    assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
+
+
+def test_firmware_that_is_too_large(vmi: Vmi, fake_run: FakeRun, tmp_path: Path) -> None:
+    path = tmp_path / "bios"
+    path.write_bytes(b"")
+    for size in ((8 << 20) + 65536, 65536 + 4096):
+        os.truncate(path, size)
+        result = vmi("run", "--bios", path)
+        assert sentence(result) == (
+            f"vmi: firmware {str(path)!r} must have a multiple of 64 KiB up to 8 MiB, but it has {size} bytes"
+        )
+        assert result.exit_code == 4
+
+
+def test_unknown_key(vmi: Vmi, fake_run: FakeRun, kernel: Path) -> None:
+    result = vmi("run", kernel, "--type", "ls<Retrun>")
+    assert result.exit_code == 2
+    assert sentence(result).startswith(
+        "vmi: no key is called 'Retrun'; besides those that print there are Esc, F1"
+    )
 
 
 def test_unknown_sample(vmi: Vmi, fake_run: FakeRun) -> None:

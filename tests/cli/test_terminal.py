@@ -53,14 +53,14 @@ def test_safe_keeps_what_is_harmless() -> None:
     assert safe("kernel 'ä b'\n\t\x1b[0m\udc80") == "kernel 'ä b'\\n\\t^[[0m\\udc80"
 
 
-SINK = """
+SESSION = """
 import sys
-from vmi.cli.console import ConsoleSink
+from vmi.cli.console import ConsoleSession
 from vmi.cli.values import Serial
-sink = ConsoleSink(Serial(terminal=True))
-sink.write(b"\\x1b[31mred\\xe2")
-sink.write(b"\\x86\\x92 end")
-sink.close()
+session = ConsoleSession(Serial(terminal=True))
+session.write(b"\\x1b[31mred\\xe2")
+session.write(b"\\x86\\x92 end")
+session.close()
 print("after")
 """
 
@@ -69,7 +69,7 @@ def test_on_a_terminal_escape_sequences_are_shown() -> None:
     controller, terminal = pty.openpty()
     try:
         child = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(SINK)],
+            [sys.executable, "-c", textwrap.dedent(SESSION)],
             stdin=subprocess.DEVNULL,
             stdout=terminal,
             stderr=subprocess.PIPE,
@@ -85,14 +85,14 @@ def test_on_a_terminal_escape_sequences_are_shown() -> None:
 
 
 def test_in_a_pipe_bytes_are_unchanged() -> None:
-    child = subprocess.run([sys.executable, "-c", SINK], capture_output=True, timeout=60, check=True)
+    child = subprocess.run([sys.executable, "-c", SESSION], capture_output=True, timeout=60, check=True)
     assert child.stdout == b"\x1b[31mred\xe2\x86\x92 endafter\n"
 
 
 def test_reader_that_left_is_reported_after_the_run() -> None:
-    code = SINK.replace('print("after")', "").replace(
-        "sink.close()",
-        "sink.write(b'x' * 100000)\ntry:\n    sink.close()\nexcept BrokenPipeError:\n    sys.exit(7)",
+    code = SESSION.replace('print("after")', "").replace(
+        "session.close()",
+        "session.write(b'x' * 100000)\ntry:\n    session.close()\nexcept BrokenPipeError:\n    sys.exit(7)",
     )
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert child.stdout is not None

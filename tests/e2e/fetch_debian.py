@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-only
-"""Obtain Debian's GNU Mach kernel for i386 with apt's own tools, without touching the host's package state.
+"""Obtain i386 software from Debian with apt's own tools, without touching the host's package state.
 
-The kernel is not ours to ship, and a kernel that somebody else compiled is the best test there is. apt
-brings the mirror, proxy and signature checks that the machine's owner has set up. Its state is redirected
-to a throw-away folder through a private APT_CONFIG, so neither the host's package lists nor its foreign
-architectures change, and no privilege is needed.
+These files are not ours to ship, and what somebody else compiled is the best test there is. apt brings the
+mirror, proxy and signature checks that the machine's owner has set up. Its state is redirected to a
+throw-away folder through a private APT_CONFIG, so neither the host's package lists nor its foreign
+architectures change, and no privilege is needed. One update of the lists serves all packages.
 
-As a script: prints the path of the kernel (an uncompressed ELF file), or one sentence and exit status 1.
+As a script: `fetch_debian.py [PACKAGE...]` prints the folder of each package (without a name: of all that
+are fetched unasked), or one sentence and exit status 1.
 """
 
 from __future__ import annotations
@@ -15,18 +16,20 @@ from __future__ import annotations
 import fcntl
 import gzip
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
 
-PACKAGE = "gnumach-image-1.8-486"
-MEMBER = "boot/gnumach-1.8-486.gz"
 ARCHITECTURE = "i386"
-TOOLS = ("apt-config", "apt-get", "dpkg-deb")
+TOOLS = ("apt-config", "apt-get", "apt-cache", "dpkg-deb")
 
 #: What of /etc/apt says where packages come from and whom to trust. Left out on purpose: apt.conf.d, whose
 #: hooks may clean the host's caches (its download settings are taken through `apt-config` instead), and
@@ -43,11 +46,92 @@ _SOURCES = (
 
 
 class FetchError(Exception):
-    """The kernel was obtained but is not what it must be."""
+    """Something was obtained but is not what it must be."""
 
 
 class Unavailable(FetchError):
-    """The kernel can't be obtained on this machine: no apt, no network, or no such package."""
+    """Something can't be obtained on this machine: no apt, no network, or no such package."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package and what is kept of it.
+
+    ``keep`` are patterns of members (`*` crosses folders). ``stands_for``: the package is empty, and the
+    first of its dependencies that this expression matches is meant. ``finish`` gets the unpacked tree and
+    raises FetchError if it is not what it must be. An ``optional`` package is fetched only when asked for.
+    """
+
+    name: str
+    keep: tuple[str, ...]
+    stands_for: str = ""
+    finish: Callable[[Path], None] | None = None
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Linux:
+    """A kernel as its package has it: the bzImage, the folder of its modules, and what uname -r says."""
+
+    kernel: Path
+    modules: Path
+    release: str
+
+
+def _unzip_kernel(tree: Path) -> None:
+    """Put the uncompressed ELF file beside GNU Mach's compressed one, after a look at what it is."""
+    source = tree / _MACH
+    try:
+        image = gzip.decompress(source.read_bytes())
+    except (OSError, EOFError) as error:
+        raise FetchError(f"gnumach has no readable /{_MACH}: {error}") from error
+    if image[:5] != b"\x7fELF\x01":
+        raise FetchError(f"/{_MACH} is not a 32-bit ELF file; it starts with {image[:5]!r}.")
+    source.with_suffix("").write_bytes(image)
+
+
+def _check_bzimage(tree: Path) -> None:
+    kernels = sorted(tree.glob("boot/vmlinuz-*"))
+    if len(kernels) != 1:
+        raise FetchError(f"a Linux package should hold one boot/vmlinuz-*, this one holds {len(kernels)}.")
+    with kernels[0].open("rb") as handle:
+        head = handle.read(0x206)
+    if head[0x202:] != b"HdrS":
+        raise FetchError(f"{kernels[0].name} is no Linux bzImage: it has no HdrS at offset 0x202.")
+
+
+_MACH = "boot/gnumach-1.8-486.gz"
+
+#: Of all modules those that a disk, a CD and the usual file systems need, with what they depend on.
+_LINUX = (
+    "boot/vmlinuz-*",
+    "boot/config-*",
+    "lib/modules/*/kernel/arch/x86/crypto/*.ko",
+    "lib/modules/*/kernel/block/*.ko",
+    "lib/modules/*/kernel/crypto/*.ko",
+    "lib/modules/*/kernel/drivers/ata/*.ko",
+    "lib/modules/*/kernel/drivers/cdrom/*.ko",
+    "lib/modules/*/kernel/drivers/scsi/s[cdr]*_*.ko",
+    "lib/modules/*/kernel/fs/mbcache.ko",
+    *(f"lib/modules/*/kernel/fs/{name}/*.ko" for name in ("ext4", "fat", "isofs", "jbd2", "minix", "nls")),
+    "lib/modules/*/kernel/lib/*.ko",
+)
+
+PACKAGES = {
+    package.name: package
+    for package in (
+        Package("gnumach-image-1.8-486", (_MACH,), finish=_unzip_kernel),
+        Package("linux-image-686", _LINUX, r"linux-image-\d\S*-686", _check_bzimage),
+        Package("linux-image-686-pae", _LINUX, r"linux-image-\d\S*-686-pae", _check_bzimage, optional=True),
+        Package("busybox-static", ("bin/busybox", "usr/bin/busybox")),
+        Package("memtest86+", ("boot/memtest86+ia32.bin",)),
+        Package("seabios", ("usr/share/seabios/*.bin",)),
+        Package("grub-pc-bin", ("usr/lib/grub/i386-pc/*",)),
+    )
+}
+
+
+# -- what the tests ask for ---------------------------------------------------------------------------
 
 
 def cache_folder() -> Path:
@@ -57,21 +141,69 @@ def cache_folder() -> Path:
 
 
 def gnumach(folder: Path | None = None) -> Path:
-    """Path of the uncompressed GNU Mach ELF file, downloaded (0.8 MB) on the first call.
+    """Path of GNU Mach's uncompressed ELF file."""
+    return fetch("gnumach-image-1.8-486", folder) / Path(_MACH).with_suffix("")
 
-    Several processes may call this at once: one downloads, the others wait for it. Raises Unavailable
-    where the kernel can't be had, FetchError where what came is not a kernel.
+
+def linux(flavour: str = "686", folder: Path | None = None) -> Linux:
+    """Debian's present Linux kernel for i386; the flavour is `686` or `686-pae`."""
+    tree = fetch(f"linux-image-{flavour}", folder)
+    kernel = next(tree.glob("boot/vmlinuz-*"))
+    release = kernel.name.removeprefix("vmlinuz-")
+    return Linux(kernel, tree / "lib/modules" / release, release)
+
+
+def busybox(folder: Path | None = None) -> Path:
+    """Path of the statically linked busybox."""
+    return next(fetch("busybox-static", folder).rglob("busybox"))
+
+
+def memtest(folder: Path | None = None) -> Path:
+    """Path of memtest86+ for 32 bits, which boots as a Linux bzImage does."""
+    return fetch("memtest86+", folder) / "boot/memtest86+ia32.bin"
+
+
+def seabios(folder: Path | None = None) -> Path:
+    """Folder of SeaBIOS: bios.bin (128 KiB), bios-256k.bin, vgabios-*.bin."""
+    return fetch("seabios", folder) / "usr/share/seabios"
+
+
+def grub(folder: Path | None = None) -> Path:
+    """Folder of GRUB's modules and images for BIOS machines."""
+    return fetch("grub-pc-bin", folder) / "usr/lib/grub/i386-pc"
+
+
+# -- how they get it ----------------------------------------------------------------------------------
+
+
+_failed: dict[Path, FetchError] = {}  # asked for once in a process: without a network each try takes long
+
+
+def fetch(name: str, folder: Path | None = None) -> Path:
+    """Folder with the kept members of a package, downloaded on the first call.
+
+    The first call that has to download brings all packages that are not optional (some 60 MB), since
+    apt's lists are the slow part. Several processes may call this at once: one downloads, the others wait
+    for it. Raises Unavailable where the package can't be had, FetchError where what came is unusable.
     """
     folder = cache_folder() if folder is None else folder
-    target = folder / "gnumach"
+    target = folder / name
     if target.exists():
         return target
+    if target in _failed:
+        raise _failed[target]
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder / ".lock"):
+        missing = [
+            package
+            for package in PACKAGES.values()
+            if (package.name == name or not package.optional) and not (folder / package.name).exists()
+        ]
         if not target.exists():
             with tempfile.TemporaryDirectory(prefix="fetch-", dir=folder) as scratch:
-                kernel = _fetch(Path(scratch))
-                os.replace(kernel, target)  # same file system: the target is never half there
+                _fetch(missing, Path(scratch), folder)
+    if target in _failed:
+        raise _failed[target]
     return target
 
 
@@ -83,38 +215,99 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _fetch(scratch: Path) -> Path:
-    """Download and unpack into an empty folder; returns the kernel's path inside it."""
-    for tool in TOOLS:
-        if shutil.which(tool) is None:
-            raise Unavailable(f"{PACKAGE} needs Debian's {tool}, which is not on this machine.")
-    environment = {**os.environ, "APT_CONFIG": str(_private_apt(scratch)), "LC_ALL": "C.UTF-8"}
-
-    # An index that fails is no reason to stop: the one with the package may have come.
-    update = _run(["apt-get", "-q", "update"], scratch, environment, seconds=300)
-    download = _run(["apt-get", "-q", "download", PACKAGE], scratch, environment, seconds=180)
-    packages = sorted(scratch.glob("*.deb"))
-    if download.returncode != 0 or not packages:
-        complaint = _complaint(download) or _complaint(update) or "apt gave no reason"
-        raise Unavailable(f"{PACKAGE}:{ARCHITECTURE} could not be downloaded: {complaint}")
-
-    tree = scratch / "tree"
-    unpack = _run(["dpkg-deb", "-x", str(packages[0]), str(tree)], scratch, environment, seconds=60)
-    if unpack.returncode != 0:
-        raise FetchError(f"{packages[0].name} could not be unpacked: {_complaint(unpack)}")
-    return _unzip(tree / MEMBER, scratch / "kernel")
-
-
-def _unzip(source: Path, target: Path) -> Path:
-    """Write the kernel uncompressed, after a look at what it is."""
+def _fetch(packages: list[Package], scratch: Path, folder: Path) -> None:
+    """Bring packages into ``folder``, each as a tree of its name; what went wrong is left in _failed."""
     try:
-        image = gzip.decompress(source.read_bytes())
-    except (OSError, EOFError) as error:
-        raise FetchError(f"{PACKAGE} has no readable /{MEMBER}: {error}") from error
-    if image[:5] != b"\x7fELF\x01":
-        raise FetchError(f"/{MEMBER} of {PACKAGE} is not a 32-bit ELF file; it starts with {image[:5]!r}.")
-    target.write_bytes(image)
-    return target
+        apt = Apt(scratch)
+    except Unavailable as error:
+        _failed.update({folder / package.name: error for package in packages})
+        return
+    for package in packages:
+        try:
+            tree = apt.unpacked(package)
+            if package.finish is not None:
+                package.finish(tree)
+            os.replace(tree, folder / package.name)  # same file system: never half there
+        except FetchError as error:
+            _failed[folder / package.name] = error
+
+
+class Apt:
+    """apt with the host's sources and a state of its own in an empty folder."""
+
+    def __init__(self, scratch: Path) -> None:
+        for tool in TOOLS:
+            if shutil.which(tool) is None:
+                raise Unavailable(f"Debian's {tool} is needed to fetch packages and not on this machine.")
+        self.scratch = scratch
+        self.environment = {**os.environ, "APT_CONFIG": str(_private_apt(scratch)), "LC_ALL": "C.UTF-8"}
+        # An index that fails is no reason to stop: the one with the package may have come.
+        self._update = self._run(["apt-get", "-q", "update"], seconds=300)
+
+    def unpacked(self, package: Package) -> Path:
+        """Download a package and unpack what is kept of it; gives the folder."""
+        name = self._dependency(package) if package.stands_for else package.name
+        folder = self.scratch / package.name
+        folder.mkdir()
+        download = self._run(["apt-get", "-q", "download", name], seconds=300, cwd=folder)
+        archives = sorted(folder.glob("*.deb"))
+        if download.returncode != 0 or not archives:
+            complaint = _complaint(download) or _complaint(self._update) or "apt gave no reason"
+            raise Unavailable(f"{name}:{ARCHITECTURE} could not be downloaded: {complaint}")
+        tree = folder / "tree"
+        _unpack(archives[0], package.keep, tree)
+        return tree
+
+    def _dependency(self, package: Package) -> str:
+        """The package that an empty one stands for in this release."""
+        shown = self._run(["apt-cache", "show", "--no-all-versions", package.name], seconds=60)
+        depends = " ".join(re.findall(r"^(?:Pre-)?Depends: (.*)$", shown.stdout, re.MULTILINE))
+        for name in re.split(r"[\s,|()]+", depends):
+            if re.fullmatch(package.stands_for, name):
+                return name
+        complaint = _complaint(shown) or _complaint(self._update) or f"it depends on {depends or 'nothing'}"
+        raise Unavailable(f"{package.name}:{ARCHITECTURE} names no package to download: {complaint}")
+
+    def _run(
+        self, command: list[str], *, seconds: int, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        try:
+            return subprocess.run(
+                command,
+                cwd=cwd or self.scratch,
+                env=self.environment,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=seconds,
+                stdin=subprocess.DEVNULL,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise Unavailable(f"`{' '.join(command[:3])}` did not end within {seconds} s.") from error
+
+
+def _unpack(archive: Path, keep: tuple[str, ...], tree: Path) -> None:
+    """Write the regular files of a package whose names match; FetchError if there are none."""
+    tree.mkdir()
+    with subprocess.Popen(
+        ["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as unpacker:
+        try:
+            with tarfile.open(fileobj=unpacker.stdout, mode="r|") as members:
+                for member in members:
+                    name = member.name.removeprefix("./")
+                    if not any(fnmatchcase(name, pattern) for pattern in keep):
+                        continue
+                    content = members.extractfile(member) if member.isfile() else None
+                    if content is None or ".." in PurePosixPath(name).parts:
+                        continue
+                    (tree / name).parent.mkdir(parents=True, exist_ok=True)
+                    (tree / name).write_bytes(content.read())
+        except (tarfile.TarError, EOFError) as error:
+            raise FetchError(f"{archive.name} could not be unpacked: {error}") from error
+    if not any(tree.iterdir()):
+        raise FetchError(f"{archive.name} has none of {', '.join(keep)}.")
 
 
 def _private_apt(scratch: Path) -> Path:
@@ -127,7 +320,7 @@ def _private_apt(scratch: Path) -> Path:
             shutil.copytree(source, etc / name)
         elif source.is_file():
             shutil.copy(source, etc / name)
-    for folder in ("state/lists/partial", "cache/archives/partial", "parts"):
+    for folder in ("state/lists/partial", "cache/archives/partial", "parts", "etc/preferences.d"):
         (scratch / folder).mkdir(parents=True)
     (scratch / "status").touch()  # no package is installed here
 
@@ -154,25 +347,6 @@ def _private_apt(scratch: Path) -> Path:
     return config
 
 
-def _run(
-    command: list[str], cwd: Path, environment: dict[str, str], *, seconds: int
-) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(
-            command,
-            cwd=cwd,
-            env=environment,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=seconds,
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise Unavailable(f"`{' '.join(command[:3])}` did not end within {seconds} s.") from error
-
-
 def _complaint(done: subprocess.CompletedProcess[str]) -> str:
     """The first error line that a tool printed (later ones follow from it), without its tag."""
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
@@ -180,9 +354,14 @@ def _complaint(done: subprocess.CompletedProcess[str]) -> str:
     return errors[0].removeprefix("E:").strip() if errors else ""
 
 
-def main() -> int:
+def main(names: list[str]) -> int:
+    unknown = [name for name in names if name not in PACKAGES]
+    if unknown:
+        print(f"fetch_debian: {unknown[0]} is none of {', '.join(PACKAGES)}", file=sys.stderr)
+        return 1
     try:
-        print(gnumach())
+        for name in names or [package.name for package in PACKAGES.values() if not package.optional]:
+            print(fetch(name))
     except FetchError as error:
         print(f"fetch_debian: {error}", file=sys.stderr)
         return 1
@@ -190,4 +369,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

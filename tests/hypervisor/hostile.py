@@ -207,7 +207,7 @@ def damage(random: Random, lab: Lab) -> None:
         flags = random.choice((0x100, 0x4000, 0x10000, 0x40000))
         lab.cpu.system_flags |= flags
     else:
-        lab.machine.pic.line(random.choice((0, 1, 4))).set(random.random() < 0.7)
+        lab.machine.interrupts.line(random.choice((0, 1, 4))).set(random.random() < 0.7)
 
 
 def silent(random: Random, data: bytes) -> list[int]:
@@ -296,7 +296,7 @@ def make(seed: int) -> Lab:
     if random.random() < 0.7:
         memory.write(TABLE, table(random, lab.sites))
         cpu.ebx = TABLE
-    bus = lab.machine.bus
+    bus = lab.machine.board.ports
     for port, value in (
         (0x20, 0x11),
         (0x21, random.choice((0x40, 0x80, 8))),

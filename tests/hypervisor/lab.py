@@ -18,6 +18,7 @@ from vmi import abi
 from vmi.hypervisor.domain import Domain
 from vmi.hypervisor.full import take_over
 from vmi.hypervisor.personalities import attach
+from vmi.native.cpuid import I686
 from vmi.native.machine import Outcome
 from vmi.rom.build import Rom, build
 from vmi.rom.flavours import vmware
@@ -76,7 +77,7 @@ class Lab(Guest):
         silent: Iterable[str] | None = None,
         taken: bool = True,
     ) -> None:
-        super().__init__(expand(source, mode, rom), handlers, ram=RAM)
+        super().__init__(expand(source, mode, rom), handlers, ram=RAM, model=I686)
         self.mode, self.rom = mode, rom
         self.sites = self._sites(silent)
         if mode == "paravirt":

@@ -65,7 +65,7 @@ def guest(program: str, mode: str) -> Lab:
 
 def request_at(lab: Lab, ns: int) -> None:
     """Ask for IRQ 0 at a moment."""
-    line = lab.machine.pic.line(0)
+    line = lab.machine.interrupts.line(0)
 
     def pulse(_due: int) -> None:
         line.set(False)
@@ -277,7 +277,7 @@ def test_an_interrupt_does_not_come_between_sti_and_cli(mode: str) -> None:
 
 def test_the_pending_word_follows_what_waits() -> None:
     lab = guest("spin: jmp spin", "paravirt")
-    line = lab.machine.pic.line(0)
+    line = lab.machine.interrupts.line(0)
     lab.run(ms=1)
     assert lab.word(vmware.PENDING) == 0
     line.set(True)
@@ -319,7 +319,7 @@ def test_the_rom_takes_the_waiting_interrupt_itself() -> None:
     """EnableInterrupts, SetInterruptMask and IRET call out when something waits, and only then."""
     for opener in ("@sti", "push 0x202\n@popf", f"push 0x202\npush {CODE0}\npush {{on}}\n@iret\non: nop"):
         lab = guest(f"nop\n{opener}\nnop\n{DONE}", "paravirt")
-        lab.machine.pic.line(0).set(True)
+        lab.machine.interrupts.line(0).set(True)
         assert exit_value(lab) == 1
         assert lab.u32(TAKEN) == 1 and lab.machine.exits["interrupt"] == 1
         assert lab.domain is not None

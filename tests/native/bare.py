@@ -40,8 +40,18 @@ class Recorder:
     def memory_write(self, address, size, value):
         self.log.append(("write", address, size, value))
 
-    def cpuid(self, leaf):
+    def cpuid(self, leaf, subleaf):
         return 1, 2, 3, 4
+
+    def read_msr(self, index):
+        self.log.append(("rdmsr", index))
+        self.act()
+        return 0x1122334455667788
+
+    def write_msr(self, index, value):
+        self.log.append(("wrmsr", index, value))
+        self.act()
+        return True
 
     def tsc(self):
         return 5

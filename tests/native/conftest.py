@@ -44,7 +44,9 @@ class Board:
         self.com1 = com1(self.pic.line(4), self.clock, lambda byte: self.log.append(("com1", byte)))
         self.com2 = com2(self.pic.line(3), self.clock, lambda byte: self.log.append(("com2", byte)))
         self.rtc = Rtc(self.pic.line(8), self.clock, 64 << 20)
-        self.i8042 = I8042(self.pic.line(1), self.a20, lambda: self.log.append("kbd reset"))
+        self.i8042 = I8042(
+            self.pic.line(1), self.a20, lambda: self.log.append("kbd reset"), self.clock, self.pic.line(12)
+        )
         self.bus = PortBus()
         self.bus.attach(
             self.pic, self.pit, self.com1, self.com2, self.rtc, self.i8042,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vmi.native.machine import End, Machine
+from vmi.native.cpuid import CpuModel
+from vmi.native.machine import DEFAULT_MODEL, End, Machine
 from vmi.native.registers import Segment, TableRegister
 from vmi.rom.assemble import assemble
 from vmi.x86 import Cr0, Seg
@@ -67,9 +68,15 @@ class Guest:
     """
 
     def __init__(
-        self, source: str, handlers: Mapping[int, str] | None = None, *, ram: int = 2 << 20, at: int = CODE
+        self,
+        source: str,
+        handlers: Mapping[int, str] | None = None,
+        *,
+        ram: int = 2 << 20,
+        at: int = CODE,
+        model: CpuModel = DEFAULT_MODEL,
     ) -> None:
-        self.machine = Machine(ram=ram)
+        self.machine = Machine(ram=ram, model=model)
         self.cpu = self.machine.cpu
         self.memory = self.machine.memory
         self.assembled = assemble(source.replace(" | ", "\n"), at)

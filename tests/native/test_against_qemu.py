@@ -34,10 +34,10 @@ def on_qemu(folder, kernel, *options):
     return (folder / "console").read_bytes(), done.returncode
 
 
-def on_machine(image, command_line, modules=()):
+def on_machine(image, append, modules=()):
     """Console and exit status on our machine."""
     machine = Machine(ram=RAM_MIB << 20)
-    machine.load_multiboot(image, command_line, modules)
+    machine.load(image, append=append, modules=modules)
     end = machine.run(60 * 10**9)
     assert end.outcome is Outcome.DEBUG_EXIT, end.reason
     return machine.console.data, (end.value << 1 | 1) & 0xFF
@@ -129,7 +129,7 @@ def test_boot_information(tmp_path, monkeypatch, append, modules):
         (tmp_path / name).write_bytes(data)
     options = ["-append", append] + (["-initrd", ",".join(modules)] if modules else [])
     ours = on_machine(
-        image, f"kernel {append}", [Module(contents[text.split()[0]], text) for text in modules]
+        image, append, [Module(contents[text.split()[0]], text) for text in modules]
     )
     assert LOADER_NAME == "vmi"
     assert ours == on_qemu(tmp_path, "kernel", *options)

@@ -182,20 +182,14 @@ def test_cpuid_and_rdtsc_are_the_owner_s(cpu):
     assert (cpu.eax, cpu.ebx, cpu.ecx, cpu.edx) == (1, 2, 3, 4)
 
 
-def test_long_mode_does_not_exist(cpu):
-    put(cpu, "mov ecx,0xc0000080\nmov eax,0x901\nxor edx,edx\nwrmsr\nrdmsr\nhlt")
-    assert cpu.run(100) is Stop.HALTED
-    assert cpu.eax == 0
-
-
 def test_refused_library_call_is_an_engine_error(cpu):
     with pytest.raises(EngineError, match=r"^the CPU emulator refused to add a hook: error 15$"):
-        cpu._check(15, "add a hook")
+        cpu._engine.check(15, "add a hook")
 
 
 def test_error_of_the_library_is_the_end_of_the_run(cpu, monkeypatch):
     put(cpu, "nop")
-    monkeypatch.setattr(cpu, "_lib", type("Broken", (), {"uc_emu_start": staticmethod(lambda *_: 21)}))
+    monkeypatch.setattr(cpu._engine, "start", lambda _eip, _budget: 21)
     assert cpu.run(10) is Stop.FAILED
     assert cpu.failure == 21
 

@@ -12,27 +12,54 @@ import pytest
 
 from tests.native import hostile
 from tests.native.guest import CODE, IDT, MS, STACK, Guest, descriptor, gate, pic, timer
-from vmi.native.machine import Outcome
+from vmi.native.machine import End, Outcome
 from vmi.native.registers import Segment, TableRegister
 from vmi.x86 import Seg
 
-SEEDS = 2000
+ROOT = Path(__file__).resolve().parents[2]
+SEEDS = 4000
 AT_ONCE = 500
+APIC, IO_APIC = 0xFEE00000, 0xFEC00000
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, AT_ONCE))
 def test_wild_guests(first):
     """In a process of their own, since what this looks for may take the process with it."""
-    command = [sys.executable, str(Path(hostile.__file__)), str(first), str(AT_ONCE)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    except subprocess.TimeoutExpired as error:
-        pytest.fail(f"seed {(error.stdout or b'').decode().splitlines()[-1]} does not come to an end")
+    command = [sys.executable, "-m", "tests.native.hostile", str(first), str(AT_ONCE)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
     lines = done.stdout.splitlines()
     assert done.returncode == 0, f"seed {lines[-1] if lines else first}: {done.stderr[-2000:]}"
-    ends = Counter(line.split()[1] for line in lines)
-    assert ends.total() == AT_ONCE
-    assert min(ends["timeout"], ends["triple_fault"], ends["crashed"]) > 5, "the seeds still reach far"
+    seeds, outcomes = zip(*(line.split() for line in lines), strict=True)
+    assert [int(seed) for seed in seeds] == list(range(first, first + AT_ONCE))
+    ends = Counter(Outcome(outcome) for outcome in outcomes)
+    few = min(ends[outcome] for outcome in (Outcome.TIMEOUT, Outcome.TRIPLE_FAULT, Outcome.CRASHED))
+    assert few > 5, f"the seeds don't reach far: {ends}"
+
+
+def test_the_seeds_reach_the_devices():
+    reached = Counter()
+    for seed in range(150):
+        guest = hostile.make(seed)
+        guest.machine.run(hostile.LIMIT_NS)
+        reached.update(kind for kind, count in guest.machine.exits.items() if count > 20)
+    for kind in (
+        "port read",
+        "port write",
+        "device memory read",
+        "device memory write",
+        "interrupt",
+        "ROM write",
+    ):
+        assert reached[kind] >= 2, reached
+
+
+def test_memory_that_guests_leave_behind_ends_the_program(monkeypatch, capsys):
+    grown = iter(range(100 << 20, 1 << 30, 5 << 20))
+    monkeypatch.setattr(hostile, "resident", lambda: next(grown))
+    monkeypatch.setattr(sys, "argv", ["hostile", "0", "1000"])
+    with pytest.raises(SystemExit, match=r"^memory grew from 100 MiB to 110 MiB over 150 guests$"):
+        hostile.main(lambda seed: End(Outcome.HALTED, "a test"))
+    assert capsys.readouterr().out.splitlines() == [f"{seed} halted" for seed in range(150)]
 
 
 def test_a_seed_gives_the_same_guest_every_time():
@@ -62,14 +89,14 @@ def test_breakpoint_registers_everywhere():
     assert guest.run(1).outcome in (Outcome.TIMEOUT, Outcome.TRIPLE_FAULT)
 
 
-@pytest.mark.parametrize("esp", [0, 1, 4, 0xFFFFFFFF, 0xC8000, 0x200000, 0x80000000])
+@pytest.mark.parametrize("esp", [0, 1, 4, 0xFFFFFFFF, 0xC8000, 0x200000, 0x80000000, APIC + 0x100, 0xB8000])
 def test_no_stack(esp):
     guest = Guest("int 0x30 | h: pushad | int 0x30", {0x30: "h"})
     guest.cpu.esp = esp
     assert guest.run(1).outcome in (Outcome.TIMEOUT, Outcome.TRIPLE_FAULT)
 
 
-@pytest.mark.parametrize("base", [0, 0xC0000, 0x1FFFF8, 0x200000, 0xFFFFFFF8])
+@pytest.mark.parametrize("base", [0, 0xC0000, 0x1FFFF8, 0x200000, APIC, IO_APIC, 0xFFFFFFF8])
 def test_tables_that_are_nowhere(base):
     for load in ("gdt", "idt"):
         guest = Guest("mov ax,0x10 | mov ds,ax | int 0x30 | h: hlt", {0x30: "h", 13: "h"})
@@ -77,7 +104,7 @@ def test_tables_that_are_nowhere(base):
         assert guest.run(1).outcome in (Outcome.TRIPLE_FAULT, Outcome.HALTED)
 
 
-@pytest.mark.parametrize("directory", [0, 0xC0000, 0x1FF000, 0x200000, 0xFFFFF000])
+@pytest.mark.parametrize("directory", [0, 0xC0000, 0x1FF000, 0x200000, APIC, IO_APIC, 0xFFFFF000])
 @pytest.mark.parametrize("mode", [0, 0x10, 0x20])
 def test_page_tables_that_are_nowhere(directory, mode):
     values = (("cr4", mode), ("cr3", directory), ("cr0", 0x80000011))
@@ -106,3 +133,52 @@ def test_interrupt_storm():
     guest = Guest(f"{pic(3)} | {timer(2, 0x34)} | sti | l: jmp l | h: iretd", {0x20: "h"})
     assert guest.run(1).outcome is Outcome.TIMEOUT
     assert guest.machine.clock.now() < MS + 10_000
+
+
+@pytest.mark.parametrize("base", [0xC0000, 0x1FFFF0, 0x200000, APIC, 0xFFFFFFF0])
+def test_interrupt_on_ring_3_with_a_task_segment_that_is_nowhere(base):
+    guest = Guest("user: int 0x30 | h: hlt", {0x30: "h"})
+    guest.memory.write(IDT + 8 * 0x30 + 5, b"\xee")
+    guest.user("user")
+    guest.cpu.tr = Segment(0x28, base, 0x67, 0x8900)
+    assert guest.run(1).outcome is Outcome.TRIPLE_FAULT
+
+
+@pytest.mark.parametrize("at", [APIC, IO_APIC, 0x200000, 0xE0000000, 0xFFFFF000])
+def test_code_that_is_nowhere(at):
+    guest = Guest(f"mov eax,{at} | jmp eax")
+    end = guest.run(1)
+    assert end.outcome is Outcome.CRASHED
+    assert end.reason == f"the guest jumped to {at:#x}, where no memory is"
+
+
+def store(address, value):
+    """Code that stores a dword."""
+    return f"mov dword ptr [{address}],{value}"
+
+
+ON, END_OF_INTERRUPT = store(APIC + 0xF0, 0x1FF), store(APIC + 0xB0, 0)
+TICKS = " | ".join((store(APIC + 0x3E0, 0xB), store(APIC + 0x320, 0x20031), store(APIC + 0x380, 1)))
+CALL, NMI, INIT, SMI = (store(APIC + 0x300, command) for command in (0x40031, 0x40400, 0x40500, 0x40200))
+NO_PIC = "mov al,0xff | out 0x21,al"
+LEVEL = " | ".join((NO_PIC, store(IO_APIC, 0x14), store(IO_APIC + 16, 0x8031), timer(2, 0x34)))
+RETURN = f"jmp l | h: {END_OF_INTERRUPT} | iretd"
+STORMS = {  # and how many interrupts there are in a millisecond at least
+    "timer": (f"{TICKS} | l: {RETURN}", 200),
+    "timer while halted": (f"{TICKS} | l: hlt | {RETURN}", 200),
+    "to itself": (f"l: {CALL} | {RETURN}", 200),
+    "to itself without end": (f"l: {CALL} | jmp l | h: sti | {END_OF_INTERRUPT} | jmp l", 200),
+    "level triggered": (f"{LEVEL} | l: {RETURN}", 200),
+    "not maskable": (f"l: {NMI} | jmp l | h: {NMI} | iretd", 0),
+    "INIT and SMI": (f"l: {INIT} | {SMI} | {RETURN}", 0),
+}
+
+
+@pytest.mark.parametrize("storm", STORMS)
+def test_storm_of_the_local_apic(storm):
+    """Time passes whatever the interrupts do, and no more than was given."""
+    source, least = STORMS[storm]
+    guest = Guest(f"{ON} | sti | {source}", {0x31: "h", 2: "h"})
+    assert guest.run(1).outcome in (Outcome.TIMEOUT, Outcome.TRIPLE_FAULT)
+    assert guest.machine.clock.now() < MS + 10_000
+    assert guest.machine.exits["interrupt"] >= least

@@ -110,7 +110,7 @@ def test_store_into_rom_or_nowhere_is_lost(guest):
     linear.put_u32(0xF0000000, 5)
     assert guest.memory.read(0xC0000, 8) == before
     assert linear.u32(0xF0000000) == 0xFFFFFFFF
-    assert guest.machine.exits == {"ROM write": 1, "unmapped write": 1}
+    assert guest.machine.exits == {"ROM write": 1, "device memory write": 1}
 
 
 def test_page_tables_in_rom_get_no_marks(guest):

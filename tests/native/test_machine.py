@@ -128,7 +128,7 @@ def test_nothing_above_memory():
     guest = Guest(f"mov eax,[0x200000] | mov bl,[0xe0000000] | mov [0x200000],eax | {DONE}")
     guest.exit_value()
     assert guest.cpu.ebx == 0xFF
-    assert guest.machine.exits == {"unmapped read": 2, "unmapped write": 1, "port write": 1}
+    assert guest.machine.exits == {"device memory read": 2, "device memory write": 1, "port write": 1}
 
 
 def test_rom_takes_no_writes():
@@ -142,8 +142,8 @@ def test_ports_of_nobody_read_as_ones():
     guest = Guest(f"mov dx,0x5555 | in eax,dx | mov esi,eax | out dx,al | {DONE}")
     guest.exit_value()
     assert guest.cpu.esi == 0xFFFFFFFF
-    assert guest.machine.bus.unclaimed_reads.total() == 4
-    assert guest.machine.bus.unclaimed_writes[0x5555] == 1
+    assert guest.machine.board.ports.unclaimed_reads.total() == 4
+    assert guest.machine.board.ports.unclaimed_writes[0x5555] == 1
 
 
 def test_events_are_counted_by_reason():
@@ -176,7 +176,7 @@ def multiboot(code, flags=0x10003):
 
 def test_multiboot_entry_state():
     machine = Machine(ram=2 << 20)
-    state = machine.load_multiboot(multiboot(b"\xf4"), "kernel a=b")
+    state = machine.load(multiboot(b"\xf4"), append="a=b")
     cpu = machine.cpu
     assert (cpu.eip, cpu.eax, cpu.ebx) == (state.eip, 0x2BADB002, state.ebx) == (0x100020, 0x2BADB002, 0x9500)
     assert cpu.cr(0) == 0x11
@@ -190,14 +190,18 @@ def test_multiboot_entry_state():
 
 def test_firmware_s_interrupt_controller_is_in_force():
     machine = Machine(ram=2 << 20)
-    machine.load_multiboot(multiboot(b"\xe4\x21\xf4"))  # in al, 21h
+    machine.load(multiboot(b"\xe4\x21\xf4"))  # in al, 21h
     machine.run(MS)
     assert machine.cpu.eax & 0xFF == 0xB8
 
 
 def test_kernel_that_is_none():
-    with pytest.raises(BadInput, match=r"^the kernel has no multiboot header in its first 8192 bytes$"):
-        Machine(ram=2 << 20).load_multiboot(b"nothing")
+    sentence = (
+        "the kernel has no Linux or multiboot header and is no ELF file: "
+        "if it is a flat binary, ask for protocol 'flat'"
+    )
+    with pytest.raises(BadInput, match=f"^{sentence}$"):
+        Machine(ram=2 << 20).load(b"nothing")
 
 
 # -- monitors -----------------------------------------------------------------------------------
@@ -265,7 +269,7 @@ def fingerprint(guest):
     registers = [guest.cpu.gpr(n) for n in range(8)]
     return (
         machine.console.data, machine.instructions, machine.clock.now(), machine.memory.sha256(), registers,
-        machine.exits, machine.bus.save(),
+        machine.exits, machine.board.ports.save(),
     )  # fmt: skip
 
 
@@ -302,4 +306,4 @@ def test_slices_are_told_about_and_change_nothing():
 
 
 def test_memory_size_shows_in_the_name():
-    assert repr(Machine(ram=2 << 20)) == "<Machine 2 MiB i686 at 0 ns>"
+    assert repr(Machine(ram=2 << 20)) == "<Machine 2 MiB qemu32 at 0 ns>"

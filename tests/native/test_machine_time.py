@@ -121,7 +121,7 @@ def test_interrupts_without_end_time_out():
 def watch(guest):
     """Record deadlines as they are set, and the time of each interrupt."""
     machine, deadlines, taken = guest.machine, [], []
-    write, acknowledge = machine.bus.write, machine.pic.acknowledge
+    write, acknowledge = machine.board.ports.write, machine.interrupts.acknowledge
 
     def written(port, size, value):
         write(port, size, value)
@@ -132,7 +132,7 @@ def watch(guest):
         taken.append(machine.clock.now())
         return acknowledge()
 
-    machine.bus.write, machine.pic.acknowledge = written, acknowledged
+    machine.board.ports.write, machine.interrupts.acknowledge = written, acknowledged
     return deadlines, taken
 
 

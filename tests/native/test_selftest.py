@@ -7,9 +7,10 @@ import re
 
 import pytest
 
+from tests.native.bare import Recorder
 from vmi.errors import EngineError, ExitCode
 from vmi.memory import PhysicalMemory
-from vmi.native import cpu, layout, registers, selftest
+from vmi.native import engine, layout, registers, selftest
 from vmi.native.cpu import Cpu
 
 PLACE = "0x[0-9a-f]+"
@@ -25,13 +26,13 @@ def refused(sentence):
     """The next Cpu is refused with this sentence; ``PLACE`` stands for a host address."""
     whole = re.escape(f"the CPU emulator is not as expected: {sentence}").replace("PLACE", PLACE)
     with pytest.raises(EngineError, match=f"^{whole}$") as raised:
-        Cpu(PhysicalMemory(1 << 20), None)
+        Cpu(PhysicalMemory(1 << 20), Recorder())
     assert raised.value.exit_code == ExitCode.ENGINE
     assert not Cpu._proven
 
 
 def test_the_library_passes():
-    Cpu(PhysicalMemory(1 << 20), None)
+    Cpu(PhysicalMemory(1 << 20), Recorder())
     assert Cpu._proven
 
 
@@ -39,14 +40,14 @@ def test_it_is_made_once(monkeypatch):
     made = []
     monkeypatch.setattr(selftest, "prove", lambda: made.append(1))
     for _ in range(3):
-        Cpu(PhysicalMemory(1 << 20), None)
+        Cpu(PhysicalMemory(1 << 20), Recorder())
     assert made == [1]
 
 
 def test_another_version_is_refused(monkeypatch):
-    monkeypatch.setattr(cpu.unicorn, "__version__", "2.1.5")
+    monkeypatch.setattr(engine.unicorn, "__version__", "2.1.5")
     with pytest.raises(EngineError, match=r"^the CPU emulator must be unicorn 2\.1\.4, but it is 2\.1\.5$"):
-        Cpu(PhysicalMemory(1 << 20), None)
+        Cpu(PhysicalMemory(1 << 20), Recorder())
 
 
 STRUCTURE = {
@@ -57,6 +58,7 @@ STRUCTURE = {
     ("CPU_ENGINE", 8): "the CPU's pointer to its engine should be PLACE, but it is PLACE",
     ("CPU_ENV", 16): "the register state should be inside the CPU structure at PLACE, but it is at PLACE",
     ("CPU_CLASS", 8): "the CPU's class should be inside the CPU structure at PLACE, but it is at PLACE",
+    ("STATE_FEATURES", 8): "the first word of features should be 0x781abfd, but it is 0x80000001",
     ("CLASS_DEBUG", 8): "the class entry for breakpoint_handler_x86_64 should be PLACE, but it is PLACE",
     (
         "CLASS_INTERRUPT",
@@ -79,7 +81,7 @@ def test_wrong_place_in_the_structures(monkeypatch, name, off):
 
 
 def test_missing_function(monkeypatch):
-    monkeypatch.setattr(Cpu, "_function", lambda self, name: 0)
+    monkeypatch.setattr(engine.Engine, "function", lambda self, name: 0)
     refused("the class entry for breakpoint_handler_x86_64 should be 0x0, but it is PLACE")
 
 
@@ -168,7 +170,7 @@ BEHAVIOUR = {
         "but it is 0x6, 0x0, 0x0, 0x1000",
     ),
     "_on_breakpoint": (
-        lambda self, _cpu: self._lib.uc_emu_stop(self._handle),
+        lambda self, _cpu: self._engine.leave(),
         "the debug exception of a breakpoint should be 0x1, 0x0, 0x810, but it is nothing",
     ),
     "_on_cpuid": (
@@ -191,5 +193,10 @@ def test_other_behaviour(monkeypatch, name):
 
 def test_another_cpu_model(monkeypatch):
     """The library's default has instructions that answer differently on every run."""
-    monkeypatch.setattr(cpu.x86_const, "UC_CPU_X86_QEMU32", cpu.x86_const.UC_CPU_X86_HASWELL)
-    refused("vector, kind, error code and EIP of RDRAND should be 0x6, 0x0, 0x0, 0x1000, but it is nothing")
+    monkeypatch.setattr(engine.x86_const, "UC_CPU_X86_QEMU32", engine.x86_const.UC_CPU_X86_HASWELL)
+    refused("the first word of features should be 0x781abfd, but it is PLACE")
+
+
+def test_features_that_are_not_taken_away(monkeypatch):
+    monkeypatch.setattr(Cpu, "decode", lambda self, model: None)
+    refused("the exception at CMOVZ on a 486 should be 0x6, 0x0, 0x0, 0x1000, but it is nothing")

@@ -13,6 +13,7 @@ from vmi.cli.guest import (
     MEMORY,
     TIMEOUT,
     AppendOption,
+    CpuOption,
     InitrdOption,
     KernelArgument,
     MemoryOption,
@@ -42,6 +43,7 @@ def command(
         ),
     ] = None,
     memory: MemoryOption = MEMORY,
+    cpu: CpuOption = None,
     append: AppendOption = "",
     initrd: InitrdOption = None,
     timeout: TimeoutOption = TIMEOUT,
@@ -66,7 +68,7 @@ def command(
     image = values.kernel(kernel)
     modules = [values.module(one) for one in initrd or ()]
     firmware = values.rom(rom)
-    wanted = values.text(until)
+    wanted, model = values.text(until), values.cpu(cpu)
     if "full" in modes and image.patched:
         raise UsageError("mode full runs the kernel as it was before patching, so give that file")
     data = patched(ui, image)
@@ -84,6 +86,7 @@ def command(
             timeout_ns=limit,
             until=wanted,
             original=None if image.patched else image.data,
+            model=model,
         )
     if ui.json:
         ui.facts(comparison)

@@ -9,18 +9,47 @@ import typer
 
 KernelArgument = Annotated[
     str,
-    typer.Argument(metavar="KERNEL", help="A multiboot kernel, or sample:NAME for one that comes with vmi."),
+    typer.Argument(metavar="KERNEL", help="A kernel, or sample:NAME for one that comes with vmi."),
 ]
 MemoryOption = Annotated[
     str, typer.Option("-m", "--memory", metavar="SIZE", help="RAM in MiB, or with K, M or G.")
 ]
+RunMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "-m",
+        "--memory",
+        metavar="SIZE",
+        help="RAM in MiB, or with K, M or G; 64M without it.",
+        show_default=False,
+    ),
+]
 AppendOption = Annotated[str, typer.Option("--append", metavar="TEXT", help="The kernel's command line.")]
 InitrdOption = Annotated[
     list[str] | None,
-    typer.Option("--initrd", metavar="FILE[,ARGS]", help="A multiboot module; may be given several times."),
+    typer.Option(
+        "--initrd", metavar="FILE[,ARGS]", help="Linux's initrd, or a boot module; may be repeated."
+    ),
+]
+CpuOption = Annotated[
+    str | None,
+    typer.Option("--cpu", metavar="MODEL", help="486, pentium, pentium3, i686, qemu32 or max."),
+]
+ProtocolOption = Annotated[
+    str | None,
+    typer.Option("--protocol", metavar="NAME", help="linux, multiboot, pvh, elf or flat."),
 ]
 TimeoutOption = Annotated[
     str, typer.Option("--timeout", metavar="TIME", help="Stop after this much guest time: 60s, 500ms, none.")
+]
+RunTimeoutOption = Annotated[
+    str | None,
+    typer.Option(
+        "--timeout",
+        metavar="TIME",
+        help="Stop after this much guest time: 60s, 500ms, none. Without it 60s, or none at a terminal.",
+        show_default=False,
+    ),
 ]
 
 UntilOption = Annotated[

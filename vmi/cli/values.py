@@ -7,33 +7,44 @@ what would have been.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmi.errors import UsageError
+from vmi.errors import BadInput, UsageError
 from vmi.files import read_input
 
 if TYPE_CHECKING:
-    from vmi.native.boot.multiboot import Module
+    from vmi.native.boot.state import Module
+    from vmi.native.cpuid import CpuModel
+    from vmi.native.disk import Disk
 
 _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _TIMES = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 _PAGE = 4096
-_LEAST, _MOST = 1 << 20, 1 << 32
+_LEAST, _MOST = 1 << 20, 3584 << 20  # bytes of RAM; above are the board's chips
+_FIRMWARE_UNIT, _LARGEST_FIRMWARE = 64 << 10, 8 << 20
+_SECTOR, _LARGEST_ROM = 512, 1 << 20  # bytes of an option ROM
+_ROM_SIGNATURE = b"\x55\xaa"
+_MOST_DISKS = 4
+
+_WRITABLE = ",rw"
 
 SAMPLE = "sample:"
 
 
 def memory_size(text: str) -> int:
-    """Bytes of RAM from ``64`` (MiB), ``64M``, ``65536K`` or ``1G``: 1 MiB to below 4 GiB, whole pages."""
+    """Bytes of RAM from ``64`` (MiB), ``64M``, ``65536K`` or ``1G``: 1 MiB to 3.5 GiB, whole pages."""
     match = re.fullmatch(r"(\d{1,12})([kmg]?)", text.strip().lower(), re.ASCII)
     size = int(match[1]) * _UNITS[match[2] or "m"] if match else 0
-    if not _LEAST <= size < _MOST or size % _PAGE:
+    if not _LEAST <= size <= _MOST or size % _PAGE:
         raise UsageError(
             f"memory size {text!r} is not understood: expected a number of MiB or one with K, M or G, "
-            "from 1M to below 4G, in whole pages of 4K"
+            "from 1M to 3584M, in whole pages of 4K"
         )
     return size
 
@@ -115,9 +126,63 @@ def rom(text: str) -> bytes:
     return read_input(text, "ROM")
 
 
+def firmware(text: str) -> bytes:
+    """Firmware by file name: up to 8 MiB in whole 64 KiB, as QEMU wants it too."""
+    data = read_input(text, "firmware")
+    if not data or len(data) % _FIRMWARE_UNIT or len(data) > _LARGEST_FIRMWARE:
+        raise BadInput(
+            f"firmware {text!r} must have a multiple of 64 KiB up to 8 MiB, but it has {len(data)} bytes"
+        )
+    return data
+
+
+def video_bios(text: str) -> bytes:
+    """The VGA's option ROM by file name: 512 bytes to 1 MiB, with the signature that firmware looks for."""
+    data = read_input(text, "video BIOS")
+    if not _SECTOR <= len(data) <= _LARGEST_ROM:
+        raise BadInput(f"video BIOS {text!r} must have 512 bytes to 1 MiB, but it has {len(data)} bytes")
+    if data[:2] != _ROM_SIGNATURE:
+        raise BadInput(f"video BIOS {text!r} must start with 55 aa, but it starts with {data[:2].hex(' ')}")
+    return data
+
+
+def cpu(text: str | None) -> CpuModel | None:
+    """A processor model by name; None for the mode's own choice."""
+    from vmi.native.cpuid import MODELS
+
+    if text is None:
+        return None
+    if text not in MODELS:
+        raise UsageError(f"processor {text!r} is not understood: expected one of {', '.join(MODELS)}")
+    return MODELS[text]
+
+
+def disks(texts: Sequence[str]) -> list[Disk]:
+    """Disk images from ``FILE`` or ``FILE,rw``, up to 4."""
+    from vmi.native.disk import open_image
+
+    if len(texts) > _MOST_DISKS:
+        raise UsageError(f"there can be up to {_MOST_DISKS} disks, but {len(texts)} were given")
+    words = [(text.removesuffix(_WRITABLE), text.endswith(_WRITABLE)) for text in texts]
+    _check_once(words)
+    return [open_image(name, writable=writable) for name, writable in words]
+
+
+def _check_once(words: Sequence[tuple[str, bool]]) -> None:
+    """Two disks over one image that one of them changes would each see half of what is written."""
+    seen: dict[tuple[int, int], bool] = {}
+    for name, writable in words:
+        with contextlib.suppress(OSError, ValueError):  # whoever opens it says why it can't be opened
+            found = os.stat(name)
+            file = (found.st_dev, found.st_ino)
+            if file in seen and (writable or seen[file]):
+                raise UsageError(f"disk image {name!r} can't be given twice if one of the two is rw")
+            seen[file] = writable
+
+
 def module(text: str) -> Module:
     """A multiboot module from ``FILE`` or ``FILE,ARGUMENTS``; its string is both, as with QEMU."""
-    from vmi.native.boot.multiboot import Module
+    from vmi.native.boot.state import Module
 
     name, _, _arguments = text.partition(",")
     if not name:
@@ -127,19 +192,18 @@ def module(text: str) -> Module:
 
 @dataclass(frozen=True)
 class Serial:
-    """Where the guest's first serial port goes: this terminal, a file, or nowhere."""
+    """Where the guest's first serial port goes: this terminal, one of our own, a file, or nowhere."""
 
     terminal: bool
     file: Path | None = None
+    pty: bool = False
 
 
 def serial(text: str) -> Serial:
-    """``stdio``, ``file:PATH`` or ``none``."""
-    if text == "stdio":
-        return Serial(terminal=True)
-    if text == "none":
-        return Serial(terminal=False)
+    """``stdio``, ``pty``, ``file:PATH`` or ``none``."""
+    if text in ("stdio", "none", "pty"):
+        return Serial(terminal=text == "stdio", pty=text == "pty")
     kind, _, path = text.partition(":")
     if kind == "file" and path:
         return Serial(terminal=False, file=Path(path))
-    raise UsageError(f"serial port {text!r} is not understood: expected stdio, file:PATH or none")
+    raise UsageError(f"serial port {text!r} is not understood: expected stdio, pty, file:PATH or none")

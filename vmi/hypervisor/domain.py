@@ -108,7 +108,7 @@ class Domain:
         return True
 
     def _deliver_waiting(self) -> None:
-        if self.machine.pic.pending() and self.privilege.interrupts_on():
+        if self.machine.interrupts.pending() and self.privilege.interrupts_on():
             self.machine.take_interrupt()
 
     # -- taking over ------------------------------------------------------------------------
@@ -141,10 +141,11 @@ class Domain:
     def start(self, silent: Iterable[int]) -> None:
         """De-privilege the guest; breakpoints go to the guest-physical addresses of silent instructions."""
         self.active = True
+        self.machine.privilege = self.privilege
         self.vcpu.deprivilege()
         self.privilege.restore_flags(self.machine.cpu.eflags)
         self.rom.set_iopl(self.privilege.iopl)
-        self.rom.set_pending(self.machine.pic.pending())
+        self.rom.set_pending(self.machine.interrupts.pending())
         self.breakpoints.plant(silent)
 
     def _stay_compressed(self) -> bool:

@@ -140,7 +140,7 @@ class Emulator:
 
     def _cpuid(self, _i: Instruction) -> None:
         cpu = self._cpu
-        cpu.eax, cpu.ebx, cpu.ecx, cpu.edx = self._v.machine.cpuid(cpu.eax)
+        cpu.eax, cpu.ebx, cpu.ecx, cpu.edx = self._v.machine.cpuid(cpu.eax, cpu.ecx)
 
     def _rdtsc(self, _i: Instruction) -> None:
         value = self._v.machine.tsc()

@@ -66,6 +66,10 @@ class CompressedPrivilege(Privilege):
         """The guest's IDT; the real one is not used."""
         return self.virtual_idt
 
+    def io_level(self) -> int:
+        """The virtual IOPL, 0 to 3."""
+        return self._iopl >> 12
+
     def cpl(self) -> int:
         """Ring 1 counts as ring 0."""
         cpl = self.cpu.cpl

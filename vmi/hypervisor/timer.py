@@ -22,7 +22,7 @@ class VirtualTimer:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self._line = machine.pic.line(0)
+        self._line = machine.interrupts.line(0)
         self._alarms: dict[Counter, Event] = {}
 
     def __repr__(self) -> str:

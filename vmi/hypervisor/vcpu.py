@@ -45,7 +45,7 @@ class VirtualCpu:
         self.cpu = machine.cpu
         self.privilege = privilege
         self.linear = privilege.linear
-        offered = machine.cpuid(1)[3]
+        offered = machine.cpuid(1, 0)[3]
         known = [int(bit) for bit, feature in _CR4_FEATURES.items() if offered >> feature & 1]
         self._cr4 = sum(known) | int(Cr4.PCE)
 
@@ -161,7 +161,7 @@ class VirtualCpu:
 
     def offer_interrupt(self) -> None:
         """The interrupt flag may have come on: what waits is offered at the next boundary, or later."""
-        if self.machine.pic.pending():
+        if self.machine.interrupts.pending():
             self.cpu.stop_soon()
 
     def disable_interrupts(self) -> None:

@@ -93,6 +93,11 @@ class PortBus:
         """Find a device by name; KeyError if there is none."""
         return self._devices[name]
 
+    def name_of(self, port: int) -> str | None:
+        """The name of the device that answers a port, None if nobody does."""
+        device = self._by_port.get(port)
+        return None if device is None else device.name
+
     def attach(self, *devices: Device) -> None:
         """Plug devices in. UsageError if a name or a port is taken already."""
         for device in devices:
@@ -105,6 +110,18 @@ class PortBus:
             self._devices[device.name] = device
             for port in _numbers(device.ports):
                 self._by_port[port] = device
+
+    def move(self, device: Device, ports: tuple[range, ...]) -> None:
+        """Let a device on the bus answer these ports instead of those it has.
+
+        Ports that another device has stay with that one: a guest can choose any address.
+        """
+        for port in _numbers(device.ports):
+            if self._by_port.get(port) is device:
+                del self._by_port[port]
+        device.ports = ports
+        for port in _numbers(ports):
+            self._by_port.setdefault(port % PORT_COUNT, device)
 
     def read(self, port: int, size: int) -> int:
         """Read ``size`` (1, 2, 4) bytes; strays give all ones."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The i386 CPU: the one module that knows the emulator library (Unicorn).
+"""The i386 CPU: what the emulator library does, made into what a processor does.
 
 The emulator executes instructions and reports events; everything that makes a CPU part of a
 computer (delivery of exceptions and interrupts, ports, devices) is decided by the owner through
@@ -12,87 +12,115 @@ computer (delivery of exceptions and interrupts, ports, devices) is decided by t
   cut to the current instruction instead, which is exact;
 * writes by the host do not reach already translated code, so every host write drops translations;
 * after a fault or a port access it computes the arithmetic flags in the wrong way;
+* a block of code that runs on into a page that can't be fetched faults before it has begun, so it is then
+  done one instruction at a time;
 * INT 6 is reported as an invalid instruction, not as an INT;
 * a debug register's breakpoint in a segment with a base makes it spin for ever, and a call gate without
   a task register makes it end the whole process: the first is reported by a function of our own, the
   second can't happen, since there is always a task register;
-* its default CPU has long mode, RDRAND and the host's RDTSCP: this one has none of them.
+* its default CPU has long mode, RDRAND and the host's RDTSCP: this one has none of them;
+* IN and OUT are never checked against IOPL and the task's bitmap, and an unknown model-specific register
+  reads as zero: both are asked of the owner here, and a refused instruction is undone and reported;
+* SYSENTER and SYSCALL do nothing, and address line 20 is always open: the one is done and the other
+  refused here, and the gate is the owner's;
+* each store to a page that may be executed is slow (see :mod:`vmi.native.interpose`).
 
-Two are not: an instruction that changes the very block of code it is in leaves wrong arithmetic flags,
-and code that runs on into an absent page faults at the start of its block, before the block has begun.
+One is not: an INS that is refused has cleared its destination.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import Any
 
-import unicorn
-from unicorn import unicorn_const as uc_const
-from unicorn import x86_const
-from unicorn.unicorn_py3 import unicorn as binding
-
-from vmi.errors import EngineError
-from vmi.memory import PhysicalMemory
-from vmi.native import layout
+from vmi.memory import PAGE_SIZE, PhysicalMemory
+from vmi.native import interpose, layout
+from vmi.native.cpuid import MODELS, CpuModel, Word
+from vmi.native.engine import (
+    I32,
+    NO_CODE,
+    OK,
+    PTR,
+    ROM_END,
+    ROM_START,
+    U64,
+    Engine,
+    Hook,
+    Instruction,
+    Register,
+)
+from vmi.native.engine import U32 as C_U32
 from vmi.native.registers import Registers, Segment
 from vmi.native.wiring import Bus, Stop
-from vmi.x86 import TSS_AVAILABLE_32, U32, Cr0, PfError, Seg, Vector
+from vmi.x86 import TSS_AVAILABLE_32, U32, Cr0, Eflags, GuestFault, Seg, Vector
 
-VERSION = "2.1.4"
-
-ROM_START, ROM_END = 0xC0000, 0x100000
-
-_LONGEST_INSTRUCTION = 15
 _INTERRUPT_HARD = 2  # the library's name for "an external interrupt waits"
-_PHYSICAL_END = 1 << 52  # with PAE or 4 MiB pages a guest can ask for addresses above 4 GiB
-_NO_CODE = (uc_const.UC_ERR_FETCH_UNMAPPED, uc_const.UC_ERR_FETCH_PROT)
-_CONTROL = {0: x86_const.UC_X86_REG_CR0, 3: x86_const.UC_X86_REG_CR3, 4: x86_const.UC_X86_REG_CR4}
+_ONE_INSTRUCTION = 1  # the library's name for "a block of one instruction"
+_A20 = 1 << 20
+# the library's order of CPUID registers
+_DECODED_BY = {
+    Word.LEAF_1_EDX: 0,
+    Word.LEAF_1_ECX: 1,
+    Word.LEAF_7_EBX: 2,
+    Word.EXTENDED_EDX: 6,
+    Word.EXTENDED_ECX: 7,
+}
+_CONTROL = {0: Register.CR0, 3: Register.CR3, 4: Register.CR4}
 
 
 class Cpu(Registers):
     """One i386 CPU on a :class:`~vmi.memory.PhysicalMemory`; the owner sets the state it starts in.
 
+    :param model: which instructions there are.
+    :param rom: firmware that ends at 4 GiB, whole pages.
     :raises EngineError: the emulator library is not the version this was proven on, or fails the proof
         that the first CPU of a process begins with.
     """
 
     _proven = False
 
-    def __init__(self, memory: PhysicalMemory, bus: Bus) -> None:
-        if unicorn.__version__ != VERSION:
-            raise EngineError(f"the CPU emulator must be unicorn {VERSION}, but it is {unicorn.__version__}")
+    def __init__(
+        self, memory: PhysicalMemory, bus: Bus, *, model: CpuModel = MODELS["qemu32"], rom: bytes = b""
+    ) -> None:
         if not Cpu._proven:
             self._prove()
         self.memory = memory
         self.bus = bus
         self.instructions = 0  # executed in completed runs
         self.failure = 0  # the library's error number of a run that ended as Stop.FAILED
-        self._uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_32)
-        self._uc.ctl_set_cpu_model(x86_const.UC_CPU_X86_QEMU32)
-        self._lib: Any = binding.uclib
-        handle = self._uc._uch
-        engine = handle.value if handle is not None else None
-        if not engine:
-            raise EngineError("the CPU emulator gave no engine")
-        self._handle = handle
-        self._callbacks: list[object] = []
+        self.a20_mask = U32
+        self.code_pages: set[int] = set()  # numbers of the pages of RAM that translated code lies in
+        self._refused: tuple[int, ...] | None = None
+        self._refusal = GuestFault(Vector.GP)
         self._trouble: BaseException | None = None
         self._running = False
-        self._window = False
-        self._uc.ctl_exits_enabled(True)
-        self._map_memory()  # also makes the library create its CPU
-        places = layout.locate(engine, self._function)
+        self._window = self._dropping = False
+        self._alone = (0, 0)
+        self._engine = engine = Engine(memory, rom, self._keep)
+        engine.map(  # also makes the library create its CPU
+            bus.memory_read,
+            bus.memory_write,
+        )
+        self._lib = engine.lib
+        places = layout.locate(engine.structure, engine.function)
         self._counter = ctypes.c_size_t.from_address(places.counter)
         self._budget = ctypes.c_size_t.from_address(places.budget)
         self._halted = ctypes.c_uint32.from_address(places.halted)
+        self._next_block = ctypes.c_uint32.from_address(places.next_block)
         self._interrupt_request = ctypes.c_uint32.from_address(places.interrupt_request)
+        self._features = places.features
         self._state = ctypes.c_void_p(places.cpu)
         self._registers = ctypes.c_void_p(places.env)
+        self.host_cpu = places.cpu
+        interpose.adopt(self, engine=engine.structure, cpu=places.cpu, state=places.env)
         super().__init__(places.env)
         self._flags_buffer = ctypes.c_uint32()
         self._hook_events(places)
+        self.decode(model)
+        # the library leaves both 0, as no processor does
+        self.set_extended(Register.FPU_CONTROL, b"\x7f\x03")
+        self.set_extended(Register.FPU_TAGS, b"\xff\xff")
+        self.set_extended(Register.MXCSR, b"\x80\x1f\0\0")
         # after a reset the library has none, and ends the process when it needs one
         self.tr = Segment(0, 0, 0xFFFF, 0x8000 | TSS_AVAILABLE_32 << 8)
 
@@ -107,130 +135,103 @@ class Cpu(Registers):
             Cpu._proven = False
             raise
 
-    def _function(self, name: str) -> int:
-        """Address of one of the library's functions, 0 if it has none of that name."""
-        function: Any = getattr(self._lib, name, None)
-        return ctypes.cast(function, ctypes.c_void_p).value or 0
-
     # -- set-up -----------------------------------------------------------------------------
 
-    def _map_memory(self) -> None:
-        size, host = self.memory.size, self.memory.host_address
-        rwx, rx = uc_const.UC_PROT_ALL, uc_const.UC_PROT_READ | uc_const.UC_PROT_EXEC
-        self._uc.mem_map_ptr(0, ROM_START, rwx, host)
-        # only a change of protection makes the library discard writes that its hook has accepted
-        self._uc.mem_map_ptr(ROM_START, ROM_END - ROM_START, rwx, host + ROM_START)
-        self._uc.mem_protect(ROM_START, ROM_END - ROM_START, rx)
-        if size > ROM_END:
-            self._uc.mem_map_ptr(ROM_END, size - ROM_END, rwx, host + ROM_END)
-        read = self._callback(
-            ctypes.CFUNCTYPE(
-                ctypes.c_uint64, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint, ctypes.c_void_p
-            ),
-            lambda _uc, offset, width, _user: self.bus.memory_read(size + offset, width),
-            0,
-        )
-        write = self._callback(
-            ctypes.CFUNCTYPE(
-                None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint, ctypes.c_uint64, ctypes.c_void_p
-            ),
-            lambda _uc, offset, width, value, _user: self.bus.memory_write(size + offset, width, value),
-            None,
-        )
-        self._check(
-            self._lib.uc_mmio_map(
-                self._handle,
-                ctypes.c_uint64(size),
-                ctypes.c_size_t(_PHYSICAL_END - size),
-                read,
-                None,
-                write,
-                None,
-            ),
-            "map the space above RAM",
-        )
+    def decode(self, model: CpuModel) -> None:
+        """Take the instructions of a model's features and no others, where the library knows the difference.
 
-    def _callback(self, prototype: Any, function: Callable[..., Any], otherwise: Any) -> Any:
-        """A C function that calls ``function``; an exception stops the run and is raised from it."""
+        Holds for code that is translated from now on.
+        """
+        for word, number in _DECODED_BY.items():
+            ctypes.c_uint64.from_address(self._features + 8 * number).value = model.words[word]
 
-        def guarded(*args: Any) -> Any:
-            try:
-                return function(*args)
-            except BaseException as error:
-                if self._trouble is None:
-                    self._trouble = error
-                self.stop_soon()
-                self._lib.uc_emu_stop(self._handle)
-                return otherwise
+    def host_page(self, page: int) -> int | None:
+        """Address in this process of a page of guest RAM by number, None if RAM has no such page."""
+        if page * PAGE_SIZE >= self.memory.size:
+            return None
+        return self.memory.host_address + page * PAGE_SIZE
 
-        made = prototype(guarded)
-        self._callbacks.append(made)
-        return made
+    def set_writable(self, piece: int, writable: bool) -> None:
+        """Let the guest write to a piece of the ROM area (16 KiB), or not; only between runs."""
+        self._engine.set_writable(piece, writable)
 
-    def _hook(self, kind: int, callback: Any, begin: int = 1, end: int = 0, *extra: Any) -> None:
-        hook = ctypes.c_size_t()
-        self._check(
-            self._lib.uc_hook_add(
-                self._handle,
-                ctypes.byref(hook),
-                ctypes.c_int(kind),
-                ctypes.cast(callback, ctypes.c_void_p),
-                None,
-                ctypes.c_uint64(begin),
-                ctypes.c_uint64(end),
-                *extra,
-            ),
-            "add a hook",
-        )
+    def set_a20(self, enabled: bool) -> None:
+        """Open or close the gate of address line 20."""
+        self.a20_mask = U32 if enabled else U32 & ~_A20
+        self._lib.x86_cpu_set_a20_x86_64(self._state, ctypes.c_int(enabled))
 
-    def _check(self, status: int, what: str) -> None:
-        if status != uc_const.UC_ERR_OK:
-            raise EngineError(f"the CPU emulator refused to {what}: error {status}")
+    def _keep(self, error: BaseException) -> None:
+        """Stop the run, which then raises the first such error."""
+        if self._trouble is None:
+            self._trouble = error
+        self.stop_soon()
+        self._engine.leave()
+
+    def _guard(self, function: Callable[[], None]) -> None:
+        try:
+            function()
+        except BaseException as error:
+            self._keep(error)
 
     def _hook_events(self, places: layout.Places) -> None:
-        ptr, u32, i32, u64 = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint64
-        interrupt = self._callback(ctypes.CFUNCTYPE(None, ptr, u32, ptr), self._on_interrupt, None)
-        self._hook(uc_const.UC_HOOK_INTR, interrupt)
-        invalid = self._callback(ctypes.CFUNCTYPE(ctypes.c_bool, ptr, ptr), self._on_invalid, False)
-        self._hook(uc_const.UC_HOOK_INSN_INVALID, invalid)
-        port_in = self._callback(ctypes.CFUNCTYPE(u32, ptr, u32, i32, ptr), self._on_in, 0)
-        self._hook(uc_const.UC_HOOK_INSN, port_in, 1, 0, ctypes.c_int(x86_const.UC_X86_INS_IN))
-        port_out = self._callback(ctypes.CFUNCTYPE(None, ptr, u32, i32, u32, ptr), self._on_out, None)
-        self._hook(uc_const.UC_HOOK_INSN, port_out, 1, 0, ctypes.c_int(x86_const.UC_X86_INS_OUT))
-        cpuid = self._callback(ctypes.CFUNCTYPE(i32, ptr, ptr), self._on_cpuid, 1)
-        self._hook(uc_const.UC_HOOK_INSN, cpuid, 1, 0, ctypes.c_int(x86_const.UC_X86_INS_CPUID))
-        rdtsc = self._callback(ctypes.CFUNCTYPE(i32, ptr, ptr), self._on_rdtsc, 1)
-        self._hook(uc_const.UC_HOOK_INSN, rdtsc, 1, 0, ctypes.c_int(x86_const.UC_X86_INS_RDTSC))
-        rom_write = self._callback(
-            ctypes.CFUNCTYPE(ctypes.c_bool, ptr, i32, u64, i32, ctypes.c_int64, ptr),
-            self._on_rom_write,
-            True,
-        )
-        # bounded: an unbounded protection hook would send all memory traffic down the slow path
-        self._hook(uc_const.UC_HOOK_MEM_WRITE_PROT, rom_write, ROM_START, ROM_END - 1)
-        window = self._callback(ctypes.CFUNCTYPE(ctypes.c_bool, ptr, i32), self._on_window, False)
-        debug = self._callback(ctypes.CFUNCTYPE(None, ptr), self._on_breakpoint, None)
-        for place, function in ((places.on_interrupt, window), (places.on_debug, debug)):
-            ctypes.c_void_p.from_address(place).value = ctypes.cast(function, ctypes.c_void_p).value
+        engine = self._engine
+        interrupt = engine.callback((None, PTR, C_U32, PTR), self._on_interrupt, None)
+        engine.hook(Hook.INTERRUPT, interrupt)
+        invalid = engine.callback((ctypes.c_bool, PTR, PTR), self._on_invalid, False)
+        engine.hook(Hook.INVALID, invalid)
+        port_in = engine.callback((C_U32, PTR, C_U32, I32, PTR), self._on_in, 0)
+        engine.hook_instruction(Instruction.IN, port_in)
+        port_out = engine.callback((None, PTR, C_U32, I32, C_U32, PTR), self._on_out, None)
+        engine.hook_instruction(Instruction.OUT, port_out)
+        for which, function in ((Instruction.CPUID, self._on_cpuid), (Instruction.RDTSC, self._on_rdtsc)):
+            engine.hook_instruction(which, engine.callback((I32, PTR, PTR), function, 1))
+        rom_write = (ctypes.c_bool, PTR, I32, U64, I32, ctypes.c_int64, PTR)
+        engine.hook_rom_writes(engine.callback(rom_write, self._on_rom_write, True))
+        window = engine.callback((ctypes.c_bool, PTR, I32), self._on_window, False)
+        debug = engine.callback((None, PTR), self._on_breakpoint, None)
+        for place, made in ((places.on_interrupt, window), (places.on_debug, debug)):
+            ctypes.c_void_p.from_address(place).value = ctypes.cast(made, PTR).value
 
     # -- events -----------------------------------------------------------------------------
 
     def _report(self, vector: int, is_int: bool, error: int) -> None:
         self.forget_exception()
+        if self._refused is not None:
+            # the instruction behind the one refused, or a trap after it: neither has happened
+            self._engine.leave()
+            return
         self.bus.exception(vector, is_int, error)
         # a handler whose first instruction can't be fetched begins none, so nothing else would see this
         if self._counter.value >= self._budget.value:
-            self._lib.uc_emu_stop(self._handle)
+            self._engine.leave()
 
     def _on_interrupt(self, _uc: int, vector: int, _user: int) -> None:
-        if vector != Vector.DB and not (vector == Vector.PF and self._faulted_in_fetch()):
+        if vector == Vector.PF and self.faulted_in_fetch:
+            if self._refused is None and self._runs_on():
+                return
+        elif vector != Vector.DB:
             self.settle_flags()
         self._report(vector, self.exception_is_int, self.error_code)
 
-    def _faulted_in_fetch(self) -> bool:
-        """The page fault that is being reported hit the instruction's own bytes: it has not begun."""
-        distance = (self.cr2 - self.segment(Seg.CS).base - self.eip) & U32
-        return not self.error_code & PfError.W and distance < _LONGEST_INSTRUCTION
+    def _runs_on(self) -> bool:
+        """Have one instruction done alone if it may not be the one that needs the page it runs on into.
+
+        The library fetches a whole block of code before it begins. The instruction that does need the
+        page comes back with the same fault.
+        """
+        here = self._counter.value, self.eip
+        ahead = (self.cr2 - self.segment(Seg.CS).base - self.eip) & U32
+        if not 0 < ahead < PAGE_SIZE or here == self._alone:
+            return False
+        self._alone = here
+        self._next_block.value = _ONE_INSTRUCTION
+        self.forget_exception()
+        return True
+
+    def stored_into_code(self) -> None:
+        """A store went to a page of code; if it was into its own block, it is done again."""
+        if not self._dropping:
+            self.settle_flags()
 
     def _on_invalid(self, _uc: int, _user: int) -> bool:
         self.settle_flags()
@@ -247,7 +248,7 @@ class Cpu(Registers):
         self.set_dr(6, self.dr(6) & ~15 | hits)
         self._report(Vector.DB, False, 0)
         # the library's main loop goes on after this only if it is asked to end
-        self._lib.uc_emu_stop(self._handle)
+        self._engine.leave()
 
     def _on_in(self, _uc: int, port: int, size: int, _user: int) -> int:
         self.settle_flags()
@@ -259,7 +260,7 @@ class Cpu(Registers):
 
     def _on_cpuid(self, _uc: int, _user: int) -> int:
         self.settle_flags()
-        self.eax, self.ebx, self.ecx, self.edx = self.bus.cpuid(self.eax)
+        self.eax, self.ebx, self.ecx, self.edx = self.bus.cpuid(self.eax, self.ecx)
         return 1
 
     def _on_rdtsc(self, _uc: int, _user: int) -> int:
@@ -267,6 +268,66 @@ class Cpu(Registers):
         value = self.bus.tsc()
         self.eax, self.edx = value & U32, value >> 32 & U32
         return 1
+
+    def refuse(self, fault: GuestFault | None = None) -> None:
+        """Make the instruction that asks now have no effect but a fault, by default #GP.
+
+        For IN, OUT, RDMSR, WRMSR, SYSENTER and SYSCALL.
+        """
+        self._refused = (self.eip, self.eax, self.ecx, self.edx, self.esi, self.edi, self.cr2, self.dr(6))
+        self._refusal = fault or GuestFault(Vector.GP)
+        self.stop_soon()
+
+    def _take_back(self) -> bool:
+        """Undo what a refused instruction did, if there was one, and report it."""
+        if self._refused is None:
+            return False
+        self.eip, self.eax, self.ecx, self.edx, self.esi, self.edi, self.cr2, dr6 = self._refused
+        self._refused = None
+        self.set_dr(6, dr6)
+        self.irq_shadow = False
+        if self._refusal.vector == Vector.PF:
+            self.cr2 = self._refusal.address
+        self._report(self._refusal.vector, False, self._refusal.error)
+        return True
+
+    def read_msr(self) -> None:
+        """RDMSR, called while it executes."""
+        self._guard(self._read_msr)
+
+    def write_msr(self) -> None:
+        """WRMSR, called while it executes."""
+        self._guard(self._write_msr)
+
+    def _read_msr(self) -> None:
+        value = self.bus.read_msr(self.ecx)
+        if value is None:
+            self.refuse()
+        else:
+            self.eax, self.edx = value & U32, value >> 32 & U32
+
+    def _write_msr(self) -> None:
+        if not self.bus.write_msr(self.ecx, self.edx << 32 | self.eax):
+            self.refuse()
+
+    def fast_call(self) -> None:
+        """SYSENTER, called while it executes."""
+        self._guard(self._fast_call)
+
+    def _fast_call(self) -> None:
+        selector, esp, eip = self.fast_call_target
+        if not selector & 0xFFFC:
+            self.refuse()
+            return
+        selector &= 0xFFFC
+        self.system_flags &= ~(Eflags.VM | Eflags.IF | Eflags.RF)
+        self.set_segment(Seg.CS, Segment(selector, 0, U32, 0xCF9B00))
+        self.set_segment(Seg.SS, Segment(selector + 8, 0, U32, 0xCF9300))
+        self.esp, self.eip = esp, eip
+
+    def long_call(self) -> None:
+        """SYSCALL, called while it executes: none of these CPUs has it."""
+        self.refuse(GuestFault(Vector.UD))
 
     def _on_rom_write(self, _uc: int, _kind: int, address: int, size: int, value: int, _user: int) -> bool:
         self.settle_flags()
@@ -277,7 +338,7 @@ class Cpu(Registers):
         if self.system_flags & 0x200 and not self.irq_shadow:
             self._interrupt_request.value = 0
             self._window = True
-            self._lib.uc_emu_stop(self._handle)
+            self._engine.leave()
         return False
 
     # -- running ----------------------------------------------------------------------------
@@ -288,31 +349,33 @@ class Cpu(Registers):
         ``stop_when_interruptible`` ends the run as soon as EFLAGS.IF is set outside an STI or
         MOV SS shadow: the interrupt window.
         """
-        self._trouble = None
+        self._trouble = self._refused = None
         self._window = False
+        self._alone = (0, 0)
         self._interrupt_request.value = _INTERRUPT_HARD if stop_when_interruptible else 0
         self._running = True
-        status = self._lib.uc_emu_start(
-            self._handle,
-            ctypes.c_uint64(self.eip),
-            ctypes.c_uint64(0),
-            ctypes.c_uint64(0),
-            ctypes.c_size_t(budget),
-        )
+        status = self._engine.start(self.eip, budget)
         self._running = False
         # the counter runs ahead by one when the budget stopped the run in front of an instruction
         self.instructions += min(self._counter.value, self._budget.value)
         self._counter.value = 0
         if self._trouble is not None:
             raise self._trouble
-        if status in _NO_CODE:
+        if self._take_back():
+            return Stop.BUDGET
+        if status in NO_CODE:
             return Stop.UNMAPPED
-        if status != uc_const.UC_ERR_OK:
+        if status != OK:
             self.failure = status
             return Stop.FAILED
         if self._window:
             return Stop.WINDOW
         return Stop.HALTED if self._halted.value else Stop.BUDGET
+
+    @property
+    def running(self) -> bool:
+        """A run is in progress: this is asked from inside an instruction."""
+        return self._running
 
     def now_instructions(self) -> int:
         """Instructions executed so far, the current one included while running."""
@@ -330,7 +393,7 @@ class Cpu(Registers):
     def eflags(self) -> int:
         """EFLAGS, arithmetic flags included."""
         if self._running:
-            self._lib.uc_reg_read(self._handle, x86_const.UC_X86_REG_EFLAGS, ctypes.byref(self._flags_buffer))
+            self._engine.read_register(Register.EFLAGS, self._flags_buffer)
             return self._flags_buffer.value
         return self.system_flags
 
@@ -346,9 +409,7 @@ class Cpu(Registers):
         if number == 2:
             self.cr2 = value
             return
-        buffer = ctypes.c_uint64(value & U32 | (Cr0.ET if number == 0 else 0))
-        status = self._lib.uc_reg_write(self._handle, _CONTROL[number], ctypes.byref(buffer))
-        self._check(status, "set a control register")
+        self._engine.write_register(_CONTROL[number], value & U32 | (Cr0.ET if number == 0 else 0))
 
     def load_dr(self, number: int, value: int) -> None:
         """Load debug register 0 to 3, 6 or 7 as MOV does: breakpoints that DR7 enables are armed."""
@@ -362,15 +423,31 @@ class Cpu(Registers):
         """Drop the cached translation of one linear address."""
         self._lib.tlb_flush_page_x86_64(self._state, ctypes.c_uint64(linear))
 
+    def forget_translations(self) -> None:
+        """Drop all cached translations of addresses and all translated code; only between runs."""
+        self.flush_tlb()
+        self._lib.tb_flush_x86_64(self._state)
+        self.code_pages.clear()
+
+    def extended(self, register: int, size: int) -> bytes:
+        """A register of the FPU or of SSE, ``size`` bytes, little endian; only between runs."""
+        buffer = ctypes.create_string_buffer(size)
+        self._engine.read_register(register, buffer)
+        return buffer.raw
+
+    def set_extended(self, register: int, data: bytes) -> None:
+        """Set a register of the FPU or of SSE; only between runs."""
+        self._engine.write_bytes(register, data)
+
     # -- memory -----------------------------------------------------------------------------
 
     def write_memory(self, address: int, data: bytes) -> None:
         """Put data into guest-physical memory, ROM too; code that was there is translated anew."""
         self.memory.write(address, data)
         if address < self.memory.size:
-            self._lib.tb_invalidate_phys_range_x86_64(
-                self._handle, ctypes.c_uint64(address), ctypes.c_uint64(address + len(data))
-            )
+            self._dropping = True
+            self._engine.drop_translations(address, len(data))
+            self._dropping = False
 
     def store(self, address: int, data: bytes) -> None:
         """Store into guest-physical memory as the CPU itself does: ROM and nowhere take nothing."""

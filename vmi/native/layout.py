@@ -25,17 +25,22 @@ ENGINE_COUNTER = 1368  # instructions begun in this run
 ENGINE_BUDGET = 1376  # instructions that this run may begin
 
 # in the CPU structure, which holds the register state and the class further on
+CPU_NEXT_BLOCK = 24  # how the next block of code is translated
 CPU_INTERRUPT_REQUEST = 28
 CPU_ENV = 296
 CPU_HALTED = 33176
 CPU_ENGINE = 33192
 CPU_CLASS = 33200
 
+# in the register state: what it decodes, 64 bits for each of the library's CPUID registers
+STATE_FEATURES = 5632
+
 # in the class: functions that the main loop calls
 CLASS_DEBUG = 120
 CLASS_INTERRUPT = 144
 
 _ARCH_X86, _MODE_32 = 4, 4
+_FEATURES = 0x0781ABFD  # the first of them, leaf 1 EDX, on the library's "qemu32"
 _CPU_SIZE = 1 << 20  # no build's structure is larger
 _ON_DEBUG, _ON_INTERRUPT = "breakpoint_handler_x86_64", "x86_cpu_exec_interrupt_x86_64"
 
@@ -47,9 +52,11 @@ class Places:
     counter: int
     budget: int
     cpu: int
+    next_block: int
     interrupt_request: int
     halted: int
     env: int
+    features: int
     on_debug: int
     on_interrupt: int
 
@@ -81,6 +88,9 @@ def locate(engine: int, function: Callable[[str], int]) -> Places:
         for what, at in (("the register state", env), ("the CPU's class", table)):
             if not cpu < at < cpu + _CPU_SIZE or at % 8:
                 raise unsuitable(what, f"inside the CPU structure at {cpu:#x}", f"at {at:#x}")
+        features = peek.word(env + STATE_FEATURES, 8)
+        if features != _FEATURES:
+            raise unsuitable("the first word of features", hex(_FEATURES), _shown(features))
         for offset, name in ((CLASS_DEBUG, _ON_DEBUG), (CLASS_INTERRUPT, _ON_INTERRUPT)):
             expected, got = function(name), peek.word(table + offset, 8)
             if not expected or got != expected:
@@ -89,9 +99,11 @@ def locate(engine: int, function: Callable[[str], int]) -> Places:
         counter=engine + ENGINE_COUNTER,
         budget=engine + ENGINE_BUDGET,
         cpu=cpu,
+        next_block=cpu + CPU_NEXT_BLOCK,
         interrupt_request=cpu + CPU_INTERRUPT_REQUEST,
         halted=cpu + CPU_HALTED,
         env=env,
+        features=env + STATE_FEATURES,
         on_debug=table + CLASS_DEBUG,
         on_interrupt=table + CLASS_INTERRUPT,
     )

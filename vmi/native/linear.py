@@ -24,7 +24,8 @@ class Linear:
         """Guest-physical address; sets accessed and dirty bits. :raises GuestFault: #PF."""
         cpu = self._cpu
         paging = Paging(cpu.cr(0), cpu.cr(3), cpu.cr(4))
-        return translate(cpu.memory, paging, linear, write=write, user=user, store=cpu.put_u32)
+        found = translate(cpu.memory, paging, linear, write=write, user=user, store=cpu.put_u32)
+        return found & cpu.a20_mask
 
     def _pieces(self, linear: int, size: int, write: bool, user: bool) -> list[tuple[int, int]]:
         pieces = []

@@ -11,28 +11,32 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
-from vmi.errors import RomError
+from vmi.errors import RomError, UsageError
 from vmi.memory import PhysicalMemory
-from vmi.native.boot import firmware, multiboot
-from vmi.native.bus import PortBus
+from vmi.native import snapshot, start
+from vmi.native.board import Board
+from vmi.native.boot import firmware, loader, mptable
+from vmi.native.boot.memory_map import RAM_LIMIT
+from vmi.native.boot.state import BootState, Module
+from vmi.native.bus import State
 from vmi.native.clock import Clock
-from vmi.native.console import Console
 from vmi.native.cpu import Cpu
-from vmi.native.cpuid import I686, CpuModel
-from vmi.native.devices.debug_exit import DebugExit
-from vmi.native.devices.i8042 import I8042
-from vmi.native.devices.misc import A20Gate, DebugConsole, PostPort, ResetControl, SystemControlA
-from vmi.native.devices.pic import PicPair
-from vmi.native.devices.pit import Pit
-from vmi.native.devices.rtc import DEFAULT_EPOCH, Rtc
-from vmi.native.devices.uart import Uart
+from vmi.native.cpuid import MODELS, CpuModel
+from vmi.native.devices import pci_functions
+from vmi.native.devices.pci_functions import Segment
+from vmi.native.devices.rtc import DEFAULT_EPOCH
+from vmi.native.disk import Disk
+from vmi.native.engine import ROM_END, ROM_PIECE, ROM_START
 from vmi.native.interrupts import Delivery, Event, Origin, TripleFault
 from vmi.native.monitor import Monitor
+from vmi.native.msr import MsrFile
 from vmi.native.privilege import Privilege
-from vmi.native.registers import Segment, TableRegister
+from vmi.native.processor import live_registers
+from vmi.native.traffic import Traffic
 from vmi.native.wiring import Stop
-from vmi.x86 import IF_BIT, U32, Cr0, GuestFault, Seg, Vector
+from vmi.x86 import IF_BIT, U32, GuestFault, Seg, Vector
 
 NS_PER_INSTRUCTION = 10  # one instruction is one cycle of a 100 MHz processor
 TSC_HZ = 1_000_000_000 // NS_PER_INSTRUCTION
@@ -42,8 +46,10 @@ EVENT_NS = 1_000
 LONGEST_RUN = 2_000_000  # instructions; bounds how long a key press waits for the host
 ROM_BAY = range(0xC0000, 0xE0000)
 ROM_ALIGN = 2048
+DEFAULT_MODEL = MODELS["qemu32"]
+MP_TABLE = 0xF5000
+_SHADOW = 0x20000  # bytes of the firmware that show below 1 MiB too
 
-_CODE_FLAGS, _DATA_FLAGS = 0xCF9B00, 0xCF9300
 _FAULT_NAMES = {int(vector): f"#{vector.name}" for vector in Vector}
 _ONE_BYTE = {int(Vector.BP): 0xCC, int(Vector.OF): 0xCE}  # INT3 and INTO
 
@@ -60,6 +66,7 @@ class Outcome(StrEnum):
     CRASHED = "crashed"
     CALL_NOT_SERVED = "call_not_served"
     CONSOLE = "console"  # the console showed what was waited for
+    STOPPED = "stopped"  # the user ended the run
 
 
 @dataclass(frozen=True)
@@ -71,94 +78,137 @@ class End:
     value: int = 0
 
 
-class Machine:
+class Machine(Traffic):
     """One PC.
 
-    :param ram: bytes of RAM.
-    :param model: what CPUID says.
+    :param ram: bytes of RAM, at most 3.5 GiB.
+    :param model: what CPUID says, and which model-specific registers there are.
     :param epoch: the RTC's date at power-on, seconds since 1970.
+    :param disks: IDE disks: primary master and slave, secondary master and slave.
+    :param bios: firmware, whole 64 KiB; the machine then starts with it, at the reset vector.
+    :param video_bios: the VGA's option ROM, for the firmware to find.
+    :raises UsageError: that much RAM has no room below the board's chips.
     """
 
-    def __init__(self, *, ram: int = 64 << 20, model: CpuModel = I686, epoch: int = DEFAULT_EPOCH) -> None:
+    def __init__(
+        self,
+        *,
+        ram: int = 64 << 20,
+        model: CpuModel = DEFAULT_MODEL,
+        epoch: int = DEFAULT_EPOCH,
+        disks: Sequence[Disk | None] = (),
+        bios: bytes | None = None,
+        video_bios: bytes | None = None,
+    ) -> None:
+        if ram > RAM_LIMIT:
+            raise UsageError(f"RAM must be at most {RAM_LIMIT >> 20} MiB, but it is {ram >> 20} MiB")
         self.memory = PhysicalMemory(ram)
         self.epoch = epoch
         self.model = model
+        self.bios, self.video_bios = bios, video_bios
+        self.roms: list[bytes] = []  # option ROMs that have been plugged in
+        self.disks = tuple(disks)
         self.clock = Clock(self._now)
-        self.cpu = Cpu(self.memory, self)
+        self.cpu = Cpu(self.memory, self, model=model, rom=bios or b"")
         self.privilege = Privilege(self.cpu)
         self.delivery = Delivery(self.privilege)
         self.linear = self.privilege.linear
         self.monitor: Monitor | None = None
         self.exits: Counter[str] = Counter()
-        self.console = Console()
         self.end: End | None = None
         self._idle_ns = 0
         self._retry: int | None = None
         self._run_ends = 0  # when the run of the CPU in progress ends at the latest, ns
         self.halted = False
         self._rom_top = ROM_BAY.start
-        self.pic = PicPair(self._stop_for_interrupt)
-        self.bus = PortBus()
-        self._attach_devices()
-        self.memory.write(0xC0000, b"\xff" * 0x40000)
+        self._has_firmware = bios is not None
+        self._rom_area: tuple[Segment, ...] = ()  # what the CPU has not been told yet
+        self.board = Board(
+            self.memory, self.clock, model, self, epoch=epoch, disks=disks, video_bios=video_bios
+        )
+        self.console = self.board.console
+        self.interrupts = self.board.interrupts
+        live = live_registers(self.cpu, self.board.lapic)
+        self.msr = MsrFile(model, lambda: self._now() // NS_PER_INSTRUCTION, live)
+        for console in (self.console, self.board.console2):
+            console.connect_runner(
+                self.run, lambda: self.finish(Outcome.CONSOLE, "the console showed what was waited for")
+            )
+        self.memory.write(ROM_START, b"\xff" * (ROM_END - ROM_START))
+        if bios is not None:
+            self._start_firmware(bios)
+
+    def _start_firmware(self, bios: bytes) -> None:
+        """The state after power-on: real mode, at the last 16 bytes of the firmware."""
+        self.memory.write(ROM_END - min(len(bios), _SHADOW), bios[-_SHADOW:])
+        start.at_reset_vector(self.cpu, self.model.signature)
 
     def __repr__(self) -> str:
         return f"<Machine {self.memory.size >> 20} MiB {self.model.name} at {self._now()} ns>"
-
-    def _attach_devices(self) -> None:
-        clock, line = self.clock, self.pic.line
-        a20 = A20Gate()
-        com1 = Uart("com1", 0x3F8, line(4), clock, self.console.transmit)
-        self.console.connect(com1.receive)
-        self.bus.attach(
-            self.pic,
-            Pit(line(0), clock),
-            Rtc(line(8), clock, self.memory.size, self.epoch),
-            com1,
-            I8042(line(1), a20, lambda: self.request_reset("the keyboard controller")),
-            SystemControlA(a20, lambda: self.request_reset("port 92h")),
-            ResetControl(lambda: self.request_reset("port CF9h")),
-            PostPort(),
-            DebugConsole(self.console.transmit),
-            DebugExit(self._debug_exit),
-        )
 
     # -- set-up -----------------------------------------------------------------------------
 
     def plug(self, rom: bytes) -> int:
         """Put an option ROM into the bay at the next free 2 KiB boundary; gives its address.
 
+        It shows as a PCI device too, if it says which. A machine that starts with firmware has it there
+        alone, and the firmware copies it to where it likes.
+
         :raises RomError: it does not fit.
         """
         end = self._rom_top + len(rom)
-        if end > ROM_BAY.stop:
+        if end > ROM_BAY.stop and not self._has_firmware:
             left = ROM_BAY.stop - self._rom_top
             raise RomError(f"the ROM bay has {left} bytes left, the ROM needs {len(rom)}")
+        self.board.plug(rom)
+        self.roms.append(rom)
+        if self._has_firmware:
+            return 0
         address = self._rom_top
         self.cpu.write_memory(address, rom)
         self._rom_top = -(-end // ROM_ALIGN) * ROM_ALIGN
         return address
 
-    def load_multiboot(
-        self, image: bytes, command_line: str = "", modules: Sequence[multiboot.Module] = ()
-    ) -> multiboot.BootState:
-        """Load a kernel by the multiboot protocol, version 1, and set the CPU to its entry state.
+    def load(
+        self,
+        image: bytes,
+        *,
+        name: str = "kernel",
+        append: str = "",
+        protocol: str | None = None,
+        modules: Sequence[Module] = (),
+        address: int | None = None,
+    ) -> BootState:
+        """Load a kernel as firmware and boot loader do, and set the CPU to its entry state.
 
-        :param command_line: handed over as it is; QEMU's begins with the kernel's name and a space.
+        :param name: what multiboot command lines begin with, as QEMU's do.
+        :param append: the kernel's options.
+        :param protocol: how it wants to be booted, None to look at the image.
+        :param modules: boot modules; Linux takes one, its initrd.
+        :param address: where a flat image goes.
         :raises BadInput: the kernel can't be loaded.
+        :raises UsageError: the protocol is unknown, or can't do what is asked for.
         """
-        firmware.settle(self.bus, self.memory)
-        state = multiboot.load(image, self.memory, command_line=command_line, modules=modules)
-        cpu = self.cpu
-        cpu.set_cr(0, Cr0.PE | Cr0.ET)
-        # flat segments, as the protocol demands; the table they came from need not exist
-        cpu.set_segment(Seg.CS, Segment(0x08, 0, 0xFFFFFFFF, _CODE_FLAGS))
-        for seg in (Seg.ES, Seg.SS, Seg.DS, Seg.FS, Seg.GS):
-            cpu.set_segment(seg, Segment(0x10, 0, 0xFFFFFFFF, _DATA_FLAGS))
-        cpu.gdt = TableRegister(0, 0)
-        cpu.idt = TableRegister(0, 0)
-        cpu.eflags = 2
-        cpu.eip, cpu.eax, cpu.ebx, cpu.esp = state.eip, state.eax, state.ebx, state.esp
+        # first, as it writes to the first page too, which a kernel may own
+        firmware.settle(self.board.ports, self.memory)
+        self.board.vga.set_text_mode()
+        pci_functions.settle(self.board.pci)
+        self.msr.settle()
+        if self.board.lapic is not None:
+            self.board.lapic.virtual_wire()
+            signature, _, _, features = self.cpuid(1, 0)
+            for at, data in mptable.build(MP_TABLE, signature=signature, features=features):
+                self.memory.write(at, data)
+        state = loader.load(
+            image,
+            self.memory,
+            name=name,
+            append=append,
+            protocol=protocol,
+            modules=modules,
+            address=address,
+        )
+        start.at_kernel(self.cpu, state)
         return state
 
     # -- time -------------------------------------------------------------------------------
@@ -170,6 +220,34 @@ class Machine:
     def instructions(self) -> int:
         """Guest instructions executed so far."""
         return self.cpu.now_instructions()
+
+    # -- snapshots --------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Write the whole machine to a folder, see :func:`vmi.native.snapshot.save`."""
+        snapshot.save(self, folder)
+
+    @classmethod
+    def restore(cls, folder: Path, disks: Sequence[Disk | None] | None = None) -> Machine:
+        """The machine that a folder holds, see :func:`vmi.native.snapshot.restore`."""
+        return snapshot.restore(cls, folder, disks)
+
+    def progress(self) -> State:
+        """What belongs to no part of the machine: time, and how far it has come."""
+        return {
+            "instructions": self.cpu.instructions,
+            "idle_ns": self._idle_ns,
+            "halted": self.halted,
+            "rom_top": self._rom_top,
+            "exits": dict(self.exits),
+        }
+
+    def set_progress(self, state: State) -> None:
+        """Take over what :meth:`progress` gave."""
+        self.cpu.instructions, self._idle_ns = state["instructions"], state["idle_ns"]
+        self.halted, self._rom_top = state["halted"], state["rom_top"]
+        self.exits.clear()
+        self.exits.update(state["exits"])
 
     # -- the CPU's bus ----------------------------------------------------------------------
 
@@ -186,8 +264,20 @@ class Machine:
                 self.exits["software interrupt"] += 1
             else:
                 self.count_fault(vector)
+            if self.log is not None:
+                self._log_event(event)
             self.deliver(event)
         self._spend(EVENT_NS)
+
+    def _log_event(self, event: Event) -> None:
+        if self.log is None:
+            return
+        if event.origin is Origin.SOFTWARE:
+            self.log.software_interrupt(event.vector)
+        elif event.origin is Origin.EXTERNAL:
+            self.log.interrupt(event.vector)
+        else:
+            self.log.exception(event.vector, event.error, event.address)
 
     def count_fault(self, vector: int) -> None:
         """Count an exception that goes to the guest."""
@@ -204,21 +294,8 @@ class Machine:
             return 1  # its page is gone from the tables, but not from the CPU's own memory of them
         return 1 if self.memory.read(last, 1)[0] == opcode else 2
 
-    def port_read(self, port: int, size: int) -> int:
-        """See :class:`vmi.native.wiring.Bus`."""
-        self.exits["port read"] += 1
-        value = self.bus.read(port, size)
-        self._meet_deadline()
-        return value
-
-    def port_write(self, port: int, size: int, value: int) -> None:
-        """See :class:`vmi.native.wiring.Bus`."""
-        self.exits["port write"] += 1
-        self.bus.write(port, size, value)
-        self._meet_deadline()
-
-    def _meet_deadline(self) -> None:
-        """A device may have asked for an earlier event than the run is planned for."""
+    def meet_deadline(self) -> None:
+        """See :class:`vmi.native.traffic.Traffic`."""
         deadline = self.clock.next_deadline()
         if deadline is not None and deadline < self._run_ends:
             self._run_ends = deadline
@@ -229,38 +306,22 @@ class Machine:
         self._idle_ns += ns
         self.cpu.stop_within(max(0, -(-(self._run_ends - self._now()) // NS_PER_INSTRUCTION)))
 
-    def memory_read(self, address: int, size: int) -> int:
-        """See :class:`vmi.native.wiring.Bus`: nothing is mapped above RAM."""
-        self.exits["unmapped read"] += 1
-        return (1 << 8 * size) - 1
-
-    def memory_write(self, address: int, size: int, value: int) -> None:
-        """See :class:`vmi.native.wiring.Bus`: writes to ROM or to nowhere are lost."""
-        if self.monitor is not None and self.monitor.memory_write(address, size, value):
-            return
-        self.exits["unmapped write" if address >= self.memory.size else "ROM write"] += 1
-
-    def cpuid(self, leaf: int) -> tuple[int, int, int, int]:
-        """See :class:`vmi.native.wiring.Bus`."""
-        return self.model.cpuid(leaf)
-
-    def tsc(self) -> int:
-        """See :class:`vmi.native.wiring.Bus`."""
-        return self._now() // NS_PER_INSTRUCTION
-
     # -- ends -------------------------------------------------------------------------------
 
     def finish(self, outcome: Outcome, reason: str, value: int = 0) -> None:
         """End the run after the current instruction; the first reason given counts."""
         if self.end is None:
             self.end = End(outcome, reason, value)
+            if self.log is not None:
+                self.log.cpu(reason)
         self.cpu.stop_soon()
 
     def request_reset(self, source: str) -> None:
         """The guest pulled the reset line."""
         self.finish(Outcome.RESET, f"the guest reset the machine through {source}")
 
-    def _debug_exit(self, value: int) -> None:
+    def debug_exit(self, value: int) -> None:
+        """The guest ended itself through the debug-exit port."""
         self.finish(Outcome.DEBUG_EXIT, f"the guest ended itself with debug-exit value {value:#x}", value)
 
     def deliver(self, event: Event) -> None:
@@ -280,19 +341,51 @@ class Machine:
 
     # -- the loop ---------------------------------------------------------------------------
 
-    def _stop_for_interrupt(self) -> None:
+    def interrupt_changed(self) -> None:
+        """An interrupt may be waiting."""
         # also called by devices between runs, when it has no effect
         self.cpu.stop_soon()
+
+    def rom_area_changed(self, segments: tuple[Segment, ...]) -> None:
+        """The chipset was told which pieces of the ROM area are RAM; reads come from there in any case."""
+        self._rom_area = segments
+        self.cpu.stop_soon()
+
+    def _protect_rom_area(self) -> None:
+        for segment in self._rom_area:
+            for piece in range(segment.start, segment.start + segment.size, ROM_PIECE):
+                self.cpu.set_writable(piece, segment.writes)
+        self._rom_area = ()
+
+    def load_memory(self, address: int, size: int) -> bytes:
+        """Read guest-physical memory for a device."""
+        return self.memory.read(address, size)
+
+    def store_memory(self, address: int, data: bytes) -> None:
+        """Write guest-physical memory for a device: RAM only."""
+        if address < self.memory.size:
+            self.cpu.store(address, data[: self.memory.size - address])
+
+    def a20_changed(self, enabled: bool) -> None:
+        """The gate of address line 20 was opened or closed."""
+        self.cpu.set_a20(enabled)
 
     def halt(self) -> None:
         """The guest waits for an interrupt (the CPU need not be at HLT)."""
         self.halted = True
         self.cpu.stop_soon()
 
-    def run(self, timeout_ns: int | None = None, on_slice: Callable[[], None] | None = None) -> End:
+    def run(
+        self,
+        timeout_ns: int | None = None,
+        on_slice: Callable[[], None] | None = None,
+        on_idle: Callable[[int | None], int | None] | None = None,
+    ) -> End:
         """Run until the guest ends, waits for ever, or ``timeout_ns`` of virtual time have passed.
 
-        ``on_slice`` is called now and then between instructions, for progress and key presses.
+        :param on_slice: called now and then between instructions, for progress and key presses.
+        :param on_idle: called when the guest waits for an interrupt, with the ns until the next event
+            (None: there is none); gives how many of them have passed, or None if nothing ever will come.
         """
         limit = None if timeout_ns is None else self._now() + timeout_ns
         self.end = None
@@ -308,13 +401,15 @@ class Machine:
                 self.finish(Outcome.TIMEOUT, f"the guest was still running after {_seconds(timeout_ns)} s")
                 continue
             if self.halted:
-                self._sleep(deadline)
+                self._sleep(deadline, on_idle)
                 continue
             budget = LONGEST_RUN
             if deadline is not None:
                 budget = min(budget, max(1, -(-(deadline - self._now()) // NS_PER_INSTRUCTION)))
             if self._retry:
                 budget = min(budget, self._retry)
+            if self._rom_area:
+                self._protect_rom_area()
             self._run_ends = self._now() + budget * NS_PER_INSTRUCTION
             self._act_on(self.cpu.run(budget, stop_when_interruptible=window))
             if on_slice is not None:
@@ -325,25 +420,28 @@ class Machine:
 
     def _offer_interrupt(self) -> bool:
         """Deliver a waiting interrupt if the guest takes it; True if the CPU must watch for when it will."""
-        waits = self.pic.pending()
+        waits = self.interrupts.pending()
         monitor = self.monitor
         if monitor is not None:
             if waits and monitor.accepts_interrupts():
                 self.take_interrupt()
-                waits = self.pic.pending()
+                waits = self.interrupts.pending()
             monitor.interrupt_waits(waits)
             self._retry = monitor.retry_after() if waits else None
             return self._retry == 0
         if waits and self.cpu.system_flags & IF_BIT and not self.cpu.irq_shadow:
             self.take_interrupt()
-            waits = self.pic.pending()
+            waits = self.interrupts.pending()
         return waits
 
     def take_interrupt(self) -> None:
         """Deliver the interrupt that waits to the guest."""
         self.halted = False
         self.exits["interrupt"] += 1
-        self.deliver(Event(self.pic.acknowledge(), Origin.EXTERNAL))
+        event = Event(self.interrupts.acknowledge(), Origin.EXTERNAL)
+        if self.log is not None:
+            self._log_event(event)
+        self.deliver(event)
         self._spend(EVENT_NS)
 
     def _act_on(self, stop: Stop) -> None:
@@ -374,13 +472,16 @@ class Machine:
         """Linear address of the next instruction."""
         return (self.cpu.segment(Seg.CS).base + self.cpu.eip) & U32
 
-    def _sleep(self, deadline: int | None) -> None:
+    def _sleep(self, deadline: int | None, on_idle: Callable[[int | None], int | None] | None) -> None:
         """Let time pass to the next event while the guest waits for an interrupt."""
         accepts = self.monitor.accepts_interrupts() if self.monitor else bool(self.cpu.system_flags & IF_BIT)
-        if deadline is None or not accepts:
+        ns = None if deadline is None else max(0, deadline - self._now())
+        if accepts and on_idle is not None:
+            ns = on_idle(ns)
+        if ns is None or not accepts:
             self.finish(Outcome.HALTED, f"the guest halted for ever at {self.cpu.eip:#x}")
             return
-        self._idle_ns += max(0, deadline - self._now())
+        self._idle_ns += ns
 
 
 def _seconds(ns: int | None) -> str:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from vmi.native.cpu import Cpu
 from vmi.native.linear import Linear
 from vmi.native.registers import Segment, TableRegister
-from vmi.x86 import TSS_AVAILABLE_32, TSS_BUSY_32, U32, Descriptor, Eflags, GuestFault, Vector
+from vmi.x86 import TSS_AVAILABLE_32, TSS_BUSY_32, U32, Cr0, Descriptor, Eflags, GuestFault, Vector
+
+_BITMAP_BASE = 0x66  # where the TSS says where its bitmap of ports begins
 
 
 class Privilege:
@@ -35,6 +37,27 @@ class Privilege:
     def ring(self, ring: int) -> int:
         """The CPU's ring that a guest's ring runs on."""
         return ring
+
+    def io_level(self) -> int:
+        """I/O privilege level, 0 to 3, as the guest believes it to be."""
+        return self.cpu.system_flags >> 12 & 3
+
+    def check_port(self, port: int, size: int) -> None:
+        """Allow IN and OUT of ``size`` bytes by IOPL, else by the task's bitmap of ports.
+
+        :raises GuestFault: #GP if neither does, #PF if the task's state is not in memory.
+        """
+        cpu = self.cpu
+        if not cpu.cr(0) & Cr0.PE:
+            return
+        if not cpu.system_flags & Eflags.VM and self.cpl() <= self.io_level():
+            return
+        task = self.task()
+        if (task.flags >> 8) & 15 not in (TSS_AVAILABLE_32, TSS_BUSY_32) or task.limit < _BITMAP_BASE + 1:
+            raise GuestFault(Vector.GP)
+        at = self.linear.u16(task.base + _BITMAP_BASE) + port // 8
+        if at + 1 > task.limit or self.linear.u16(task.base + at) >> port % 8 & (1 << size) - 1:
+            raise GuestFault(Vector.GP)
 
     def frame_selector(self, selector: int) -> int:
         """A CS or SS value as a frame shows it."""

@@ -31,11 +31,14 @@ _TR = 352 // 4
 _GDT = 376 // 4
 _IDT = 400 // 4
 _CR = 424 // 4
+_EFER = 592 // 4
+_FAST_CALL = 4800 // 4  # SYSENTER's CS, ESP and EIP
 _ERROR_CODE = 5384 // 4
 _IS_INT = 5388 // 4
 _NEXT_EIP = 5392 // 4
 _DR = 5400 // 4
 _OLD_EXCEPTION = 5496 // 4
+_RETURN_ADDRESS = 5560 // 4  # where in translated code the last page walk was asked for
 
 _CC_OP_EFLAGS = 1
 
@@ -304,6 +307,26 @@ class Registers:
         self._d[_DR + 2 * number] = value & 0xFFFFFFFF
 
     @property
+    def efer(self) -> int:
+        """EFER, the extended feature enable register, lower half."""
+        return self._d[_EFER]
+
+    @efer.setter
+    def efer(self, value: int) -> None:
+        self._d[_EFER] = value & 0xFFFFFFFF
+
+    @property
+    def fast_call_target(self) -> tuple[int, int, int]:
+        """CS selector, ESP and EIP that SYSENTER loads."""
+        d = self._d
+        return d[_FAST_CALL], d[_FAST_CALL + 2], d[_FAST_CALL + 4]
+
+    @fast_call_target.setter
+    def fast_call_target(self, target: tuple[int, int, int]) -> None:
+        d = self._d
+        d[_FAST_CALL], d[_FAST_CALL + 2], d[_FAST_CALL + 4] = (word & 0xFFFFFFFF for word in target)
+
+    @property
     def error_code(self) -> int:
         """Error code of the exception that is being reported."""
         return self._d[_ERROR_CODE]
@@ -317,6 +340,11 @@ class Registers:
     def exception_next_eip(self) -> int:
         """EIP behind the INT instruction that is being reported."""
         return self._d[_NEXT_EIP]
+
+    @property
+    def faulted_in_fetch(self) -> bool:
+        """The page fault that is being reported came when code was fetched: no instruction has begun."""
+        return not self._d[_RETURN_ADDRESS] | self._d[_RETURN_ADDRESS + 1]
 
     def settle_flags(self) -> None:
         """Tell the emulator where the arithmetic flags are, in the middle of an instruction.

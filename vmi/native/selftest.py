@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from vmi.memory import PhysicalMemory
 from vmi.native.cpu import Cpu
+from vmi.native.cpuid import MODELS
 from vmi.native.layout import unsuitable
 from vmi.native.registers import Segment, TableRegister
 from vmi.native.wiring import Stop
@@ -64,6 +65,7 @@ class _Probe:
         cpu.set_cr(0, Cr0.PE)
         cpu.gdt = cpu.idt = TableRegister(0, 0)
         cpu.eflags, cpu.esp = 2, _STACK
+        cpu.load_dr(7, 0)
         self.events, self.answer = [], self._halt
 
     def ring(self, ring: int) -> None:
@@ -111,9 +113,18 @@ class _Probe:
         """Record it."""
         self.events.append((address, size, value))
 
-    def cpuid(self, leaf: int) -> tuple[int, int, int, int]:
+    def cpuid(self, leaf: int, _subleaf: int) -> tuple[int, int, int, int]:
         """Numbers that tell the registers apart."""
         return leaf + 1, leaf + 2, leaf + 3, leaf + 4
+
+    def read_msr(self, index: int) -> int | None:
+        """Only those below 1000h exist."""
+        return index << 32 | 0x4D5352 if index < 0x1000 else None
+
+    def write_msr(self, index: int, value: int) -> bool:
+        """Record it; only those below 1000h exist."""
+        self.events.append((index, value))
+        return index < 0x1000
 
     def tsc(self) -> int:
         """A number with two different halves."""
@@ -361,6 +372,77 @@ def _breakpoint(p: _Probe) -> None:
     )
 
 
+def _model_specific_registers(p: _Probe) -> None:
+    cpu = p.cpu
+    p.run("b974010000 0f32 f4")  # mov ecx, 174h; rdmsr
+    _expect("a model-specific register that code reads", (0x4D5352, 0x174), (cpu.eax, cpu.edx))
+    p.run("b810000000 ba20000000 0f30 f4")  # mov eax, 10h; mov edx, 20h; wrmsr
+    _expect("a model-specific register that code writes", [(0x174, 0x2000000010)], p.events)
+    p.events.clear()
+    p.run("b900100000 b8aa000000 0f32 90 f4")  # mov ecx, 1000h; mov eax, 0AAh; rdmsr
+    _expect("an unknown model-specific register", [(13, 0, 0, _CODE + 10)], p.events)
+    _expect("EAX behind a refused RDMSR", 0xAA, cpu.eax)
+
+
+def _refused_port(p: _Probe) -> None:
+    cpu = p.cpu
+    p.memory.write(_DATA, b"\x77")
+    cpu.esi, cpu.ecx, cpu.edx = _DATA, 3, 0x80
+    after: list[tuple[int, ...]] = []
+
+    def refuse() -> None:
+        if not after and len(p.events) == 1:
+            cpu.refuse()
+            after.append((cpu.esi, cpu.ecx))
+
+    p.answer = refuse
+    p.run("f36e 90 90 f4", budget=1)  # rep outsb
+    _expect("what follows a refused OUTS", [(0x80, 1, 0x77), (13, 0, 0, _CODE)], p.events)
+    _expect("ESI and ECX behind a refused OUTS", after, [(cpu.esi, cpu.ecx)])
+
+
+def _fast_call(p: _Probe) -> None:
+    cpu = p.cpu
+    p.ring(3)
+    cpu.eflags, cpu.fast_call_target = 0x246, (0x1000, 0x5000, _CODE + 16)
+    p.run("0f34" + "f4" * 14 + "9c 8f05" + _le(_DATA) + "f4")  # sysenter; at its target: pushf; pop [DATA]
+    got = (cpu.segment(Seg.CS).selector, cpu.segment(Seg.SS).selector, cpu.cpl, cpu.esp, p.words(1)[0])
+    _expect("CS, SS, CPL, ESP and EFLAGS behind SYSENTER", (0x1000, 0x1008, 0, 0x5000, 0x46), got)
+    cpu.fast_call_target = (0, 0, 0)
+    p.run("90 0f34 f4")
+    _expect("SYSENTER without a target", [(13, _CODE + 1)], [(v, at) for v, _, _, at in p.events])
+
+
+def _pages_of_code(p: _Probe) -> None:
+    at = 0x190000
+    p.cpu.code_pages.clear()
+    p.run("90 f4", at=at)
+    _expect("the pages that translated code lies in", [at >> 12], sorted(p.cpu.code_pages))
+    p.run(f"c605{_le(at)}41 e9{_le(at - _CODE - 12)}", at=_CODE)  # mov byte [at], inc ecx; jmp at
+    p.cpu.ecx = 0
+    p.run(f"c605{_le(at)}40 c605{_le(at)}41 e9{_le(at - _CODE - 19)}", at=_CODE)
+    _expect("what code stored into code does", 1, p.cpu.ecx)
+
+
+def _address_line_20(p: _Probe) -> None:
+    p.memory.put_u32(0x103000, 0x11111111)
+    p.memory.put_u32(0x003000, 0x22222222)
+    seen = []
+    for open_ in (False, True):
+        p.cpu.set_a20(open_)
+        p.run(f"a1{_le(0x103000)} f4")  # mov eax, [103000h]
+        seen.append(p.cpu.eax)
+    _expect("what code loads with address line 20 closed and open", [0x22222222, 0x11111111], seen)
+
+
+def _decoding(p: _Probe) -> None:
+    for name, events in (("486", [(6, 0, 0, _CODE)]), ("qemu32", [])):
+        p.events.clear()
+        p.cpu.decode(MODELS[name])
+        p.run("0f44c1 f4")  # cmovz eax, ecx
+        _expect(f"the exception at CMOVZ on a {name}", events, p.events)
+
+
 def _le(value: int) -> str:
     return (value & 0xFFFFFFFF).to_bytes(4, "little").hex()
 
@@ -382,4 +464,10 @@ _CHECKS = (
     _memory,
     _ports_and_numbers,
     _breakpoint,
+    _model_specific_registers,
+    _refused_port,
+    _fast_call,
+    _pages_of_code,
+    _address_line_20,
+    _decoding,
 )

@@ -35,8 +35,14 @@ class Bus(Protocol):
     def memory_write(self, address: int, size: int, value: int) -> None:
         """Store to where no RAM is, or into the ROM area."""
 
-    def cpuid(self, leaf: int) -> tuple[int, int, int, int]:
-        """EAX, EBX, ECX, EDX of CPUID."""
+    def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+        """EAX, EBX, ECX, EDX of CPUID with ``leaf`` in EAX and ``subleaf`` in ECX."""
 
     def tsc(self) -> int:
         """Time stamp counter."""
+
+    def read_msr(self, index: int) -> int | None:
+        """RDMSR at CPL 0; None if there is no such register."""
+
+    def write_msr(self, index: int, value: int) -> bool:
+        """WRMSR at CPL 0; False if there is no such register, or it does not take the value."""

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.native.boot.images import note
 from vmi.errors import BadInput
 from vmi.native.boot import elf
 
@@ -129,3 +130,26 @@ def test_damaged_files_are_refused_not_crashed_on(noise, cut):
     except BadInput:
         return
     assert all(s.offset + s.filesz <= 256 - cut and s.filesz <= s.memsz for s in found.segments)
+
+
+def noted(raw, align):
+    """An executable whose second program header is a PT_NOTE segment with these bytes."""
+    head = bytearray(image({}, {}))
+    struct.pack_into("<8I", head, 52 + 32, 4, len(head), 0, 0, len(raw), len(raw), 4, align)
+    return elf.parse(bytes(head) + raw).notes
+
+
+@pytest.mark.parametrize("align", [0, 1, 4, 8])
+def test_notes_are_read_by_their_segment_s_alignment(align):
+    raw = note(b"Xen\0", 18, b"abcd", max(align, 4)) + note(b"", 5, b"", max(align, 4))
+    assert noted(raw, align) == (elf.Note(b"Xen", 18, b"abcd"), elf.Note(b"", 5, b""))
+
+
+def test_damaged_note_ends_the_list():
+    good = note(b"GNU\0", 3, b"12345678")
+    for bad in (struct.pack("<3I", 4, 0xFFFFFFFF, 1), struct.pack("<3I", 0xFFFFFFFF, 0, 1), b"\1" * 11):
+        assert noted(good + bad, 4) == (elf.Note(b"GNU", 3, b"12345678"),)
+
+
+def test_notes_beyond_64_kib_are_not_looked_at():
+    assert len(noted(note(b"", 1, b"") * 6000, 4)) == (1 << 16) // 12

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vmi.errors import BadInput
 from vmi.memory import PhysicalMemory
-from vmi.native.boot import multiboot
+from vmi.native.boot import multiboot, unpack
 from vmi.native.boot.multiboot import INFO_AT, MAP_AT, Module, load
 
 MAGIC = 0x1BADB002
@@ -96,10 +96,6 @@ def test_memory_map(memory):
     ]
 
 
-def test_memory_map_of_almost_4_gib_stops_at_the_firmware():
-    assert multiboot.memory_map((1 << 32) - 4096)[3] == (0x100000, 0xFFFC0000, 1)
-
-
 def test_modules_follow_the_kernel_on_pages_of_their_own(memory):
     """The addresses are those that QEMU 7.2 gives, but for its longer name."""
     modules = [Module(bytes(5000), "m1 a b"), Module(b"two", "m2 c"), Module(b"", "three")]
@@ -147,7 +143,7 @@ def test_damaged_gzip(memory, data, sentence):
 
 
 def test_compressed_bomb_is_not_unpacked_whole(memory, monkeypatch):
-    monkeypatch.setattr(multiboot, "_UNPACKED_LIMIT", 1 << 20)
+    monkeypatch.setattr(unpack, "UNPACKED_LIMIT", 1 << 20)
     with refused("the compressed kernel expands to more than 1 MiB"):
         load(gzip.compress(bytes((1 << 20) + 1)), memory)
 
@@ -241,6 +237,12 @@ def test_addresses_win_over_elf(memory):
 def test_refused_addresses(memory, data, sentence):
     with refused(sentence):
         load(data, memory)
+
+
+@pytest.mark.parametrize("entry", [0xFFFFF, 0x10008C])
+def test_addresses_with_an_entry_outside_of_the_kernel(memory, entry):
+    with refused(f"the kernel's entry point {entry:#x} is not inside the memory that it is loaded to"):
+        load(flat(entry=entry), memory)
 
 
 @pytest.mark.parametrize(

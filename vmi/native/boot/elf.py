@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A strict reader of what loading an i386 ELF executable needs: the entry point and the segments.
+"""A strict reader of what loading an i386 ELF executable needs: entry point, segments and notes.
 
 It has no dependency, so that the machine can boot a kernel without the patcher's libraries. Source:
 System V ABI, chapters 4 and 5.
@@ -7,6 +7,7 @@ System V ABI, chapters 4 and 5.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from struct import Struct
 
@@ -14,6 +15,7 @@ from vmi.errors import BadInput
 
 MAGIC = b"\x7fELF"
 PT_LOAD = 1
+PT_NOTE = 4
 PF_X = 1
 _CLASS_32, _LITTLE_ENDIAN, _CURRENT = 1, 1, 1
 _ET_EXEC = 2
@@ -22,6 +24,8 @@ _CLASS_NAMES = {1: "32-bit", 2: "64-bit"}
 
 _EHDR = Struct("<16sHHIIIIIHHHHHH")
 _PHDR = Struct("<8I")
+_NHDR = Struct("<3I")
+_NOTE_BYTES = 1 << 16  # of a file's notes that are looked at; a kernel has a few hundred
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,12 +48,25 @@ class Segment:
         return f"Segment({self.vaddr:#x} at {self.paddr:#x}, {self.filesz:#x} of {self.memsz:#x} bytes)"
 
 
+@dataclass(frozen=True)
+class Note:
+    """One entry of a PT_NOTE segment: who defined it, its number there, and its contents."""
+
+    owner: bytes
+    kind: int
+    data: bytes
+
+
 @dataclass(frozen=True, repr=False)
 class Executable:
-    """Entry point (as the file has it, usually virtual) and the loadable segments in file order."""
+    """Entry point (as the file has it, usually virtual) and the loadable segments in file order.
+
+    ``notes`` are those of the file's first 64 KiB of notes; a damaged one ends its segment's list.
+    """
 
     entry: int
     segments: tuple[Segment, ...]
+    notes: tuple[Note, ...] = ()
 
     def physical_entry(self) -> int:
         """The entry point as a physical address. BadInput if it lies in no segment.
@@ -95,14 +112,34 @@ def parse(image: bytes) -> Executable:
     if phoff + phnum * _PHDR.size > len(image):
         end = phoff + phnum * _PHDR.size
         raise BadInput(f"the kernel's program headers end at byte {end}, after the file's {len(image)}")
+    headers = [_PHDR.unpack_from(image, phoff + number * _PHDR.size) for number in range(phnum)]
     segments = tuple(
         _segment(number, fields, len(image))
-        for number in range(phnum)
-        if (fields := _PHDR.unpack_from(image, phoff + number * _PHDR.size))[0] == PT_LOAD and fields[5]
+        for number, fields in enumerate(headers)
+        if fields[0] == PT_LOAD and fields[5]
     )
     if not segments:
         raise BadInput("the kernel has no loadable segment")
-    return Executable(entry, segments)
+    return Executable(entry, segments, tuple(_notes(image, headers)))
+
+
+def _notes(image: bytes, headers: list[tuple[int, ...]]) -> Iterator[Note]:
+    """Notes serve only to recognise a kernel, so what is wrong with them is passed over."""
+    left = _NOTE_BYTES
+    for kind, offset, _, _, filesz, _, _, align in headers:
+        if kind != PT_NOTE or not left:
+            continue
+        area = image[offset : offset + min(filesz, left)]
+        left -= len(area)
+        step, at = 8 if align == 8 else 4, 0
+        while at + _NHDR.size <= len(area):
+            name_size, data_size, number = _NHDR.unpack_from(area, at)
+            data_at = at + -(-(_NHDR.size + name_size) // step) * step
+            if data_at + data_size > len(area):
+                break
+            name = area[at + _NHDR.size : at + _NHDR.size + name_size]
+            yield Note(name.rstrip(b"\0"), number, area[data_at : data_at + data_size])
+            at = data_at + -(-data_size // step) * step
 
 
 def _segment(number: int, fields: tuple[int, ...], file_size: int) -> Segment:

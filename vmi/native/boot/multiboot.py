@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Multiboot (version 1) loading: puts a kernel, its modules and the information structure into memory.
+"""Multiboot (version 1): a kernel, its modules and the information structure.
 
 Follows the Multiboot Specification 0.6.96; where that leaves a choice, the result is what
 ``qemu-system-i386 -M isapc -kernel`` gives: the same memory map, flags and boot device in low memory, the
@@ -10,14 +10,21 @@ refused in one sentence.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from struct import Struct
 
 from vmi.errors import BadInput
-from vmi.memory import PAGE_SIZE, PhysicalMemory
-from vmi.native.boot import elf
+from vmi.memory import PhysicalMemory
+from vmi.native.boot import elf, placement
+from vmi.native.boot.memory_map import HIGH_RAM, LOW_RAM_END, memory_map, ram_end, upper_kib
+from vmi.native.boot.placement import Piece
+from vmi.native.boot.state import STACK_TOP, BootState, Module, Plan, Request, Write
+from vmi.native.boot.unpack import unpack
+
+__all__ = [
+    "BOOT_MAGIC", "HEADER_MAGIC", "INFO_AT", "LOADER_NAME", "LOW_RAM_END", "MAP_AT", "STACK_TOP",
+    "BootState", "Module", "find_header", "load", "memory_map", "plan", "recognise", "unpack",
+]  # fmt: skip
 
 HEADER_MAGIC = 0x1BADB002
 BOOT_MAGIC = 0x2BADB002
@@ -35,71 +42,15 @@ _MEMORY, _BOOT_DEVICE, _COMMAND_LINE, _MODULES, _MEMORY_MAP, _LOADER_NAME = 1, 2
 _FIRST_DISK = 0x8000FFFF
 LOADER_NAME = "vmi"
 
-LOW_RAM_END = 0x9FC00  # the rest up to A0000h is the firmware's data area
-HIGH_RAM = 0x100000
 MAP_AT = 0x9000
 INFO_AT = 0x9500
-STACK_TOP = 0x7000  # the specification promises no stack; this one is a page or two nobody else uses
-
-_RAM, _RESERVED = 1, 2
-_FIRMWARE_TOP = 0xFFFC0000
-_UNPACKED_LIMIT = 256 << 20
 
 _HEADER = Struct("<3I")
 _ADDRESSES = Struct("<5I")
 _INFO = Struct("<22I")
 _MODULE = Struct("<4I")
 _MAP_ENTRY = Struct("<IQQI")
-_INFO_END = INFO_AT + _INFO.size
-
-
-@dataclass(frozen=True, repr=False)
-class Module:
-    """A boot module: its bytes and its string (by convention ``file args``)."""
-
-    data: bytes
-    string: str
-
-    def __repr__(self) -> str:
-        return f"Module({self.string!r}, {len(self.data)} bytes)"
-
-
-@dataclass(frozen=True, repr=False)
-class BootState:
-    """CPU state at the kernel's first instruction, and the memory in use.
-
-    Segments are flat (base 0, limit 4 GiB), protection on, paging and interrupts off, A20 open.
-    ``kernel`` is the kernel's physical memory with its zeroed part, ``end`` the first byte after
-    kernel, strings and modules.
-    """
-
-    eip: int
-    eax: int
-    ebx: int
-    esp: int
-    kernel: range
-    end: int
-
-    def __repr__(self) -> str:
-        return f"BootState(eip {self.eip:#x}, kernel {self.kernel.start:#x}-{self.kernel.stop - 1:#x})"
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """File bytes [offset, offset + filesz) for memory [address, address + memsz)."""
-
-    address: int
-    offset: int
-    filesz: int
-    memsz: int
-
-    @property
-    def end(self) -> int:
-        return self.address + self.memsz
-
-    @property
-    def span(self) -> str:
-        return f"{self.address:#x}-{self.end - 1:#x}"
+_TABLES = range(MAP_AT, INFO_AT + _INFO.size)
 
 
 def load(
@@ -110,74 +61,75 @@ def load(
     ``command_line`` is handed over as it is, so it begins with the kernel's name if it is to.
     BadInput if the image is no multiboot kernel or does not fit.
     """
-    image = unpack(image)
+    return _plan(unpack(image), memory.size, command_line, modules).store(memory)
+
+
+def plan(request: Request, ram_size: int) -> Plan:
+    """What to load for a kernel; its command line is its name, a space and its options, as QEMU's."""
+    return _plan(request.image, ram_size, f"{request.name} {request.append}", request.modules)
+
+
+def _plan(image: bytes, ram_size: int, command_line: str, modules: Sequence[Module]) -> Plan:
     at, flags = find_header(image)
     if flags & HAS_ADDRESSES:
-        entry, pieces = _by_addresses(image, at)
+        entry, piece = _by_addresses(image, at)
+        pieces = [placement.without_header_page(piece)]
     else:
-        entry, pieces = _by_segments(image)
-    pieces = [_without_header_page(piece) for piece in pieces]
-    kernel = range(min(p.address for p in pieces), max(p.end for p in pieces))
-    _check_place(pieces, memory.size)
-    for piece in pieces:
-        if piece.address < _INFO_END and piece.end > MAP_AT:
-            raise BadInput(
-                f"the kernel's memory {piece.span} overlaps the boot information "
-                f"at {MAP_AT:#x}-{_INFO_END - 1:#x}"
-            )
-    writes, end = _tables(memory.size, max(kernel.stop, HIGH_RAM), command_line, modules)
-    for piece in pieces:
-        memory.write(piece.address, image[piece.offset : piece.offset + piece.filesz])
-        memory.write(piece.address + piece.filesz, bytes(piece.memsz - piece.filesz))
-    for address, data in writes:
-        memory.write(address, data)
-    return BootState(entry, BOOT_MAGIC, INFO_AT, STACK_TOP, kernel, end)
+        executable = elf.parse(image)
+        entry, pieces = executable.physical_entry(), placement.by_segments(executable)
+    kernel = placement.check_place(pieces, ram_size)
+    placement.check_free(pieces, _TABLES)
+    placement.check_entry(pieces, entry)
+    tables, end = _tables(ram_size, max(kernel.stop, HIGH_RAM), command_line, modules)
+    state = BootState(eip=entry, eax=BOOT_MAGIC, ebx=INFO_AT, kernel=kernel, end=end)
+    return Plan(state, (*placement.writes(image, pieces), *tables))
 
 
-def unpack(image: bytes) -> bytes:
-    """Undo gzip compression if there is any. BadInput if it is damaged or expands to over 256 MiB."""
-    if image[:2] != b"\x1f\x8b":
-        return image
-    stream = zlib.decompressobj(wbits=31)
-    try:
-        data = stream.decompress(image, _UNPACKED_LIMIT)
-    except zlib.error:
-        raise BadInput("the kernel's gzip data is damaged") from None
-    if stream.unconsumed_tail:
-        raise BadInput(f"the compressed kernel expands to more than {_UNPACKED_LIMIT >> 20} MiB")
-    if not stream.eof:
-        raise BadInput("the kernel's gzip data ends too early")
-    return data
+def recognise(image: bytes) -> bool:
+    """Whether the image has a multiboot header, even one that demands too much."""
+    return _search(image) is not None
+
+
+def _search(image: bytes) -> tuple[int, int] | None:
+    for at in range(0, min(len(image), _HEADER_SEARCH) - _HEADER.size + 1, 4):
+        magic, flags, checksum = _HEADER.unpack_from(image, at)
+        if magic == HEADER_MAGIC and (magic + flags + checksum) & 0xFFFFFFFF == 0:
+            return at, flags
+    return None
 
 
 def find_header(image: bytes) -> tuple[int, int]:
     """Offset and flags of the multiboot header. BadInput if there is none, or it demands too much."""
-    for at in range(0, min(len(image), _HEADER_SEARCH) - _HEADER.size + 1, 4):
-        magic, flags, checksum = _HEADER.unpack_from(image, at)
-        if magic == HEADER_MAGIC and (magic + flags + checksum) & 0xFFFFFFFF == 0:
-            break
-    else:
+    found = _search(image)
+    if found is None:
         raise BadInput(_not_multiboot(image))
-    unknown = flags & 0xFFFF & ~_KNOWN_REQUIREMENTS
+    unknown = found[1] & 0xFFFF & ~_KNOWN_REQUIREMENTS
     if unknown:
         raise BadInput(
             f"the kernel's multiboot header requires features {unknown:#06x}, "
             f"but only those in {_KNOWN_REQUIREMENTS:#06x} can be provided"
         )
-    return at, flags
+    return found
 
 
 def _not_multiboot(image: bytes) -> str:
     sentence = f"the kernel has no multiboot header in its first {_HEADER_SEARCH} bytes"
     if image[_LINUX_MAGIC_AT : _LINUX_MAGIC_AT + 4] == _LINUX_MAGIC:
         return sentence + ": it is a Linux boot image"
-    for at in range(0, min(len(image), 4 * _HEADER_SEARCH) - 3, 8):
-        if int.from_bytes(image[at : at + 4], "little") == _MULTIBOOT2_MAGIC:
-            return sentence + ": it has one of multiboot version 2"
+    if is_version_2(image):
+        return sentence + ": it has one of multiboot version 2"
     return sentence
 
 
-def _by_addresses(image: bytes, at: int) -> tuple[int, list[_Piece]]:
+def is_version_2(image: bytes) -> bool:
+    """Whether the image has the magic number of multiboot version 2, which is another protocol."""
+    return any(
+        int.from_bytes(image[at : at + 4], "little") == _MULTIBOOT2_MAGIC
+        for at in range(0, min(len(image), 4 * _HEADER_SEARCH) - 3, 8)
+    )
+
+
+def _by_addresses(image: bytes, at: int) -> tuple[int, Piece]:
     """The header says itself what goes where (for files that are not ELF)."""
     if at + _HEADER.size + _ADDRESSES.size > len(image):
         raise BadInput("the kernel's multiboot header announces addresses, but the file ends before them")
@@ -205,106 +157,45 @@ def _by_addresses(image: bytes, at: int) -> tuple[int, list[_Piece]]:
                 f"the kernel's bss end {bss_end:#x} must not be below its load address {load_at:#x}"
             )
         memsz = max(filesz, bss_end - load_at)
-    return entry, [_Piece(load_at, offset, filesz, memsz)]
-
-
-def _by_segments(image: bytes) -> tuple[int, list[_Piece]]:
-    executable = elf.parse(image)
-    pieces = [_Piece(s.paddr, s.offset, s.filesz, s.memsz) for s in executable.segments]
-    return executable.physical_entry(), pieces
-
-
-def _without_header_page(piece: _Piece) -> _Piece:
-    """Leave out what a piece has on the page below 1 MiB.
-
-    Linkers map the file's headers there, in front of code at 1 MiB. Loaders on hardware write them to
-    the firmware's ROM, where they are lost without harm.
-    """
-    below = HIGH_RAM - piece.address
-    if not (0 < below <= PAGE_SIZE and piece.end > HIGH_RAM):
-        return piece
-    return _Piece(HIGH_RAM, piece.offset + below, max(piece.filesz - below, 0), piece.memsz - below)
-
-
-def _check_place(pieces: Sequence[_Piece], ram_size: int) -> None:
-    for piece in pieces:
-        if piece.end > ram_size:
-            raise BadInput(f"the kernel needs memory up to {piece.end:#x}, but RAM ends at {ram_size:#x}")
-        if piece.address < HIGH_RAM and piece.end > LOW_RAM_END:
-            raise BadInput(
-                f"the kernel's memory {piece.span} is not all RAM: "
-                f"there is none from {LOW_RAM_END:#x} to {HIGH_RAM - 1:#x}"
-            )
+    return entry, Piece(load_at, offset, filesz, memsz)
 
 
 def _tables(
     ram_size: int, behind: int, command_line: str, modules: Sequence[Module]
-) -> tuple[list[tuple[int, bytes]], int]:
+) -> tuple[list[Write], int]:
     """All that is loaded besides the kernel as (address, bytes), and the first address after all of it.
 
     BadInput if it does not fit, or a string can't be handed over.
     """
-    list_at = _page_up(behind)
-    strings = _Strings(list_at + _MODULE.size * len(modules))
+    list_at = placement.page_up(behind)
+    strings = placement.Strings(list_at + _MODULE.size * len(modules))
     texts = [strings.add(module.string, "a module's string") for module in modules]
     command_line_at = strings.add(command_line, "the command line")
     loader_at = strings.add(LOADER_NAME, "the loader name")
-    if strings.end > ram_size:
+    top = ram_end(ram_size)
+    if strings.end > top:
         raise BadInput(
             f"the command line and the module list need memory up to {strings.end:#x}, "
-            f"but RAM ends at {ram_size:#x}"
+            f"but RAM ends at {top:#x}"
         )
     rows, contents, end = b"", [], strings.end
     for module, text in zip(modules, texts, strict=True):
-        start = _page_up(end)
+        start = placement.page_up(end)
         end = start + len(module.data)
-        if end > ram_size:
+        if end > top:
             raise BadInput(
-                f"the module {module.string!r} needs memory up to {end:#x}, but RAM ends at {ram_size:#x}"
+                f"the module {module.string!r} needs memory up to {end:#x}, but RAM ends at {top:#x}"
             )
         rows += _MODULE.pack(start, end, text, 0)
-        contents.append((start, module.data))
+        contents.append(Write(start, module.data))
     entries = b"".join(
         _MAP_ENTRY.pack(_MAP_ENTRY.size - 4, start, stop - start, kind)
         for start, stop, kind in memory_map(ram_size)
     )
-    upper = (min(ram_size, _FIRMWARE_TOP) - HIGH_RAM) >> 10
     info = _INFO.pack(
         _MEMORY | _BOOT_DEVICE | _COMMAND_LINE | _MODULES | _MEMORY_MAP | _LOADER_NAME,
-        LOW_RAM_END >> 10, upper, _FIRST_DISK, command_line_at, len(modules), list_at, 0, 0, 0, 0,
-        len(entries), MAP_AT, 0, 0, 0, loader_at, 0, 0, 0, 0, 0,
+        LOW_RAM_END >> 10, upper_kib(ram_size), _FIRST_DISK, command_line_at, len(modules), list_at,
+        0, 0, 0, 0, len(entries), MAP_AT, 0, 0, 0, loader_at, 0, 0, 0, 0, 0,
     )  # fmt: skip
-    return [(MAP_AT, entries), (INFO_AT, info), (list_at, rows + bytes(strings.data)), *contents], end
-
-
-def _page_up(address: int) -> int:
-    return -(-address // PAGE_SIZE) * PAGE_SIZE
-
-
-class _Strings:
-    """Strings one after the other, each ended by a NUL, from a given address on."""
-
-    def __init__(self, start: int) -> None:
-        self.end = start
-        self.data = bytearray()
-
-    def add(self, text: str, what: str) -> int:
-        """Add a string, give its address. BadInput if it holds a NUL."""
-        data = text.encode(errors="surrogateescape")  # undoes what made text of a foreign argument
-        if 0 in data:
-            raise BadInput(f"{what} must not contain a NUL character")
-        address = self.end
-        self.data += data + b"\0"
-        self.end += len(data) + 1
-        return address
-
-
-def memory_map(ram_size: int) -> list[tuple[int, int, int]]:
-    """The machine's map as (start, stop, kind): kind 1 is RAM, 2 reserved."""
-    return [
-        (0, LOW_RAM_END, _RAM),
-        (LOW_RAM_END, 0xA0000, _RESERVED),
-        (0xF0000, HIGH_RAM, _RESERVED),
-        (HIGH_RAM, min(ram_size, _FIRMWARE_TOP), _RAM),
-        (_FIRMWARE_TOP, 1 << 32, _RESERVED),
-    ]
+    tables = [Write(MAP_AT, entries), Write(INFO_AT, info), Write(list_at, rows + bytes(strings.data))]
+    return tables + contents, end

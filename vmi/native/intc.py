@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""All interrupt controllers of the board as the devices and the processor see them: lines in, vectors out.
+
+A board without APICs has the 8259A pair alone. With them, each ISA line goes to the pair and to the I/O
+APIC, the pair's INTR goes to the local APIC, and the guest chooses by what it masks. This is also the
+order of things after power-on, so software that knows no APIC never notices them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vmi.errors import UsageError
+from vmi.native.bus import IrqLine, State
+from vmi.native.devices.ioapic import IoApic
+from vmi.native.devices.lapic import Lapic
+from vmi.native.devices.pic import PicPair
+
+TIMER_IRQ, TIMER_INPUT = 0, 2
+
+
+def io_apic_input(isa_irq: int) -> int:
+    """The I/O APIC input of an ISA line: the same number, but the timer has that of the cascade."""
+    return TIMER_INPUT if isa_irq == TIMER_IRQ else isa_irq
+
+
+class _Both:
+    """A line that goes to the 8259A pair and to the I/O APIC."""
+
+    __slots__ = ("_first", "_second")
+
+    def __init__(self, first: IrqLine, second: IrqLine) -> None:
+        self._first = first
+        self._second = second
+
+    def set(self, level: bool, /) -> None:
+        self._first.set(level)
+        self._second.set(level)
+
+
+class InterruptLogic:
+    """The interrupt controllers, wired.
+
+    ``pending()`` tells whether the processor is asked to take an interrupt, ``acknowledge()`` gives its
+    vector; ``on_change`` is called when ``pending()`` may have become true. The two are those of the
+    controller next to the processor, since they are asked often.
+
+    :raises UsageError: one APIC without the other.
+    """
+
+    def __init__(self, pic: PicPair, lapic: Lapic | None = None, io_apic: IoApic | None = None) -> None:
+        if (lapic is None) != (io_apic is None):
+            raise UsageError("a board must have both a local and an I/O APIC or none, but one was given")
+        self.on_change: Callable[[], None] | None = None
+        self.pic = pic
+        self.lapic = lapic
+        self.io_apic = io_apic
+        self.pending: Callable[[], bool]
+        self.acknowledge: Callable[[], int]
+        if lapic is None or io_apic is None:
+            self.pending, self.acknowledge = pic.pending, pic.acknowledge
+            pic.on_change = self._changed
+        else:
+            self.pending, self.acknowledge = lapic.pending, lapic.acknowledge
+            pic.on_change = lambda: lapic.set_lint0(pic.pending())
+            lapic.external = pic.acknowledge
+            lapic.on_change = self._changed
+            lapic.on_eoi = io_apic.end_of_interrupt
+
+    def _changed(self) -> None:
+        if self.on_change is not None:
+            self.on_change()
+
+    def line(self, isa_irq: int) -> IrqLine:
+        """Give an ISA request line. UsageError if it is not one of 0, 1, 3-15."""
+        line = self.pic.line(isa_irq)
+        if self.io_apic is None:
+            return line
+        return _Both(line, self.io_apic.line(io_apic_input(isa_irq)))
+
+    # The pair is on the port bus, which resets and saves it; the rest is done here.
+
+    def reset(self) -> None:
+        """Return the APICs to the state after the RESET line."""
+        if self.lapic is not None and self.io_apic is not None:
+            self.io_apic.reset()
+            self.lapic.reset()
+
+    def save(self) -> State:
+        """Give the state of the APICs by name."""
+        if self.lapic is None or self.io_apic is None:
+            return {}
+        return {part.name: part.save() for part in (self.lapic, self.io_apic)}
+
+    def load(self, state: State) -> None:
+        """Take over what ``save`` gave. UsageError if it is of a board with another set of APICs."""
+        parts = [part for part in (self.lapic, self.io_apic) if part is not None]
+        if set(state) != {part.name for part in parts}:
+            wanted, got = ", ".join(part.name for part in parts) or "none", ", ".join(state) or "none"
+            raise UsageError(f"the saved state must be of the APICs {wanted}, but it is of {got}")
+        for part in parts:
+            part.load(state[part.name])
+
+    def stats(self) -> dict[str, dict[str, int]]:
+        """Give the counts of the APICs by name."""
+        return {part.name: part.stats() for part in (self.lapic, self.io_apic) if part is not None}
+
+    def __repr__(self) -> str:
+        apics = "" if self.lapic is None else f", {self.lapic!r}, {self.io_apic!r}"
+        return f"<InterruptLogic {self.pic!r}{apics}>"

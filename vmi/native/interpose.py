@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Functions of the emulator library that are done here instead, for the CPUs of this toolkit.
+
+The library has no hook for some things that a machine must decide: what a model-specific register
+holds, what SYSENTER does, and which pages of memory hold translated code. It reaches its own functions
+for them through pointers that the dynamic linker has filled in, as every shared library does. These
+pointers are exchanged, once per process, without touching any code; an engine that is not ours still
+gets the library's own function.
+
+The pages matter for speed: the library treats each page that a guest may execute, which without the NX
+bit are all of them, as if it held code, and looks for translations to discard at every store into it.
+Here only pages that do hold some are treated so, by all the addresses they are mapped at.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
+
+from vmi.errors import EngineError
+from vmi.memory import PAGE_SIZE
+
+_POINTER, _U64, _U32, _INT = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int
+_WRITABLE = 2  # the library's page protection bit
+
+_SET_PAGE = ctypes.CFUNCTYPE(None, _POINTER, _U64, _U64, _U32, _INT, _INT, _U64)
+_PAGE_OF_CODE = ctypes.CFUNCTYPE(None, _POINTER, _U64)
+_WITH_STATE = ctypes.CFUNCTYPE(None, _POINTER)
+_CALL = ctypes.CFUNCTYPE(None, _POINTER, _INT)
+_RESET_DIRTY = ctypes.CFUNCTYPE(None, _POINTER, _U64, _U64)
+_LOCK = ctypes.CFUNCTYPE(_U64, _POINTER, _U64, _U64)
+_UNLOCK = ctypes.CFUNCTYPE(None, _U64)
+
+
+class Owner(Protocol):
+    """What a CPU offers to the functions that replace the library's."""
+
+    code_pages: set[int]
+    host_cpu: int  # address of the library's CPU structure
+
+    def host_page(self, page: int) -> int | None:
+        """Address in this process of a page of guest RAM, None if the number is none."""
+
+    def read_msr(self) -> None:
+        """RDMSR."""
+
+    def write_msr(self) -> None:
+        """WRMSR."""
+
+    def fast_call(self) -> None:
+        """SYSENTER."""
+
+    def long_call(self) -> None:
+        """SYSCALL."""
+
+    def stored_into_code(self) -> None:
+        """A store into a page of code; the library may do that instruction again."""
+
+
+_by_cpu: WeakValueDictionary[int, Any] = WeakValueDictionary()
+_by_state: WeakValueDictionary[int, Any] = WeakValueDictionary()
+_by_engine: WeakValueDictionary[int, Any] = WeakValueDictionary()
+_kept: list[Any] = []  # what C code points to must live as long as the process
+
+
+def adopt(owner: Owner, *, engine: int, cpu: int, state: int) -> None:
+    """Serve a CPU from now on.
+
+    :param engine: host address of the library's engine structure, ``cpu`` and ``state`` likewise of its
+        CPU and register state.
+    """
+    _by_engine[engine] = _by_cpu[cpu] = _by_state[state] = owner
+
+
+def install(library: Any) -> None:
+    """Exchange the pointers; does nothing the second time. :raises EngineError: one isn't found."""
+    if _kept:
+        return
+
+    def own(name: str, kind: Any) -> Any:
+        return kind(_address(library, f"{name}_x86_64"))
+
+    set_page = own("tlb_set_page_with_attrs", _SET_PAGE)
+    set_dirty = own("tlb_set_dirty", _PAGE_OF_CODE)
+    reset_dirty = own("tlb_reset_dirty", _RESET_DIRTY)
+    protect = own("tlb_protect_code", _PAGE_OF_CODE)
+    unprotect = own("tlb_unprotect_code", _PAGE_OF_CODE)
+
+    def on_set_page(
+        cpu: int, linear: int, physical: int, attributes: int, access: int, mode: int, size: int
+    ) -> None:
+        set_page(cpu, linear, physical, attributes, access, mode, size)
+        if access & _WRITABLE:
+            owner = _by_cpu.get(cpu)
+            if owner is not None and physical // PAGE_SIZE not in owner.code_pages:
+                set_dirty(cpu, linear)  # has no effect on ROM and devices
+
+    def on_set_dirty(cpu: int, linear: int) -> None:
+        # The library asks for this behind the first store through a mapping that can't be executed, and
+        # would miss the next one into code there. Pages without code have had it above.
+        if _by_cpu.get(cpu) is None:
+            set_dirty(cpu, linear)
+
+    def on_protect(engine: int, ram: int) -> None:
+        owner = _by_engine.get(engine)
+        if owner is None:
+            protect(engine, ram)
+            return
+        page = ram // PAGE_SIZE
+        host = owner.host_page(page)
+        if host is not None:
+            owner.code_pages.add(page)
+            reset_dirty(owner.host_cpu, host, PAGE_SIZE)
+
+    def on_unprotect(engine: int, ram: int) -> None:
+        owner = _by_engine.get(engine)
+        if owner is None:
+            unprotect(engine, ram)
+        else:
+            owner.code_pages.discard(ram // PAGE_SIZE)
+
+    lock = own("page_collection_lock", _LOCK)
+    unlock = own("page_collection_unlock", _UNLOCK)
+    storing: list[Any] = [None]
+
+    def on_lock(engine: int, start: int, end: int) -> int:
+        storing[0] = _by_engine.get(engine)
+        locked: int = lock(engine, start, end)
+        return locked
+
+    def on_unlock(pages: int) -> None:
+        unlock(pages)
+        owner, storing[0] = storing[0], None
+        if owner is not None:
+            owner.stored_into_code()
+
+    replaced = {
+        "tlb_set_page_with_attrs": _SET_PAGE(on_set_page),
+        "tlb_set_dirty": _PAGE_OF_CODE(on_set_dirty),
+        "tlb_protect_code": _PAGE_OF_CODE(on_protect),
+        "tlb_unprotect_code": _PAGE_OF_CODE(on_unprotect),
+        "page_collection_lock": _LOCK(on_lock),
+        "page_collection_unlock": _UNLOCK(on_unlock),
+        "helper_sysenter": _call(own("helper_sysenter", _CALL), lambda owner: owner.fast_call()),
+        "helper_syscall": _call(own("helper_syscall", _CALL), lambda owner: owner.long_call()),
+        "helper_rdmsr": _for_owner(own("helper_rdmsr", _WITH_STATE), lambda owner: owner.read_msr()),
+        "helper_wrmsr": _for_owner(own("helper_wrmsr", _WITH_STATE), lambda owner: owner.write_msr()),
+    }
+    _kept.extend(replaced.values())
+    _exchange({_address(library, f"{name}_x86_64"): _target(made) for name, made in replaced.items()})
+
+
+def _for_owner(original: Any, act: Callable[[Any], None]) -> Any:
+    def function(state: int) -> None:
+        owner = _by_state.get(state)
+        if owner is None:
+            original(state)
+        else:
+            act(owner)
+
+    return _WITH_STATE(function)
+
+
+def _call(original: Any, act: Callable[[Any], None]) -> Any:
+    def function(state: int, length: int) -> None:
+        owner = _by_state.get(state)
+        if owner is None:
+            original(state, length)
+        else:
+            act(owner)
+
+    return _CALL(function)
+
+
+def _target(made: Any) -> int:
+    return ctypes.cast(made, _POINTER).value or 0
+
+
+def _address(library: Any, name: str) -> int:
+    function = getattr(library, name, None)
+    address = ctypes.cast(function, _POINTER).value if function is not None else None
+    if not address:
+        raise EngineError(f"the CPU emulator is not as expected: it has no function {name}")
+    return address
+
+
+def _exchange(targets: dict[int, int]) -> None:
+    """Replace every pointer to a function in the library's data by one to its replacement."""
+    left = set(targets)
+    for start, size, writable in _data_of_library(next(iter(targets))):
+        data = ctypes.string_at(start, size)
+        for old, new in targets.items():
+            wanted = old.to_bytes(8, "little")
+            at = data.find(wanted)
+            while at >= 0:
+                if at % 8 == 0:
+                    _store(start + at, new, writable)
+                    left.discard(old)
+                at = data.find(wanted, at + 1)
+    if left:
+        raise EngineError(
+            f"the CPU emulator is not as expected: {len(left)} of {len(targets)} functions to replace are "
+            "reached in a way that can't be changed"
+        )
+
+
+def _store(address: int, pointer: int, writable: bool) -> None:
+    """Store a pointer, also where the dynamic linker has made memory read-only after its work."""
+    page = address - address % mmap.PAGESIZE
+    if not writable:
+        _protect(page, mmap.PROT_READ | mmap.PROT_WRITE)
+    ctypes.c_uint64.from_address(address).value = pointer
+    if not writable:
+        _protect(page, mmap.PROT_READ)
+
+
+def _protect(page: int, access: int) -> None:
+    status = ctypes.CDLL(None).mprotect(_POINTER(page), ctypes.c_size_t(mmap.PAGESIZE), _INT(access))
+    if status:
+        raise EngineError("the CPU emulator's pointers can't be exchanged: mprotect is not allowed")
+
+
+def _data_of_library(inside: int) -> Iterator[tuple[int, int, bool]]:
+    """Readable data of the shared library that holds an address: start, size in bytes, writable."""
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+        rows = [row for line in maps if len(row := line.rstrip("\n").split(None, 5)) == 6]
+    spans = [[int(bound, 16) for bound in row[0].split("-")] for row in rows]
+    parts = [(row[5], row[1], start, end) for row, (start, end) in zip(rows, spans, strict=True)]
+    home = next((path for path, _, start, end in parts if start <= inside < end), None)
+    for path, access, start, end in parts:
+        if path == home and access.startswith("r") and "x" not in access:
+            yield start, end - start, "w" in access
