@@ -17,6 +17,7 @@ help:
 	@echo "make test   lint, type check and all tests"
 	@echo "make lint   ruff and mypy only"
 	@echo "make bench KERNEL=FILE  patch it, run it in every mode, print figures (see bench/kernel.py)"
+	@echo "make bench  the machine against QEMU: loops, and kernels that ARGS name (see bench/machine.py)"
 	@echo "make clean  remove everything that make made"
 
 # An interrupted installation leaves no stamp, so the next make starts it again.
@@ -50,8 +51,9 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 # The kernel to measure is yours to name: make bench KERNEL=vmlinux ARGS='--until login:'
+# Without one, the machine is measured against QEMU.
 bench: $(VENV)/.user
-	$(BIN)/python bench/kernel.py $(KERNEL) $(ARGS)
+	$(BIN)/python $(if $(KERNEL),bench/kernel.py $(KERNEL),bench/machine.py) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

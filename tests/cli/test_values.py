@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from vmi.cli import values
 from vmi.errors import UsageError
+from vmi.native import keyboard
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,33 @@ def test_refused_duration(text: str) -> None:
 def test_duration_is_exact(nanoseconds: int) -> None:
     assert values.duration(f"{nanoseconds}ns") == nanoseconds
     assert values.duration(f"0.{nanoseconds:09}s" if nanoseconds < 10**9 else "1") == nanoseconds
+
+
+@pytest.mark.parametrize(
+    ("text", "typed"),
+    [
+        ("ls\\n", [(0, "ls\n")]),
+        ("<2s>", [(0, ""), (2 * 10**9, "")]),
+        ("a<1.5ms>b<3us>\\n", [(0, "a"), (1_500_000, "b"), (3000, "\n")]),
+        ("<2>1 < 2s", [(0, "<2>1 < 2s")]),
+    ],
+)
+def test_typed(text: str, typed: list[tuple[int, str]]) -> None:
+    assert values.typed(text) == [(pause, keyboard.text(keys)) for pause, keys in typed]
+
+
+def test_typed_keys_by_name() -> None:
+    assert values.typed("<1s><Esc>") == [(0, []), (10**9, keyboard.text("\x1b"))]
+
+
+@pytest.mark.parametrize("text", ["<0s>", "<1.2.3s>", "<.5s>"])
+def test_refused_pause(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        values.typed(text)
+    assert str(caught.value) == (
+        f"time {text[1:-1]!r} is not understood: "
+        "expected 'none', or a number above 0 in ns, us, ms, s, m or h"
+    )
 
 
 @pytest.mark.parametrize("text", ["c0100000", "0xc0100000", "0XC0100000", " C0100000"])

@@ -236,6 +236,16 @@ def test_typed_keys(run: Vmi, text: str, codes: str) -> None:
     assert (result.stdout_bytes.hex(" "), result.exit_code) == (codes, 1)
 
 
+def test_a_pause_in_what_is_typed(run: Vmi) -> None:
+    source = "next: in al, 0x64 | test al, 1 | je next | in al, 0x60 | cmp al, 0x9e | jne next"
+    asleep = "mov al, 0xff | out 0x21, al | out 0xa1, al | mov al, 0xae | out 0x64, al"
+    early, late = (
+        json.loads(run(f"{asleep} | {source} | {END}", "--type", text, "--json").stdout)["virtual_ns"]
+        for text in ("a", "<0.02s>a")
+    )
+    assert late - early == pytest.approx(20_000_000, abs=100)
+
+
 # --- a serial console elsewhere, and time ---
 
 ECHO = """

@@ -171,7 +171,7 @@ def on_ours(start: Start, folder: Path) -> Iterator[Guest]:
         bios=None if start.firmware is None else start.firmware.bios.read_bytes(),
         video_bios=None if start.firmware is None else start.firmware.video.read_bytes(),
     )
-    machine, domain = run._machine(setup)
+    machine, domain = run.make_machine(setup)
     yield OurGuest(machine, domain)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e import memtest as memtest_screen
 from vmi import samples
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,3 +76,43 @@ def test_json_is_the_same_each_time_except_for_this_computer_s_clock(tmp_path: P
 def test_timeout(tmp_path: Path) -> None:
     done = vmi("run", "sample:sched", "--timeout", "1us", cwd=tmp_path)
     assert done.returncode == 14
+
+
+# Says what it is through the BIOS, waits for a key, shows it and ends with its code.
+BOOT_SECTOR = (
+    bytes.fromhex(
+        "fc 31c0 8ed8 be407c"  # cld; xor ax, ax; mov ds, ax; mov si, 7C40h
+        "ac 84c0 7406 b40e cd10 ebf5"  # lodsb; test al, al; jz +6; mov ah, 0Eh; int 10h; jmp -11
+        "31c0 cd16 b40e cd10"  # xor ax, ax; int 16h; mov ah, 0Eh; int 10h
+        "e6f4 ebfe"  # out F4h, al; jmp $
+    ).ljust(0x40, b"\0")
+    + b"boot sector: press a key\r\n\0"
+)
+
+
+def test_firmware_boots_a_disk(seabios: Path, tmp_path: Path) -> None:
+    """Firmware, disk, keyboard, screen and snapshot at once: choose the disk in SeaBIOS's boot menu."""
+    (tmp_path / "disk").write_bytes(BOOT_SECTOR.ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20))
+    start = ("run", "--bios", seabios / "bios-256k.bin", "--video-bios", seabios / "vgabios-stdvga.bin")
+    keys = ("--type", "<1s><Esc><1s>1")
+    done = vmi(
+        *start, "--disk", "disk", *keys, "--timeout", "4s", "--screenshot", "menu.txt", "--save", "saved",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 14, done.stderr
+    shown = (tmp_path / "menu.txt").read_text()
+    assert "1. ata0-0: " in shown
+    assert shown.rstrip().endswith("boot sector: press a key")
+    done = vmi("run", "--restore", "saved", "--type", "x", "--screenshot", "end.txt", cwd=tmp_path)
+    assert done.returncode == ord("x") << 1 & 0xFF | 1, done.stderr
+    assert (tmp_path / "end.txt").read_text().rstrip().endswith("press a key\nx")
+
+
+def test_memtest_and_a_picture_of_it(memtest: Path, tmp_path: Path) -> None:
+    options = ("-m", "6", "--append", memtest_screen.OPTIONS, "--type", "\\n", "--timeout", "2s")
+    done = vmi("run", memtest, *options, "--screenshot", "screen.txt", cwd=tmp_path)
+    assert done.returncode == 14, done.stderr
+    at = memtest_screen.progress((tmp_path / "screen.txt").read_text())
+    assert at is not None
+    assert at.test >= 2
+    assert (at.errors, at.megabytes) == (0, 6)

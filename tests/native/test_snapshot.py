@@ -187,6 +187,27 @@ def test_a_rom_in_the_bay_and_the_next_free_place(tmp_path):
     assert other.plug(b"next") == 0xC1000
 
 
+def test_zero_where_a_new_machine_has_none(tmp_path):
+    machine = Machine(ram=2 << 20)
+    machine.memory.write(0xC0000, bytes(0x40000))
+    assert through(machine, tmp_path / "s").memory.sha256() == machine.memory.sha256()
+
+
+def test_special_registers_that_the_guest_has_set(tmp_path):
+    source = (
+        "mov ecx,0x10 | mov eax,0x1234 | mov edx,7 | wrmsr | mov ecx,0x1a0"
+        " | mov eax,0xc00 | xor edx,edx | wrmsr"
+        " | nop | rdmsr | mov [0x50000],eax | rdtsc | mov [0x50004],eax | mov [0x50008],edx | hlt"
+    )
+    reference, stopped = Guest(source).machine, Guest(source).machine
+    reference.run(MS)
+    stopped.run(90)
+    other = through(stopped, tmp_path / "s")
+    other.run(MS)
+    assert [other.memory.u32(0x50000 + at) for at in (0, 8)] == [0xC00, 7]
+    assert fingerprint(other) == fingerprint(reference)
+
+
 def test_pieces_of_the_rom_area_that_are_ram(tmp_path):
     """The chipset's map is a device's register, but the CPU has to know it."""
     opened = (

@@ -38,7 +38,7 @@ def command(
     kernel: Annotated[
         str | None,
         typer.Argument(
-            metavar="[KERNEL]",
+            metavar="KERNEL",
             help="A kernel, or sample:NAME of one that comes with vmi.",
             show_default=False,
         ),
@@ -60,7 +60,11 @@ def command(
     ] = None,
     disk: Annotated[
         list[str] | None,
-        typer.Option("--disk", metavar="FILE[,rw]", help="A raw image on IDE, read only without rw."),
+        typer.Option(
+            "--disk",
+            metavar="FILE[,rw]",
+            help="An IDE disk's raw image; may be repeated. Without rw changes are lost.",
+        ),
     ] = None,
     bios: Annotated[
         str | None, typer.Option("--bios", metavar="FILE", help="Start this firmware instead of a kernel.")
@@ -75,7 +79,11 @@ def command(
     ] = "stdio",
     keys: Annotated[
         str | None,
-        typer.Option("--type", metavar="TEXT", help="Type this on the keyboard; \\n is Enter, <F2> a key."),
+        typer.Option(
+            "--type",
+            metavar="TEXT",
+            help="Type this on the keyboard; \\n is Enter, <F2> a key, <2s> a pause.",
+        ),
     ] = None,
     realtime: Annotated[
         bool, typer.Option("--realtime", help="Let guest time pass no faster than time here.")
@@ -103,9 +111,9 @@ def command(
 ) -> None:
     """Boot a kernel, or firmware with --bios, and show its serial console.
 
-    The exit status is the guest's own if it ends through the debug-exit port. On a terminal, keys go to the
-    guest; Ctrl-A x ends the run, Ctrl-A h lists what else Ctrl-A does. With --json the console is part of the
-    JSON value instead.
+    The exit status is the guest's own if it ends through the debug-exit port.
+    On a terminal, keys go to the guest; Ctrl-A x ends the run, and Ctrl-A h
+    lists what else Ctrl-A does. With --json the console is part of the value.
     """
     ui = Ui(as_json, quiet, verbose)
     for_kernel = {
@@ -138,7 +146,7 @@ def command(
             setup = Setup(
                 image=None if image is None else image.data,
                 rom=option_rom,
-                memory=values.memory_size(memory or MEMORY),
+                memory=values.memory_size(MEMORY if memory is None else memory),
                 append=append,
                 modules=[values.module(one) for one in initrd or ()],
                 protocol=protocol,

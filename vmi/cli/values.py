@@ -17,14 +17,17 @@ from typing import TYPE_CHECKING
 
 from vmi.errors import BadInput, UsageError
 from vmi.files import read_input
+from vmi.native import keyboard
 
 if TYPE_CHECKING:
     from vmi.native.boot.state import Module
     from vmi.native.cpuid import CpuModel
     from vmi.native.disk import Disk
+    from vmi.native.keyboard import KeyEvent
 
 _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _TIMES = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+_PAUSE = re.compile(r"<([0-9.]+(?:ns|us|ms|s|m|h))>")
 _PAGE = 4096
 _LEAST, _MOST = 1 << 20, 3584 << 20  # bytes of RAM; above are the board's chips
 _FIRMWARE_UNIT, _LARGEST_FIRMWARE = 64 << 10, 8 << 20
@@ -60,6 +63,17 @@ def duration(text: str) -> int | None:
             f"time {text!r} is not understood: expected 'none', or a number above 0 in ns, us, ms, s, m or h"
         )
     return nanoseconds
+
+
+def typed(text: str) -> list[tuple[int, list[KeyEvent]]]:
+    """Pauses in ns of guest time, each with what is typed after it: ``<2s><Esc>ls\\n``.
+
+    Keys are those of :func:`vmi.native.keyboard.keys`. Here a backslash and an n are Enter, since a line end
+    is hard to write on a command line.
+    """
+    pieces = _PAUSE.split(text.replace("\\n", "\n"))
+    waits = [0, *(duration(word) or 0 for word in pieces[1::2])]
+    return list(zip(waits, map(keyboard.keys, pieces[0::2]), strict=True))
 
 
 def _nanoseconds(whole: str, fraction: str | None, unit: str | None) -> int:

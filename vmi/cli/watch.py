@@ -6,17 +6,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmi.cli import values
 from vmi.cli.console import ConsoleSession
 from vmi.cli.log import LogOutput
 from vmi.errors import UsageError
 from vmi.files import check_writable, write_atomically
-from vmi.native import keyboard
 from vmi.native.event_log import EventLog
 from vmi.native.screen import Screen
 from vmi.native.snapshot_folder import check_target
 from vmi.x86 import Seg
 
 if TYPE_CHECKING:
+    from vmi.native.clock import Callback
+    from vmi.native.keyboard import KeyEvent
     from vmi.native.machine import Machine
 
 
@@ -46,7 +48,7 @@ class Watch:
         self._log: EventLog | None = None
         self._screenshot = screenshot
         self._save = save
-        self._keys = [] if keys is None else keyboard.keys(keys.replace("\\n", "\n"))
+        self._keys = [] if keys is None else values.typed(keys)
         for path in (log_file, screenshot):
             if path is not None:
                 check_writable(path)
@@ -86,8 +88,10 @@ class Watch:
             lambda: machine.finish(Outcome.STOPPED, "the user ended the run"),
             {"s": ("show the screen of the guest as text", lambda: self._show_screen(machine))},
         )
-        if self._keys:
-            machine.board.keyboard.type(self._keys)
+        at = machine.clock.now()
+        for pause, events in self._keys:
+            at += pause
+            machine.clock.schedule(at, _typist(machine, events))
 
     def on_slice(self) -> None:
         """See :class:`vmi.run.Observer`."""
@@ -113,6 +117,10 @@ class Watch:
 
     def _show_screen(self, machine: Machine) -> None:
         self._session.write(f"\n{_screen(machine).text()}\n".encode())
+
+
+def _typist(machine: Machine, events: list[KeyEvent]) -> Callback:
+    return lambda _due: machine.board.keyboard.type(events)
 
 
 def _screen(machine: Machine) -> Screen:

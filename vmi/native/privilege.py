@@ -10,7 +10,7 @@ from __future__ import annotations
 from vmi.native.cpu import Cpu
 from vmi.native.linear import Linear
 from vmi.native.registers import Segment, TableRegister
-from vmi.x86 import TSS_AVAILABLE_32, TSS_BUSY_32, U32, Cr0, Descriptor, Eflags, GuestFault, Vector
+from vmi.x86 import TSS_AVAILABLE_32, TSS_BUSY_32, U32, Descriptor, Eflags, GuestFault, Vector
 
 _BITMAP_BASE = 0x66  # where the TSS says where its bitmap of ports begins
 
@@ -48,7 +48,7 @@ class Privilege:
         :raises GuestFault: #GP if neither does, #PF if the task's state is not in memory.
         """
         cpu = self.cpu
-        if not cpu.cr(0) & Cr0.PE:
+        if not cpu.cpl:  # as in real mode
             return
         if not cpu.system_flags & Eflags.VM and self.cpl() <= self.io_level():
             return
