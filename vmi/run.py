@@ -309,11 +309,6 @@ def prepare(setup: Setup) -> Guest:
     return Guest(machine, domain, setup.mode)
 
 
-def _machine(setup: Setup) -> tuple[Machine, Domain | None]:
-    guest = prepare(setup)
-    return guest.machine, guest.domain
-
-
 def _check_served(model: CpuModel) -> None:
     """UsageError for a processor that promises a de-privileged kernel what hypervisors here don't serve."""
     extra = model.features - I686.features - _TOLD

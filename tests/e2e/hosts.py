@@ -171,8 +171,8 @@ def on_ours(start: Start, folder: Path) -> Iterator[Guest]:
         bios=None if start.firmware is None else start.firmware.bios.read_bytes(),
         video_bios=None if start.firmware is None else start.firmware.video.read_bytes(),
     )
-    machine, domain = run.make_machine(setup)
-    yield OurGuest(machine, domain)
+    guest = run.prepare(setup)
+    yield OurGuest(guest.machine, guest.domain)
 
 
 HOSTS: dict[str, Callable[[Start, Path], AbstractContextManager[Guest]]] = {"qemu": in_qemu, "ours": on_ours}

@@ -6,9 +6,10 @@ Nothing of it is a fixture of pytest, so that other processes can use it too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from vmi.native.cpuid import CpuModel
+from vmi.native.disk import Disk
 from vmi.native.machine import DEFAULT_MODEL, End, Machine
 from vmi.native.registers import Segment, TableRegister
 from vmi.rom.assemble import assemble
@@ -75,8 +76,9 @@ class Guest:
         ram: int = 2 << 20,
         at: int = CODE,
         model: CpuModel = DEFAULT_MODEL,
+        disks: Sequence[Disk | None] = (),
     ) -> None:
-        self.machine = Machine(ram=ram, model=model)
+        self.machine = Machine(ram=ram, model=model, disks=disks)
         self.cpu = self.machine.cpu
         self.memory = self.machine.memory
         self.assembled = assemble(source.replace(" | ", "\n"), at)

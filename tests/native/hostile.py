@@ -18,10 +18,10 @@ import sys
 from collections.abc import Callable
 from random import Random
 
-from tests.native.decoding import decode
 from tests.native.guest import CODE, DATA0, GDT, IDT, PAGES, TSS, Guest, descriptor, gate
 from tests.native.hostile_devices import ACKNOWLEDGE, PIECES, device_code, pieces
 from vmi.native.cpuid import MODELS
+from vmi.native.disk import Disk
 from vmi.native.machine import End, Outcome
 from vmi.native.registers import Segment, TableRegister
 from vmi.x86 import Cr0, Seg
@@ -164,9 +164,9 @@ def make(seed: int) -> Guest:
     """The guest of a seed."""
     random = Random(seed)
     model = MODELS[random.choice(("qemu32", "max", "pentium3", "486"))]
-    guest = Guest("start: nop", ram=RAM, model=model)
+    disks = [Disk.from_bytes(random.randbytes(0x8000)) if random.random() < 0.5 else None for _ in range(4)]
+    guest = Guest("start: nop", ram=RAM, model=model, disks=disks)
     cpu, memory = guest.cpu, guest.memory
-    decode(cpu, model)
     devices = random.random() < 0.3
     memory.write(CODE, device_code(random, guest.machine.board) if devices else wild_code(random))
     memory.write(HANDLERS, random.choice((wild_code(random), b"\x83\xc4\x04\xcf" * 256, b"\xcf" * 1024)))

@@ -182,3 +182,13 @@ def test_storm_of_the_local_apic(storm):
     assert guest.run(1).outcome in (Outcome.TIMEOUT, Outcome.TRIPLE_FAULT)
     assert guest.machine.clock.now() < MS + 10_000
     assert guest.machine.exits["interrupt"] >= least
+
+
+def test_code_that_changes_itself_without_end_takes_no_more_memory():
+    """Each change is translated anew: 150 MB of translations, if they were all kept."""
+    guest = Guest("l: inc ecx | mov [{p+1}],ecx | p: mov eax,0x12345678 | add ebx,eax | jmp l")
+    before = hostile.resident()
+    assert guest.run(6).outcome is Outcome.TIMEOUT
+    assert hostile.resident() - before < 90 << 20
+    last = guest.cpu.ecx
+    assert guest.cpu.ebx in {n * (n + 1) // 2 & 0xFFFFFFFF for n in (last, last - 1)}

@@ -123,9 +123,14 @@ class Privilege:
         mask = U32 if stack.flags & 1 << 22 else 0xFFFF
         top = (esp - size * len(values)) & mask
         data = b"".join((value & (1 << 8 * size) - 1).to_bytes(size, "little") for value in reversed(values))
-        if top + len(data) <= mask + 1:
-            self.linear.write(stack.base + top, data)
-        else:  # the stack pointer wraps between two values
-            starts = range(0, len(data), size)
-            self.linear.write_all((stack.base + (top + at & mask), data[at : at + size]) for at in starts)
+        starts = range(len(data) - size, -1, -size)
+        try:
+            if top + len(data) <= mask + 1:
+                self.linear.write(stack.base + top, data)
+            else:  # the stack pointer wraps between two values
+                self.linear.write_all((stack.base + (top + at & mask), data[at : at + size]) for at in starts)
+        except GuestFault:
+            for at in starts:  # the address to report is that of the first value without a page
+                self.linear.physical(stack.base + (top + at & mask) & U32, write=True)
+            raise
         return esp & ~mask & U32 | top

@@ -2,18 +2,18 @@
 """A whole machine in a folder: a run can be stopped, kept, and gone on with later or elsewhere.
 
 What goes on from a snapshot is the same run: instruction by instruction, nanosecond by nanosecond and byte
-by byte what the machine that was saved does when it goes on. The processor's cached translations are no
-state that could be saved, so saving makes the saved machine forget them too; this is also the one thing
-that saving may change. A guest that changes its page tables and doesn't tell the processor, as it must, may
-go on with what was cached until then, and a page's accessed bit that it clears silently may be set again:
-on silicon too, at any moment. For all other guests a run with snapshots is the same as one without.
+by byte what the machine would have done had it never been stopped.
+
+The one thing that is not kept is what the processor has cached of page tables and code, and saving makes the
+saved machine forget it as well. No guest can tell that follows the rules of the processor. One that changes
+a page table silently may see the change earlier than it would have, or its accessed bit set again; but so it
+may at any time, here and on silicon.
 
 The folder holds ``manifest.json``, which names the other files with size and hash; ``state.json``, all that
 is not bulk; ``ram.pages`` and ``disk0.pages`` to ``disk3.pages``, memory and what has been written to disks
 (see :mod:`vmi.native.page_file`); ``console1.log`` and ``console2.log``, what COM1 and COM2 have shown; and
-``firmware.bin``, ``video_bios.bin`` and ``rom0.bin`` and so on, if there are any. Images of disks stay
-where they are. The same machine gives the same
-bytes.
+``firmware.bin``, ``video_bios.bin``, ``rom0.bin`` and so on, if there are any. Images of disks stay where
+they are. The same machine gives the same bytes.
 """
 
 from __future__ import annotations
