@@ -32,7 +32,7 @@ class PhysicalMemory:
         if size % PAGE_SIZE or not 1 << 20 <= size < 1 << 32:
             raise ValueError(f"RAM size must be a multiple of 4096 from 1 MiB to below 4 GiB, got {size}")
         self.size = size
-        self._buffer = mmap.mmap(-1, size)
+        self._buffer = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._anchor = (ctypes.c_char * size).from_buffer(self._buffer)
         self.ram = memoryview(self._buffer)
 

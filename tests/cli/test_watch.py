@@ -18,10 +18,12 @@ import pytest
 from typer.testing import Result
 
 from tests.cli.conftest import Process, Vmi, sentence, surroundings
-from tests.cli.terminals import PATIENCE, read_until
+from tests.cli.terminals import PATIENCE, Terminal, read_until
 from vmi.native.cpuid import MODELS
 from vmi.rom.assemble import assemble
 
+NO_INTERRUPTS = "mov al, 0xff | out 0x21, al | out 0xa1, al"
+SLEEP = f"{NO_INTERRUPTS} | sti | hlt"
 END = "xor eax, eax | out 0xf4, al | stay: jmp short stay"
 
 
@@ -238,12 +240,27 @@ def test_typed_keys(run: Vmi, text: str, codes: str) -> None:
 
 def test_a_pause_in_what_is_typed(run: Vmi) -> None:
     source = "next: in al, 0x64 | test al, 1 | je next | in al, 0x60 | cmp al, 0x9e | jne next"
-    asleep = "mov al, 0xff | out 0x21, al | out 0xa1, al | mov al, 0xae | out 0x64, al"
+    asleep = f"{NO_INTERRUPTS} | mov al, 0xae | out 0x64, al"
     early, late = (
         json.loads(run(f"{asleep} | {source} | {END}", "--type", text, "--json").stdout)["virtual_ns"]
         for text in ("a", "<0.02s>a")
     )
     assert late - early == pytest.approx(20_000_000, abs=100)
+
+
+def test_the_screen_is_shown_on_the_terminal(tmp_path: Path) -> None:
+    prompt = "mov dx, 0x3f8 | mov al, 0x3e | out dx, al"
+    (tmp_path / "guest").write_bytes(flat(f"{SHOW_HI} | {prompt} | {SLEEP}"))
+    terminal = Terminal()
+    try:
+        terminal.start("run", str(tmp_path / "guest"), "--protocol", "flat", "-q", module="vmi")
+        read_until(terminal.fd, b">")
+        os.write(terminal.fd, b"\x01s")
+        assert read_until(terminal.fd, b"Hi" + b"\r\n" * 25) == b"\r\nHi" + b"\r\n" * 25
+        os.write(terminal.fd, b"\x01x")
+        assert terminal.finish() == (0, "")
+    finally:
+        terminal.close()
 
 
 # --- a serial console elsewhere, and time ---
@@ -273,8 +290,7 @@ def test_serial_console_on_a_pty(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [(), ("--realtime",)])
 def test_guest_time_passes_no_faster_than_ours_with_realtime(run: Vmi, words: tuple[str, ...]) -> None:
-    asleep = "mov al, 0xff | out 0x21, al | out 0xa1, al | sti | hlt"
-    result = json.loads(run(asleep, "--timeout", "20s" if not words else "200ms", "--json", *words).stdout)
+    result = json.loads(run(SLEEP, "--timeout", "20s" if not words else "200ms", "--json", *words).stdout)
     assert result["outcome"] == "timeout"
     if words:
         assert result["virtual_ns"] == 200_000_000

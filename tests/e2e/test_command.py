@@ -108,7 +108,7 @@ def test_firmware_boots_a_disk(seabios: Path, tmp_path: Path) -> None:
     assert (tmp_path / "end.txt").read_text().rstrip().endswith("press a key\nx")
 
 
-def test_memtest_and_a_picture_of_it(memtest: Path, tmp_path: Path) -> None:
+def test_memtest_as_docs_show_it(memtest: Path, tmp_path: Path) -> None:
     options = ("-m", "6", "--append", memtest_screen.OPTIONS, "--type", "\\n", "--timeout", "2s")
     done = vmi("run", memtest, *options, "--screenshot", "screen.txt", cwd=tmp_path)
     assert done.returncode == 14, done.stderr

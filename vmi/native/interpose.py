@@ -10,6 +10,10 @@ gets the library's own function.
 The pages matter for speed: the library treats each page that a guest may execute, which without the NX
 bit are all of them, as if it held code, and looks for translations to discard at every store into it.
 Here only pages that do hold some are treated so, by all the addresses they are mapped at.
+
+The library's one look at the host's clock is done here too: the cache of address translations shrinks when
+little of it was used for 100 ms, and with it changes what a guest sees that doesn't tell the processor of
+changed page tables. For the library no time passes, so that a run depends on its input alone.
 """
 
 from __future__ import annotations
@@ -33,6 +37,8 @@ _CALL = ctypes.CFUNCTYPE(None, _POINTER, _INT)
 _RESET_DIRTY = ctypes.CFUNCTYPE(None, _POINTER, _U64, _U64)
 _LOCK = ctypes.CFUNCTYPE(_U64, _POINTER, _U64, _U64)
 _UNLOCK = ctypes.CFUNCTYPE(None, _U64)
+_TIME = ctypes.CFUNCTYPE(_INT, _POINTER, _POINTER)
+_TIME_SIZE = 16  # bytes of what gettimeofday() fills
 
 
 class Owner(Protocol):
@@ -149,8 +155,16 @@ def install(library: Any) -> None:
         "helper_rdmsr": _for_owner(own("helper_rdmsr", _WITH_STATE), lambda owner: owner.read_msr()),
         "helper_wrmsr": _for_owner(own("helper_wrmsr", _WITH_STATE), lambda owner: owner.write_msr()),
     }
-    _kept.extend(replaced.values())
-    _exchange({_address(library, f"{name}_x86_64"): _target(made) for name, made in replaced.items()})
+    targets = {_address(library, f"{name}_x86_64"): _target(made) for name, made in replaced.items()}
+    no_time = _TIME(_no_time)
+    targets[_address(ctypes.CDLL(None), "gettimeofday")] = _target(no_time)
+    _kept.extend((*replaced.values(), no_time))
+    _exchange(targets)
+
+
+def _no_time(result: int, _zone: int) -> int:
+    ctypes.memset(result, 0, _TIME_SIZE)
+    return 0
 
 
 def _for_owner(original: Any, act: Callable[[Any], None]) -> Any:
