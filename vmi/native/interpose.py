@@ -70,6 +70,7 @@ _by_cpu: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _by_state: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _by_engine: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _kept: list[Any] = []  # what C code points to must live as long as the process
+_installed: list[Any] = []  # the library, once all pointers are exchanged
 
 
 def adopt(owner: Owner, *, engine: int, cpu: int, state: int) -> None:
@@ -83,7 +84,7 @@ def adopt(owner: Owner, *, engine: int, cpu: int, state: int) -> None:
 
 def install(library: Any) -> None:
     """Exchange the pointers; does nothing the second time. :raises EngineError: one isn't found."""
-    if _kept:
+    if _installed:
         return
 
     def own(name: str, kind: Any) -> Any:
@@ -160,6 +161,7 @@ def install(library: Any) -> None:
     targets[_address(ctypes.CDLL(None), "gettimeofday")] = _target(no_time)
     _kept.extend((*replaced.values(), no_time))
     _exchange(targets)
+    _installed.append(library)
 
 
 def _no_time(result: int, _zone: int) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from vmi.errors import RomError, UsageError
+from vmi.errors import BadInput, RomError, UsageError
 from vmi.memory import PhysicalMemory
 from vmi.native import snapshot, start
 from vmi.native.board import Board
@@ -48,6 +48,8 @@ ROM_BAY = range(0xC0000, 0xE0000)
 ROM_ALIGN = 2048
 DEFAULT_MODEL = MODELS["qemu32"]
 MP_TABLE = 0xF5000
+_BIOS_UNIT, _LARGEST_BIOS = 64 << 10, 8 << 20  # bytes; the APICs are above
+_DISKS = 4
 _SHADOW = 0x20000  # bytes of the firmware that show below 1 MiB too
 
 _FAULT_NAMES = {int(vector): f"#{vector.name}" for vector in Vector}
@@ -87,7 +89,8 @@ class Machine(Traffic):
     :param disks: IDE disks: primary master and slave, secondary master and slave.
     :param bios: firmware, whole 64 KiB; the machine then starts with it, at the reset vector.
     :param video_bios: the VGA's option ROM, for the firmware to find.
-    :raises UsageError: that much RAM has no room below the board's chips.
+    :raises UsageError: that much RAM has no room below the board's chips, or there are too many disks.
+    :raises BadInput: the firmware can't be one.
     """
 
     def __init__(
@@ -102,6 +105,12 @@ class Machine(Traffic):
     ) -> None:
         if ram > RAM_LIMIT:
             raise UsageError(f"RAM must be at most {RAM_LIMIT >> 20} MiB, but it is {ram >> 20} MiB")
+        if bios is not None and (not bios or len(bios) % _BIOS_UNIT or len(bios) > _LARGEST_BIOS):
+            raise BadInput(
+                f"firmware must have a multiple of 64 KiB up to 8 MiB, but it has {len(bios)} bytes"
+            )
+        if len(disks) > _DISKS:
+            raise UsageError(f"there can be up to {_DISKS} disks, but {len(disks)} were given")
         self.memory = PhysicalMemory(ram)
         self.epoch = epoch
         self.model = model
