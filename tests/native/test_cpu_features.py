@@ -372,7 +372,7 @@ def test_syscall_is_on_no_processor(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_start_up_proof_holds_for_every_model(name):
-    probe = selftest._Probe()
+    probe = selftest.Probe()
     for check in selftest._CHECKS:
         probe.reset()
         probe.cpu.decode(MODELS[name])
