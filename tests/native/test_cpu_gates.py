@@ -197,6 +197,26 @@ mov eax,4 | mov cr4,eax | rdtsc | xor eax,eax | xor edx,edx
 mov word ptr [{IDT + 8 * GP + 4}],0 | mov eax,0x1234 | mov ds,ax
 """
 
+# Exceptions of the FPU and SSE, BOUND, and segments that are not there.
+_CR0 = "mov cr0,eax"
+_DIVIDE = "fninit | push 0x37b | .byte 0xd9,0x2c,0x24 | fld1 | fldz | .byte 0xde,0xf9"  # 1 / 0, unmasked
+_ABSENT = f"mov dword ptr [{GDT + FREE}],0xffff | mov dword ptr [{GDT + FREE + 4}],0xcf1200 | mov eax,{FREE}"
+_OTHERS = f"""
+fninit | mov eax,0x80010019 | {_CR0} | fld1; mov eax,0x80010015 | {_CR0} | fninit
+mov eax,0x8001001b | {_CR0} | .byte 0x9b
+mov eax,0x80010013 | {_CR0} | .byte 0x9b
+.byte 0x0f,0x57,0xc0
+mov eax,0x200 | mov cr4,eax | .byte 0x0f,0x57,0xc0; mov eax,0x200 | mov cr4,eax | clts | .byte 0x0f,0xae,0x10
+mov eax,0x80010031 | {_CR0} | {_DIVIDE} | nop | .byte 0x9b
+mov eax,0x80010031 | {_CR0} | {_DIVIDE} | fnstsw ax | fld1
+mov eax,5 | .byte 0x62,0x05 | .long {DATA}; mov eax,0x5 | bound eax,[{DATA + 0x10}]
+fninit | fnstcw word ptr [{DATA}] | fnstsw ax
+{_ABSENT} | mov ds,ax
+{_ABSENT} | mov ss,ax
+mov eax,{TASK} | mov fs,ax; mov eax,{CODE3} | mov ss,ax; mov eax,0xfff8 | mov gs,ax; xor eax,eax | mov ss,ax
+mov eax,0x33 | mov fs,ax; mov eax,{DATA3} | mov es,ax | mov ebx,es; mov eax,{DATA0 | 3} | mov es,ax
+"""
+
 
 def _cases():
     for count in (0, 1, 2, 31):
@@ -251,7 +271,7 @@ def _cases():
         f"mov eax,{DATA0} | mov fs,ax | mov ecx,{DATA3} | mov gs,cx | {frame} | u@: mov eax,fs | mov ebx,gs"
     )
     yield Case("segments on the way out", outer)
-    for text in _list(_RING_0):
+    for text in [*_list(_RING_0), *_list(_OTHERS)]:
         yield Case(text, text)
     for text in _list(_RING_3):
         for iopl in (0, 3):

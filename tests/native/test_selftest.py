@@ -10,7 +10,7 @@ import pytest
 from tests.native.bare import Recorder
 from vmi.errors import EngineError, ExitCode
 from vmi.memory import PhysicalMemory
-from vmi.native import engine, layout, registers, selftest
+from vmi.native import engine, interpose, layout, registers, selftest
 from vmi.native.cpu import Cpu
 
 PLACE = "0x[0-9a-f]+"
@@ -67,6 +67,10 @@ STRUCTURE = {
     ("ENGINE_COUNTER", 8): "the count of instructions up to HLT should be 0x2, but it is 0x64",
     ("ENGINE_BUDGET", 8): "the count of instructions after a budget of 5 should be 0x5, but it is 0x6",
     ("CPU_HALTED", 8): "the end of a run that uses up its budget should be BUDGET, but it is HALTED",
+    ("CPU_NEXT_BLOCK", 8): (
+        "where code faults that runs on into an absent page should be 0xe, 0x191000, 0x3, "
+        "but it is 0x1, 0x190ffe, 0x1"
+    ),
     ("CPU_INTERRUPT_REQUEST", 8): (
         "the end of a run when interrupts become acceptable should be WINDOW, 0x1003, "
         "but it is HALTED, 0x1006"
@@ -108,6 +112,14 @@ STATE = {
         "but it is 0x11, 0x0, 0xa000, 0x10"
     ),
     "_DR": "DR0 to DR3 that code sees should be 0xd0, 0xd1, 0xd2, 0xd3, but it is 0x0, 0xd0, 0xd1, 0xd2",
+    "_EFER": (
+        "a jump to where nothing can be executed should be 0xe, 0x0, 0x11, 0x380000, "
+        "but it is 0xe, 0x0, 0x9, 0x380000"
+    ),
+    "_FAST_CALL": (
+        "CS, SS, ESP and EIP behind SYSEXIT should be 0x1013, 0x101b, 0x5800, 0x1020, "
+        "but it is 0x8, 0x10, 0x5000, 0x1000"
+    ),
     "_ERROR_CODE": (
         "vector, kind, error code and EIP of a bad selector should be 0xd, 0x0, 0x1234, 0x1004, "
         "but it is 0xd, 0x0, 0x1004, 0x1004"
@@ -125,6 +137,12 @@ STATE = {
         "but it is 0x8, 0x0, 0x0, 0x1004"
     ),
 }
+
+
+def test_wrong_place_of_the_return_address(monkeypatch):
+    """The last word of the state, so the one in front is tried."""
+    monkeypatch.setattr(registers, "_RETURN_ADDRESS", registers._RETURN_ADDRESS - 2)
+    refused("EFLAGS in front of a load where no page is should be 0x892, but it is 0x83")
 
 
 @pytest.mark.parametrize("name", STATE)
@@ -173,6 +191,46 @@ BEHAVIOUR = {
         lambda self, _cpu: self._engine.leave(),
         "the debug exception of a breakpoint should be 0x1, 0x0, 0x810, but it is nothing",
     ),
+    "refuse": (
+        lambda self, fault=None: None,
+        "an unknown model-specific register should be 0xd, 0x0, 0x0, 0x100a, but it is nothing",
+    ),
+    "_take_back": (
+        lambda self: False,
+        "an unknown model-specific register should be 0xd, 0x0, 0x0, 0x100a, but it is nothing",
+    ),
+    "read_msr": (
+        lambda self: None,
+        "a model-specific register that code reads should be 0x4d5352, 0x174, but it is 0x2, 0x11223344",
+    ),
+    "write_msr": (
+        lambda self: None,
+        "a model-specific register that code writes should be 0x174, 0x2000000010, but it is nothing",
+    ),
+    "fast_call": (
+        lambda self: None,
+        "CS, SS, CPL, ESP and EFLAGS behind SYSENTER should be 0x1000, 0x1008, 0x0, 0x5000, 0x46, "
+        "but it is 0xb, 0x13, 0x3, 0x6000, 0x77",
+    ),
+    "long_call": (lambda self: None, "SYSCALL should be 0x6, 0x1001, but it is nothing"),
+    "host_page": (
+        lambda self, page: None,
+        "the pages that translated code lies in should be 0x190, but it is nothing",
+    ),
+    "stored_into_code": (
+        lambda self: None,
+        "EFLAGS behind a store into the block of code that it is in should be 0x892, but it is 0x83",
+    ),
+    "_runs_on": (
+        lambda self: False,
+        "where code faults that runs on into an absent page should be 0xe, 0x191000, 0x3, "
+        "but it is 0xe, 0x190ffd, 0x0",
+    ),
+    "set_a20": (
+        lambda self, enabled: None,
+        "what code loads with address line 20 closed and open should be 0x22222222, 0x11111111, "
+        "but it is 0x11111111, 0x11111111",
+    ),
     "_on_cpuid": (
         lambda self, _uc, _user: 1,
         "CPUID should be 0x11, 0x12, 0x13, 0x14, but it is 0x10, 0xecdcccbc, 0x0, 0x50",
@@ -200,3 +258,44 @@ def test_another_cpu_model(monkeypatch):
 def test_features_that_are_not_taken_away(monkeypatch):
     monkeypatch.setattr(Cpu, "decode", lambda self, model: None)
     refused("the exception at CMOVZ on a 486 should be 0x6, 0x0, 0x0, 0x1000, but it is nothing")
+
+
+def test_refused_outs_has_moved_on(monkeypatch):
+    """Registers that a refusal does not put back."""
+    take_back = Cpu._take_back
+
+    def forget(self):
+        if self._refused is not None:
+            self._refused = (self._refused[0], *self._refused[1:4], self.esi, *self._refused[5:])
+        return take_back(self)
+
+    monkeypatch.setattr(Cpu, "_take_back", forget)
+    refused("ESI and ECX behind a refused OUTS should be 0x3000, 0x3, but it is 0x3001, 0x3")
+
+
+def test_functions_that_cannot_be_exchanged(monkeypatch):
+    """Each CPU is refused, the second as well as the first."""
+    monkeypatch.setattr(interpose, "_installed", [])
+    monkeypatch.setattr(interpose, "_data_of_library", lambda inside: iter(()))
+    sentence = (
+        r"the CPU emulator is not as expected: (\d+) of \1 functions to replace are reached in a way that "
+        "can't be changed"
+    )
+    for _ in range(2):
+        with pytest.raises(EngineError, match=f"^{sentence}$") as raised:
+            Cpu(PhysicalMemory(1 << 20), Recorder())
+        assert raised.value.exit_code == ExitCode.ENGINE
+        assert not Cpu._proven
+
+
+def test_code_changed_where_it_cannot_be_executed(monkeypatch):
+    """What the library does by itself: it looks at the first store only."""
+
+    class Nobody(dict):
+        def get(self, _cpu):
+            return None
+
+    monkeypatch.setattr(interpose, "_by_cpu", Nobody())
+    refused(
+        "what code does that was changed where it can't be executed should be 0x2, 0x2, but it is 0x2, 0x1"
+    )

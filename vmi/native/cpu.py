@@ -11,7 +11,8 @@ computer (delivery of exceptions and interrupts, ports, devices) is decided by t
 * a stop inside a port access takes effect some instructions later, so the instruction budget is
   cut to the current instruction instead, which is exact;
 * writes by the host do not reach already translated code, so every host write drops translations;
-* after a fault or a port access it computes the arithmetic flags in the wrong way;
+* after a fault, a port access or a store into the block of code that it is in it computes the arithmetic
+  flags in the wrong way;
 * a block of code that runs on into a page that can't be fetched faults before it has begun, so it is then
   done one instruction at a time;
 * INT 6 is reported as an invalid instruction, not as an INT;
@@ -25,7 +26,9 @@ computer (delivery of exceptions and interrupts, ports, devices) is decided by t
   refused here, and the gate is the owner's;
 * each store to a page that may be executed is slow (see :mod:`vmi.native.interpose`).
 
-One is not: an INS that is refused has cleared its destination.
+These are not: an INS that is refused has cleared its destination; breakpoints on data never fire, and RF
+passes all breakpoints up to the end of a block; PUSHF shows VM and RF; bounds and rights of segments are
+checked when they are loaded only.
 """
 
 from __future__ import annotations

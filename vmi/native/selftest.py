@@ -200,6 +200,15 @@ def _page_faults(p: Probe) -> None:
         p.run(f"{code}{le(address)} f4")
         got = [(vector, got_error, p.cpu.cr2) for vector, _, got_error, _ in p.events]
         expect(f"vector, error code and CR2 of {what} where no page is", [(14, error, address)], got)
+    seen = []
+
+    def look() -> None:
+        seen.append(p.cpu.eflags)
+        p.cpu.eip = HALT
+
+    p.answer = look
+    p.run("b07f 0401 a1" + le(0x412344) + "f4")  # mov al, 127; add al, 1
+    expect("EFLAGS in front of a load where no page is", [0x892], seen)
 
 
 def _rings(p: Probe) -> None:
@@ -306,6 +315,14 @@ def _fast_call(p: Probe) -> None:
     p.run("0f34" + "f4" * 14 + "9c 8f05" + le(DATA) + "f4")  # sysenter; at its target: pushf; pop [DATA]
     got = (cpu.segment(Seg.CS).selector, cpu.segment(Seg.SS).selector, cpu.cpl, cpu.esp, p.words(1)[0])
     expect("CS, SS, CPL, ESP and EFLAGS behind SYSENTER", (0x1000, 0x1008, 0, 0x5000, 0x46), got)
+    p.ring(0)
+    p.events.clear()
+    cpu.ecx, cpu.edx = 0x5800, CODE + 32
+    p.run("0f35" + "90" * 30 + "fa")  # sysexit; at its target: cli, which is refused
+    back = (cpu.segment(Seg.CS).selector, cpu.segment(Seg.SS).selector, cpu.esp, p.events[0][3])
+    expect("CS, SS, ESP and EIP behind SYSEXIT", (0x1013, 0x101B, 0x5800, CODE + 32), back)
+    p.events.clear()
+    p.ring(3)
     cpu.fast_call_target = (0, 0, 0)
     p.run("90 0f34 f4")
     expect("SYSENTER without a target", [(13, CODE + 1)], [(v, at) for v, _, _, at in p.events])
