@@ -20,12 +20,14 @@ MAGIC = b"VMIS"
 VERSION = 1
 NO_CALL = 0xFF
 """Call number of a record without a VMI call: the hypervisor must plant a breakpoint there."""
+INLINE = 0xFE
+"""Call number of a slot whose adaptor does everything itself: connected to it whatever the ROM answers."""
 
 MAX_RECORDS = 1 << 22
 
 
 class Tactic(StrEnum):
-    """How a site was dealt with. The first seven give a slot; TRAP and LEFT don't."""
+    """How a site was dealt with. TRAP and LEFT are the two that give no slot."""
 
     ANNOTATED = "annotated"
     """The guest's source already made a slot."""
@@ -41,6 +43,10 @@ class Tactic(StrEnum):
     """Inside a window that was made for another site."""
     SPRINGBOARD = "springboard"
     """A window of 2-4 bytes: an 8-bit jump to padding close by, which holds the 32-bit jump."""
+    HOST = "host"
+    """A window of 2-4 bytes: an 8-bit jump into the unused bytes of a longer window close by."""
+    EDGE = "edge"
+    """It stays, and every way to it leads through a copy in a slot (edge split)."""
     TRAP = "trap"
     """Silent and without a slot: the hypervisor plants a breakpoint at activation."""
     LEFT = "left"
@@ -98,6 +104,13 @@ class SiteFlag(IntFlag):
     """The instruction only has an effect that a NOP answer declares needless."""
     MOVED = 8
     """The slot is not at the original address."""
+    PAD_AFTER = 16
+    """The slot's NOPs stand behind the instruction, not before it."""
+    RECOVERED = 32
+    """The kernel recovers from a fault of this instruction by its address: connected only to a call that
+    faults at its caller."""
+    ISOLATED = 64
+    """May run while most of the kernel is unmapped: not connected on a processor that has PAE."""
 
 
 # Order gives the byte in the record: append only.
@@ -110,6 +123,8 @@ TACTIC_CODES: tuple[Tactic, ...] = (
     Tactic.MERGED,
     Tactic.SPRINGBOARD,
     Tactic.TRAP,
+    Tactic.HOST,
+    Tactic.EDGE,
 )
 
 

@@ -116,7 +116,9 @@ class Image:
     """A kernel ELF as the planner sees it: PT_LOADs in address order, and whatever tables the file still has.
 
     ``data`` is the whole file. ``entry`` is ``e_entry`` as written (virtual or physical form). ``sections``,
-    ``symbols`` and ``relocations`` may be empty (stripped).
+    ``symbols`` and ``relocations`` may be empty (stripped). ``displaced`` are the addresses, in order, of the
+    32-bit words to which the kernel's boot code adds its displacement when it runs elsewhere than linked
+    (Linux's own list; empty for a kernel that always runs where it is linked).
     """
 
     data: bytes
@@ -125,6 +127,7 @@ class Image:
     sections: tuple[Section, ...] = ()
     symbols: tuple[Symbol, ...] = ()
     relocations: tuple[Relocation, ...] = ()
+    displaced: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         return (
@@ -246,6 +249,12 @@ class Site:
     ``flags_live``: the arithmetic flags (CF PF AF ZF SF OF) as they are *after* the native instruction may
     be read before they are overwritten; when False a call here may leave any value in them. ``dead``: those
     of ``eax ecx edx`` that every path overwrites in full before reading, after the instruction.
+
+    ``inline``: no call is needed, an adaptor of its own does what the instruction should (``call`` is None).
+    ``pad_after``: the slot's NOPs stand behind the instruction, because it runs in the interrupt shadow of
+    the one before, or because its address is in a fault table. ``recovered``: the kernel recovers from a
+    fault of this instruction by its address. ``isolated``: it may run while most of the kernel is not mapped
+    (entry code under page-table isolation).
     """
 
     address: int
@@ -256,6 +265,10 @@ class Site:
     trapping: bool
     flags_live: bool = True
     dead: tuple[str, ...] = ()
+    inline: bool = False
+    pad_after: bool = False
+    recovered: bool = False
+    isolated: bool = False
 
     @property
     def length(self) -> int:
@@ -283,6 +296,37 @@ class Slot:
     length: int
     site: Site
     tactic: Tactic
+
+
+@dataclass(frozen=True, slots=True)
+class Pad:
+    """Bytes of the text that control never runs into (padding between functions): [start, start+size)."""
+
+    start: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.size
+
+    def __repr__(self) -> str:
+        return f"Pad({self.start:#x}+{self.size})"
+
+
+@dataclass(frozen=True, slots=True)
+class FaultTable:
+    """A table, sorted by instruction address, by which a kernel recovers from faults (``__ex_table``).
+
+    ``count`` entries of ``entry`` bytes (8 or 12) from ``start``: words for the instruction, the place to
+    go on at, and in 12 bytes a third one. ``relative``: the first two are distances from their own words;
+    ``relative_third``: the third one is too (the handler's address; else a number).
+    """
+
+    start: int
+    count: int
+    entry: int
+    relative: bool
+    relative_third: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,8 +358,15 @@ class Window:
       STI, which stays in place too, for those who jump to it). Only ``start``, ``length``, ``insns``,
       ``resume`` count.
     * length >= 5 when ``springboard`` is None. Else length is 2..4: write ``EB rel8`` to ``springboard`` at
-      start, and the 5-byte ``E9`` to the trampoline at ``springboard`` (padding bytes nobody executes,
-      always in reach).
+      start, and the 5-byte ``E9`` to the trampoline at ``springboard`` (always in reach): padding that nobody
+      executes, or bytes 5 to 9 of a window that has at least 10 (its host), in place of the 0xCC there.
+    * ``edges`` are sites of other addresses that stay where they are and could get no window (edge split):
+      each is copied into a slot behind the trampoline's end, followed by ``jmp site.end``; branches of
+      ``insns`` with ``target == site.address`` go to that copy, and so does the end of the trampoline when
+      ``resume == site.address``. One such site may be in several windows: it then has several slots.
+    * ``pads`` empty: the trampoline is in the `.vmi` segment, in one piece. Else it is in these pads of the
+      text, in this order: pieces of whole instructions (slots are never cut, nor is anything behind a
+      shadow), each but the last ended by a ``jmp`` to the next one.
     """
 
     start: int
@@ -325,6 +376,8 @@ class Window:
     traps: tuple[Site, ...]
     resume: int | None
     springboard: int | None = None
+    edges: tuple[Site, ...] = ()
+    pads: tuple[Pad, ...] = ()
 
     @property
     def end(self) -> int:
@@ -365,7 +418,8 @@ class Plan:
 
     ``placements`` has each site once. A site with a slot is in exactly one Window.sites or is one Slot; a
     TRAP site is in a Window.traps (moved) or stays at its address. ``harmless`` counts, by normal form,
-    sensitive-looking instructions that need no care at CPL 1.
+    sensitive-looking instructions that need no care at CPL 1. ``padding`` is what windows left of the text's
+    padding, in pieces of at least 5 bytes. ``fault_table`` is set when instructions named in it may move.
     """
 
     image: Image
@@ -375,6 +429,8 @@ class Plan:
     skipped: tuple[Skipped, ...] = ()
     harmless: tuple[tuple[str, int], ...] = ()
     instructions: int = 0
+    padding: tuple[Pad, ...] = ()
+    fault_table: FaultTable | None = None
 
     @property
     def sites(self) -> tuple[Site, ...]:
