@@ -100,7 +100,8 @@ def test_a_damaged_segment_gets_one_sentence(segment: bytes, sentence: str) -> N
 def test_tactic_codes_never_change() -> None:
     """They are in files: new ones may only be added at the end."""
     assert [tactic.value for tactic in sitetable.TACTIC_CODES] == [
-        "annotated", "in_place", "forward", "backward", "both", "merged", "springboard", "trap", "host", "edge",
+        "annotated", "in_place", "forward", "backward", "both", "merged", "springboard", "trap",
+        "host", "edge",
     ]  # fmt: skip
     assert set(sitetable.TACTIC_CODES) | {Tactic.LEFT} == set(Tactic)
 
