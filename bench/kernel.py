@@ -14,11 +14,10 @@ import argparse
 import platform
 import shutil
 import statistics
-import subprocess
 import tempfile
-import time
 from pathlib import Path
 
+import qemu
 import unicorn
 
 import vmi
@@ -26,22 +25,6 @@ from vmi.native.boot.multiboot import unpack
 from vmi.run import RunResult
 
 MODES = ("unpatched", "native", "paravirt", "full")
-QEMU = ("qemu-system-i386", "-M", "isapc", "-cpu", "qemu32", "-nodefaults", "-display", "none", "-no-reboot")
-
-
-def under_qemu(kernel: Path, append: str, until: bytes, memory: int) -> float:
-    """Seconds from the start of QEMU to the text on the serial console."""
-    with tempfile.TemporaryDirectory() as folder:
-        serial = Path(folder) / "serial"
-        serial.touch()
-        more = ("-m", str(memory >> 20), "-kernel", str(kernel), "-append", append)
-        started = time.perf_counter()
-        with subprocess.Popen([*QEMU, *more, "-serial", f"file:{serial}", "-monitor", "none"]) as process:
-            while until not in serial.read_bytes() and process.poll() is None:
-                time.sleep(0.005)
-            passed = time.perf_counter() - started
-            process.kill()
-    return passed
 
 
 def main() -> None:
@@ -53,7 +36,7 @@ def main() -> None:
     options.add_argument("--qemu", action="store_true")
     options.add_argument("--rounds", type=int, default=3)
     given = options.parse_args()
-    if given.qemu and not (given.until and shutil.which(QEMU[0])):
+    if given.qemu and not (given.until and shutil.which(qemu.NAME)):
         options.error("--qemu needs --until and an installed qemu-system-i386")
     memory = 64 << 20
     original = unpack(given.kernel.read_bytes())
@@ -73,7 +56,7 @@ def main() -> None:
 
     patching = [sum(vmi.patch(original).seconds.values()) for _ in range(given.rounds)]
     results: dict[str, list[RunResult]] = {mode: [] for mode in MODES}
-    qemu: list[float] = []
+    qemu_times: list[float] = []
     for _ in range(given.rounds):
         for mode in MODES:
             results[mode].append(run(mode))
@@ -81,7 +64,7 @@ def main() -> None:
             with tempfile.NamedTemporaryFile() as file:
                 file.write(original)
                 file.flush()
-                qemu.append(under_qemu(Path(file.name), given.append, until, memory))
+                qemu_times.append(qemu.boot("isapc", Path(file.name), given.append, until, memory))
 
     print(f"{platform.machine()}, Python {platform.python_version()}, unicorn {unicorn.__version__}")
     print(patched.report.to_text())
@@ -96,8 +79,8 @@ def main() -> None:
         wall = statistics.median(r.wall_s for r in runs)
         exits, calls = sum(first.exits.values()), sum(first.calls.values())
         print(f"{mode:10} {first.instructions:14,} {exits:9,} {calls:9,} {wall:7.2f} {wall / base:6.2f}")
-    if qemu:
-        wall = statistics.median(qemu)
+    if qemu_times:
+        wall = statistics.median(qemu_times)
         print(f"{'QEMU':10} {'':14} {'':9} {'':9} {wall:7.2f} {wall / base:6.2f}")
     for mode, runs in results.items():
         print(f"{mode}: " + ", ".join(f"{name} {count:,}" for name, count in runs[0].exits.items()))

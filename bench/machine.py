@@ -25,23 +25,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import qemu
 import unicorn
 
 from vmi.native.machine import Outcome
 from vmi.rom.assemble import assemble
 from vmi.run import run_kernel
 
-QEMU = (
-    "qemu-system-i386",
-    "-cpu",
-    "qemu32",
-    "-nodefaults",
-    "-display",
-    "none",
-    "-no-reboot",
-    "-monitor",
-    "none",
-)
 SHORT, LONG = 1, 11  # a loop's two lengths, in units
 MEMORY = 64 << 20
 PEAKS: list[int] = []  # MiB of this computer's memory, for each boot of ours
@@ -126,26 +116,17 @@ def theirs(image: bytes, folder: Path) -> float:
     kernel.write_bytes(image)
     exit_port = ("-device", "isa-debug-exit,iobase=0xf4,iosize=4")
     started = time.perf_counter()
-    command = [*QEMU, "-M", "isapc", "-m", str(MEMORY >> 20), *exit_port, "-kernel", str(kernel)]
+    command = [*qemu.COMMAND, "-M", "isapc", "-m", str(MEMORY >> 20), *exit_port, "-kernel", str(kernel)]
     done = subprocess.run(command, check=False, capture_output=True)
     if done.returncode != 33:
         raise SystemExit(f"QEMU ended with {done.returncode}: {done.stderr.decode(errors='replace')}")
     return time.perf_counter() - started
 
 
-def boot_theirs(kernel: Path, append: str, initrd: Path | None, until: bytes, folder: Path) -> float:
+def boot_theirs(kernel: Path, append: str, initrd: Path | None, until: bytes) -> float:
     """Seconds from QEMU's start to a text on the serial console."""
-    serial = folder / "serial"
-    serial.write_bytes(b"")
-    more = ["-m", str(MEMORY >> 20), "-kernel", str(kernel), "-append", append, "-serial", f"file:{serial}"]
-    more += ["-initrd", str(initrd)] if initrd is not None else []
-    started = time.perf_counter()
-    with subprocess.Popen([*QEMU, "-M", "pc", *more]) as process:
-        while until not in serial.read_bytes() and process.poll() is None:
-            time.sleep(0.005)
-        passed = time.perf_counter() - started
-        process.kill()
-    return passed
+    more = ["-initrd", str(initrd)] if initrd is not None else []
+    return qemu.boot("pc", kernel, append, until, MEMORY, more)
 
 
 def boot_ours(kernel: Path, append: str, initrd: Path | None, until: bytes) -> float:
@@ -183,7 +164,7 @@ def main() -> None:
     options.add_argument("--json", type=Path)
     options.add_argument("--rounds", type=int, default=3)
     given = options.parse_args()
-    if shutil.which(QEMU[0]) is None:
+    if shutil.which(qemu.NAME) is None:
         options.error("qemu-system-i386 is not installed")
     rows: list[dict[str, object]] = []
 
@@ -191,9 +172,8 @@ def main() -> None:
         rows.append({"workload": name, "ours_s": mine, "qemu_s": other, "ratio": mine / other})
         print(f"{name:22} {mine:9.3f} s {other:9.3f} s {mine / other:8.1f} x", flush=True)
 
-    version = subprocess.run([QEMU[0], "--version"], capture_output=True, text=True, check=True).stdout.split(
-        "\n"
-    )[0]
+    asked = subprocess.run([qemu.NAME, "--version"], capture_output=True, text=True, check=True)
+    version = asked.stdout.split("\n")[0]
     machine = (
         f"{platform.machine()}, Python {platform.python_version()}, unicorn {unicorn.__version__}, {version}"
     )
@@ -217,16 +197,14 @@ def main() -> None:
         ):
             if kernel is None:
                 continue
-            row(
-                title,
-                *in_turns(
-                    (
-                        lambda k=kernel, a=append, i=initrd, u=until: boot_ours(k, a, i, u),  # type: ignore[misc]
-                        lambda k=kernel, a=append, i=initrd, u=until: boot_theirs(k, a, i, u, folder),  # type: ignore[misc]
-                    ),
-                    given.rounds,
-                ),
-            )
+
+            def ours_boots(k=kernel, a=append, i=initrd, u=until) -> float:  # type: ignore[no-untyped-def]
+                return boot_ours(k, a, i, u)
+
+            def theirs_boots(k=kernel, a=append, i=initrd, u=until) -> float:  # type: ignore[no-untyped-def]
+                return boot_theirs(k, a, i, u)
+
+            row(title, *in_turns((ours_boots, theirs_boots), given.rounds))
     peak = max(PEAKS, default=0)
     if peak:
         print(f"most memory that a boot took here, guests having {MEMORY >> 20} MiB: {peak} MiB")

@@ -3,18 +3,15 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.e2e.qemu import needs_qemu
 from vmi.rom.build import FLAVOURS, build
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.skipif(shutil.which("qemu-system-i386") is None, reason="qemu-system-i386 is not installed"),
-]
+pytestmark = [pytest.mark.e2e, needs_qemu]
 
 
 def bios_log(image: Path) -> list[str]:

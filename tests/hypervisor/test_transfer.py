@@ -116,7 +116,7 @@ def test_a_descriptor_that_was_rewritten_is_raised_when_iret_needs_it(mode: str)
     lab = Lab(f"start: push 2\npush {CODE0}\npush {{there}}\n@iret\nthere: {DONE}", mode=mode)
     lab.describe(CODE0, descriptor(0, 0xFFFFF, 0x9A))
     assert exit_value(lab) == 1
-    assert lab.memory.read(GDT + CODE0 + 5, 1)[0] == 0xBB
+    assert lab.memory.read(GDT + CODE0 + 5, 1)[0] == 0xBA
 
 
 # -- IOPL --------------------------------------------------------------------------------------

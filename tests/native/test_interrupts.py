@@ -15,10 +15,12 @@ from tests.native.guest import (
     DATA1,
     DATA3,
     DATA16,
+    GDT,
     IDT,
     INTERRUPT_16,
     INTERRUPT_32,
     KERNEL_STACK,
+    PAGES,
     STACK,
     TRAP_32,
     TSS,
@@ -95,6 +97,18 @@ def test_handler_on_ring_1():
     guest.user("user")
     guest.run()
     assert guest.stack(6) == [0, guest.labels["h"], CODE1, 2, 0x7000 - 20, DATA1]
+
+
+def test_delivery_stores_nothing_in_a_read_only_descriptor_table():
+    """The descriptors are not marked as accessed, so a kernel may write-protect its table."""
+    guest = Guest("user: int 0x30 | h: hlt")
+    guest.handle(0x30, "h", access=USER_GATE)
+    guest.user("user")
+    guest.page()
+    guest.memory.put_u32(PAGES + 0x1000 + 4 * (GDT >> 12), GDT | 5)
+    guest.run()
+    assert guest.stack(5) == [guest.labels["h"], CODE3, 2, USER_STACK, DATA3]
+    assert guest.memory.read(GDT + CODE0 + 5, 1) == b"\x9a"
 
 
 def test_conforming_handler_stays_on_the_ring():

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 from vmi.errors import BadInput, UsageError
 from vmi.files import read_input
 from vmi.native import keyboard
+from vmi.native.boot.firmware import can_be_mapped
+from vmi.native.boot.memory_map import RAM_LIMIT
 
 if TYPE_CHECKING:
     from vmi.native.boot.state import Module
@@ -29,11 +31,9 @@ _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _TIMES = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 _PAUSE = re.compile(r"<([0-9.]+(?:ns|us|ms|s|m|h))>")
 _PAGE = 4096
-_LEAST, _MOST = 1 << 20, 3584 << 20  # bytes of RAM; above are the board's chips
-_FIRMWARE_UNIT, _LARGEST_FIRMWARE = 64 << 10, 8 << 20
+_LEAST = 1 << 20  # bytes of RAM
 _SECTOR, _LARGEST_ROM = 512, 1 << 20  # bytes of an option ROM
 _ROM_SIGNATURE = b"\x55\xaa"
-_MOST_DISKS = 4
 
 _WRITABLE = ",rw"
 
@@ -44,10 +44,10 @@ def memory_size(text: str) -> int:
     """Bytes of RAM from ``64`` (MiB), ``64M``, ``65536K`` or ``1G``: 1 MiB to 3.5 GiB, whole pages."""
     match = re.fullmatch(r"(\d{1,12})([kmg]?)", text.strip().lower(), re.ASCII)
     size = int(match[1]) * _UNITS[match[2] or "m"] if match else 0
-    if not _LEAST <= size <= _MOST or size % _PAGE:
+    if not _LEAST <= size <= RAM_LIMIT or size % _PAGE:
         raise UsageError(
             f"memory size {text!r} is not understood: expected a number of MiB or one with K, M or G, "
-            "from 1M to 3584M, in whole pages of 4K"
+            f"from 1M to {RAM_LIMIT >> 20}M, in whole pages of 4K"
         )
     return size
 
@@ -143,7 +143,7 @@ def rom(text: str) -> bytes:
 def firmware(text: str) -> bytes:
     """Firmware by file name: up to 8 MiB in whole 64 KiB, as QEMU wants it too."""
     data = read_input(text, "firmware")
-    if not data or len(data) % _FIRMWARE_UNIT or len(data) > _LARGEST_FIRMWARE:
+    if not can_be_mapped(data):
         raise BadInput(
             f"firmware {text!r} must have a multiple of 64 KiB up to 8 MiB, but it has {len(data)} bytes"
         )
@@ -173,10 +173,10 @@ def cpu(text: str | None) -> CpuModel | None:
 
 def disks(texts: Sequence[str]) -> list[Disk]:
     """Disk images from ``FILE`` or ``FILE,rw``, up to 4."""
-    from vmi.native.disk import open_image
+    from vmi.native.disk import MOST_DISKS, open_image
 
-    if len(texts) > _MOST_DISKS:
-        raise UsageError(f"there can be up to {_MOST_DISKS} disks, but {len(texts)} were given")
+    if len(texts) > MOST_DISKS:
+        raise UsageError(f"there can be up to {MOST_DISKS} disks, but {len(texts)} were given")
     words = [(text.removesuffix(_WRITABLE), text.endswith(_WRITABLE)) for text in texts]
     _check_once(words)
     return [open_image(name, writable=writable) for name, writable in words]

@@ -36,7 +36,7 @@ from vmi.native.devices.pit import Pit
 from vmi.native.devices.rtc import Rtc
 from vmi.native.devices.uart import Uart
 from vmi.native.devices.vga import Vga
-from vmi.native.disk import Disk
+from vmi.native.disk import MOST_DISKS, Disk
 from vmi.native.intc import InterruptLogic
 from vmi.native.memory_bus import MemoryBus
 
@@ -104,12 +104,12 @@ class Board:
         )
         com1 = Uart("com1", 0x3F8, line(4), clock, self.console.transmit)
         com2 = Uart("com2", 0x2F8, line(3), clock, self.console2.transmit)
-        first, second, third, fourth = self.disks = (*disks, *(None,) * 4)[:4]
+        first, second, third, fourth = self.disks = (*disks, *(None,) * MOST_DISKS)[:MOST_DISKS]
         self.bus_master = BusMaster(self.ports, wires.load_memory, wires.store_memory)
         engines = self.bus_master.engines
         self.ide = (
-            primary(line(14), clock, first, second, engines[0]),
-            secondary(line(15), clock, third, fourth, engines[1]),
+            primary(line(14), clock, first, second, dma=engines[0]),
+            secondary(line(15), clock, third, fourth, dma=engines[1]),
         )
         self.pci = PciHost()
         self.pci.add(0, 0, HostBridge(wires.rom_area_changed))

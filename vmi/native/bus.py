@@ -28,13 +28,6 @@ class IrqLine(Protocol):
         """Drive the line high (True) or low (False)."""
 
 
-class NoIrq:
-    """An interrupt output that is not wired to anything."""
-
-    def set(self, level: bool, /) -> None:
-        """Do nothing."""
-
-
 class Device(ABC):
     """One device with port registers.
 

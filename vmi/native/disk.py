@@ -23,6 +23,7 @@ from vmi.files import reason
 from vmi.native.bus import State
 
 SECTOR = 512  # bytes
+MOST_DISKS = 4  # on the board's two channels
 BLOCK = 4096  # bytes of one entry of the overlay
 OVERLAY_LIMIT = 1 << 30  # bytes of changes that a guest may make this process keep
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Callable, Iterator
+from struct import Struct
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
@@ -39,6 +40,11 @@ _LOCK = ctypes.CFUNCTYPE(_U64, _POINTER, _U64, _U64)
 _UNLOCK = ctypes.CFUNCTYPE(None, _U64)
 _TIME = ctypes.CFUNCTYPE(_INT, _POINTER, _POINTER)
 _TIME_SIZE = 16  # bytes of what gettimeofday() fills
+
+# in the image of a shared library (ELF, 64 bits)
+_HEADER_SIZE, _PROGRAM_HEADERS = 64, Struct("<32xQ14xHH")
+_PROGRAM_HEADER = Struct("<IIQQQQ16x")
+_LOADED, _WRITABLE_SEGMENT = 1, 2
 
 
 class Owner(Protocol):
@@ -65,6 +71,14 @@ class Owner(Protocol):
     def stored_into_code(self) -> None:
         """A store into a page of code; the library may do that instruction again."""
 
+
+#: Instructions that a CPU does itself: the library's function, its kind, and what is done instead.
+_HELPERS: tuple[tuple[str, Any, Callable[[Owner], None]], ...] = (
+    ("helper_sysenter", _CALL, lambda owner: owner.fast_call()),
+    ("helper_syscall", _CALL, lambda owner: owner.long_call()),
+    ("helper_rdmsr", _WITH_STATE, lambda owner: owner.read_msr()),
+    ("helper_wrmsr", _WITH_STATE, lambda owner: owner.write_msr()),
+)
 
 _by_cpu: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _by_state: WeakValueDictionary[int, Any] = WeakValueDictionary()
@@ -151,11 +165,9 @@ def install(library: Any) -> None:
         "tlb_unprotect_code": _PAGE_OF_CODE(on_unprotect),
         "page_collection_lock": _LOCK(on_lock),
         "page_collection_unlock": _UNLOCK(on_unlock),
-        "helper_sysenter": _call(own("helper_sysenter", _CALL), lambda owner: owner.fast_call()),
-        "helper_syscall": _call(own("helper_syscall", _CALL), lambda owner: owner.long_call()),
-        "helper_rdmsr": _for_owner(own("helper_rdmsr", _WITH_STATE), lambda owner: owner.read_msr()),
-        "helper_wrmsr": _for_owner(own("helper_wrmsr", _WITH_STATE), lambda owner: owner.write_msr()),
     }
+    for name, kind, act in _HELPERS:
+        replaced[name] = _for_owner(kind, own(name, kind), act)
     targets = {_address(library, f"{name}_x86_64"): _target(made) for name, made in replaced.items()}
     no_time = _TIME(_no_time)
     targets[_address(ctypes.CDLL(None), "gettimeofday")] = _target(no_time)
@@ -169,26 +181,17 @@ def _no_time(result: int, _zone: int) -> int:
     return 0
 
 
-def _for_owner(original: Any, act: Callable[[Any], None]) -> Any:
-    def function(state: int) -> None:
+def _for_owner(kind: Any, original: Any, act: Callable[[Any], None]) -> Any:
+    """A helper of ``kind`` that ``act`` does for our CPUs, and ``original`` for all others."""
+
+    def function(state: int, *rest: int) -> None:
         owner = _by_state.get(state)
         if owner is None:
-            original(state)
+            original(state, *rest)
         else:
             act(owner)
 
-    return _WITH_STATE(function)
-
-
-def _call(original: Any, act: Callable[[Any], None]) -> Any:
-    def function(state: int, length: int) -> None:
-        owner = _by_state.get(state)
-        if owner is None:
-            original(state, length)
-        else:
-            act(owner)
-
-    return _CALL(function)
+    return kind(function)
 
 
 def _target(made: Any) -> int:
@@ -207,15 +210,11 @@ def _exchange(targets: dict[int, int]) -> None:
     """Replace every pointer to a function in the library's data by one to its replacement."""
     left = set(targets)
     for start, size, writable in _data_of_library(next(iter(targets))):
-        data = ctypes.string_at(start, size)
-        for old, new in targets.items():
-            wanted = old.to_bytes(8, "little")
-            at = data.find(wanted)
-            while at >= 0:
-                if at % 8 == 0:
-                    _store(start + at, new, writable)
-                    left.discard(old)
-                at = data.find(wanted, at + 1)
+        words = memoryview(ctypes.string_at(start, size - size % 8)).cast("Q")
+        for number, word in enumerate(words):
+            if word in targets:
+                _store(start + 8 * number, targets[word], writable)
+                left.discard(word)
     if left:
         raise EngineError(
             f"the CPU emulator is not as expected: {len(left)} of {len(targets)} functions to replace are "
@@ -240,12 +239,27 @@ def _protect(page: int, access: int) -> None:
 
 
 def _data_of_library(inside: int) -> Iterator[tuple[int, int, bool]]:
-    """Readable data of the shared library that holds an address: start, size in bytes, writable."""
+    """What the dynamic linker fills in of the shared library that holds an address.
+
+    That is its writable segment, part of which is made read-only afterwards: start, bytes, writable still.
+    """
     with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
         rows = [row for line in maps if len(row := line.rstrip("\n").split(None, 5)) == 6]
     spans = [[int(bound, 16) for bound in row[0].split("-")] for row in rows]
     parts = [(row[5], row[1], start, end) for row, (start, end) in zip(rows, spans, strict=True)]
     home = next((path for path, _, start, end in parts if start <= inside < end), None)
-    for path, access, start, end in parts:
-        if path == home and access.startswith("r") and "x" not in access:
-            yield start, end - start, "w" in access
+    ours = [(access, start, end) for path, access, start, end in parts if path == home]
+    for first, last in _writable_segments(min(start for _, start, _ in ours)):
+        for access, start, end in ours:
+            if access.startswith("r") and first < end and start < last:
+                yield start, end - start, "w" in access
+
+
+def _writable_segments(base: int) -> Iterator[tuple[int, int]]:
+    """First address and end of each segment of a loaded library that is written to before it runs."""
+    at, size, count = _PROGRAM_HEADERS.unpack_from(ctypes.string_at(base, _HEADER_SIZE))
+    table = ctypes.string_at(base + at, size * count)
+    for number in range(count):
+        kind, flags, _, address, _, length = _PROGRAM_HEADER.unpack_from(table, size * number)
+        if kind == _LOADED and flags & _WRITABLE_SEGMENT:
+            yield base + address, base + address + length

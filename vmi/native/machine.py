@@ -27,8 +27,9 @@ from vmi.native.cpuid import MODELS, CpuModel
 from vmi.native.devices import pci_functions
 from vmi.native.devices.pci_functions import Segment
 from vmi.native.devices.rtc import DEFAULT_EPOCH
-from vmi.native.disk import Disk
+from vmi.native.disk import MOST_DISKS, Disk
 from vmi.native.engine import ROM_END, ROM_PIECE, ROM_START
+from vmi.native.event_log import EventLog
 from vmi.native.interrupts import Delivery, Event, Origin, TripleFault
 from vmi.native.monitor import Monitor
 from vmi.native.msr import MsrFile
@@ -48,8 +49,6 @@ ROM_BAY = range(0xC0000, 0xE0000)
 ROM_ALIGN = 2048
 DEFAULT_MODEL = MODELS["qemu32"]
 MP_TABLE = 0xF5000
-_BIOS_UNIT, _LARGEST_BIOS = 64 << 10, 8 << 20  # bytes; the APICs are above
-_DISKS = 4
 _SHADOW = 0x20000  # bytes of the firmware that show below 1 MiB too
 
 _FAULT_NAMES = {int(vector): f"#{vector.name}" for vector in Vector}
@@ -105,12 +104,12 @@ class Machine(Traffic):
     ) -> None:
         if ram > RAM_LIMIT:
             raise UsageError(f"RAM must be at most {RAM_LIMIT >> 20} MiB, but it is {ram >> 20} MiB")
-        if bios is not None and (not bios or len(bios) % _BIOS_UNIT or len(bios) > _LARGEST_BIOS):
+        if bios is not None and not firmware.can_be_mapped(bios):
             raise BadInput(
                 f"firmware must have a multiple of 64 KiB up to 8 MiB, but it has {len(bios)} bytes"
             )
-        if len(disks) > _DISKS:
-            raise UsageError(f"there can be up to {_DISKS} disks, but {len(disks)} were given")
+        if len(disks) > MOST_DISKS:
+            raise UsageError(f"there can be up to {MOST_DISKS} disks, but {len(disks)} were given")
         self.memory = PhysicalMemory(ram)
         self.epoch = epoch
         self.model = model
@@ -130,7 +129,6 @@ class Machine(Traffic):
         self._run_ends = 0  # when the run of the CPU in progress ends at the latest, ns
         self.halted = False
         self._rom_top = ROM_BAY.start
-        self._has_firmware = bios is not None
         self._rom_area: tuple[Segment, ...] = ()  # what the CPU has not been told yet
         self.board = Board(
             self.memory, self.clock, model, self, epoch=epoch, disks=disks, video_bios=video_bios
@@ -166,12 +164,12 @@ class Machine(Traffic):
         :raises RomError: it does not fit.
         """
         end = self._rom_top + len(rom)
-        if end > ROM_BAY.stop and not self._has_firmware:
+        if end > ROM_BAY.stop and self.bios is None:
             left = ROM_BAY.stop - self._rom_top
             raise RomError(f"the ROM bay has {left} bytes left, the ROM needs {len(rom)}")
         self.board.plug(rom)
         self.roms.append(rom)
-        if self._has_firmware:
+        if self.bios is not None:
             return 0
         address = self._rom_top
         self.cpu.write_memory(address, rom)
@@ -274,19 +272,9 @@ class Machine(Traffic):
             else:
                 self.count_fault(vector)
             if self.log is not None:
-                self._log_event(event)
+                _log_event(self.log, event)
             self.deliver(event)
         self._spend(EVENT_NS)
-
-    def _log_event(self, event: Event) -> None:
-        if self.log is None:
-            return
-        if event.origin is Origin.SOFTWARE:
-            self.log.software_interrupt(event.vector)
-        elif event.origin is Origin.EXTERNAL:
-            self.log.interrupt(event.vector)
-        else:
-            self.log.exception(event.vector, event.error, event.address)
 
     def count_fault(self, vector: int) -> None:
         """Count an exception that goes to the guest."""
@@ -449,7 +437,7 @@ class Machine(Traffic):
         self.exits["interrupt"] += 1
         event = Event(self.interrupts.acknowledge(), Origin.EXTERNAL)
         if self.log is not None:
-            self._log_event(event)
+            _log_event(self.log, event)
         self.deliver(event)
         self._spend(EVENT_NS)
 
@@ -491,6 +479,15 @@ class Machine(Traffic):
             self.finish(Outcome.HALTED, f"the guest halted for ever at {self.cpu.eip:#x}")
             return
         self._idle_ns += ns
+
+
+def _log_event(log: EventLog, event: Event) -> None:
+    if event.origin is Origin.SOFTWARE:
+        log.software_interrupt(event.vector)
+    elif event.origin is Origin.EXTERNAL:
+        log.interrupt(event.vector)
+    else:
+        log.exception(event.vector, event.error, event.address)
 
 
 def _seconds(ns: int | None) -> str:

@@ -80,10 +80,10 @@ class Privilege:
         return self.linear.descriptor(selector, vector)
 
     def loaded(self, selector: int, descriptor: Descriptor) -> Segment:
-        """A CS or SS with its descriptor's privilege, as :meth:`descriptor` gave it; marks it accessed."""
-        if not descriptor.high & 0x100:
-            address = self.linear.descriptor_address(selector) + 4
-            self.linear.put_u32(address, self.linear.u32(address) | 0x100)
+        """A CS or SS with its descriptor's privilege, as :meth:`descriptor` gave it.
+
+        The descriptor is not marked as accessed in memory: neither does QEMU, and a table may be read-only.
+        """
         real = self.ring(descriptor.dpl)
         hidden = descriptor.with_dpl(real).high | 0x100
         return Segment(selector & ~3 | real, descriptor.base, descriptor.limit, hidden)

@@ -20,6 +20,7 @@ _WRITES = (
     (0x43, 0x34), (0x40, 0x00), (0x40, 0x00), (0x43, 0xB0),
 )  # fmt: skip
 
+_UNIT, _LARGEST = 64 << 10, 8 << 20  # bytes of firmware; below it are the APICs
 _SERIAL_PORTS = (0x3F8, 0x2F8)
 _CRTC = 0x3D4
 _TEXT, _BLANK_TEXT = 0xB8000, b" \x07" * 0x4000  # 32 KiB of grey on black
@@ -36,6 +37,11 @@ _DISPLAY = (
     (0x4C, 2, 0x1000), (0x60, 2, 0x0607), (0x63, 2, _CRTC),  # bytes of a page, cursor lines, index port
     (0x85, 2, 16), (0x87, 1, 0x60), (0x88, 1, 0xF9), (0x89, 1, 0x51),  # lines of a letter; VGA, 256 KiB
 )  # fmt: skip
+
+
+def can_be_mapped(image: bytes) -> bool:
+    """Firmware ends at 4 GiB: it has whole 64 KiB there, up to 8 MiB."""
+    return 0 < len(image) <= _LARGEST and not len(image) % _UNIT
 
 
 def settle(bus: PortBus, memory: PhysicalMemory) -> None:

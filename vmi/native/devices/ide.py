@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from vmi.errors import UsageError
@@ -382,23 +383,7 @@ def _bytes(words: list[int]) -> bytes:
     return struct.pack(f"<{len(words)}H", *words)
 
 
-def primary(
-    irq: IrqLine,
-    clock: Clock,
-    master: Disk | None = None,
-    slave: Disk | None = None,
-    dma: DmaEngine | None = None,
-) -> IdeChannel:
-    """The first channel: 1F0h and 3F6h; wire ``irq`` to line 14."""
-    return IdeChannel("ide0", 0x1F0, 0x3F6, irq, clock, master, slave, first_serial=1, dma=dma)
-
-
-def secondary(
-    irq: IrqLine,
-    clock: Clock,
-    master: Disk | None = None,
-    slave: Disk | None = None,
-    dma: DmaEngine | None = None,
-) -> IdeChannel:
-    """The second channel: 170h and 376h; wire ``irq`` to line 15."""
-    return IdeChannel("ide1", 0x170, 0x376, irq, clock, master, slave, first_serial=3, dma=dma)
+#: The first channel, 1F0h and 3F6h, which has line 14, and the second, 170h and 376h, which has line 15: each
+#: is an :class:`IdeChannel` that takes its line, the clock, its disks, and its half of the bus master.
+primary = partial(IdeChannel, "ide0", 0x1F0, 0x3F6, first_serial=1)
+secondary = partial(IdeChannel, "ide1", 0x170, 0x376, first_serial=3)
