@@ -14,6 +14,7 @@ from vmi.patcher.annotations import Annotated
 from vmi.patcher.flow import Code, Flow, flow
 from vmi.patcher.forms import Effect, Form, pair
 from vmi.patcher.liveness import LivenessFinder
+from vmi.patcher.mixed import refuse_mixed
 from vmi.patcher.model import MIN_SLOT, Image, Placement, Plan, Site, Skipped, Slot, Window
 from vmi.patcher.scan import scan
 from vmi.patcher.windows import Wanted, WindowPlanner
@@ -41,8 +42,9 @@ class Found:
 
 
 def make_plan(image: Image, refuse: Refuse = accept_all) -> Plan:
-    """Plan ``image``. ``refuse`` may veto slots. Raises BadInput for annotations that lie."""
+    """Plan ``image``. ``refuse`` may veto slots. Raises BadInput for annotations that lie, or mixed text."""
     found_flow = flow(scan(image, annotations.anchors(image)))
+    refuse_mixed(found_flow)
     finder = LivenessFinder(found_flow)
     checked = [annotations.check(found_flow, record) for record in annotations.records(image)]
     parts = [_plan_code(found_flow, code, finder, checked, refuse) for code in found_flow.codes]
