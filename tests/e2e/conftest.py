@@ -64,6 +64,18 @@ def grub_modules() -> Path:
     return _obtained(fetch_debian.grub)
 
 
+@pytest.fixture(scope="session")
+def hvmloader() -> Path:
+    """Xen's loader of fully virtualized machines: a stripped ELF file for 32 bits."""
+    return _obtained(fetch_debian.hvmloader)
+
+
+@pytest.fixture(scope="session")
+def grub_coreboot_modules() -> Path:
+    """The folder of Debian's GRUB for coreboot."""
+    return _obtained(fetch_debian.grub_coreboot)
+
+
 @pytest.fixture(params=sorted(hosts.HOSTS))
 def host(request: pytest.FixtureRequest) -> str:
     """QEMU, then our machine: the name of a row of :data:`hosts.HOSTS`."""

@@ -60,6 +60,7 @@ class Package:
     ``keep`` are patterns of members (`*` crosses folders). ``stands_for``: the package is empty, and the
     first of its dependencies that this expression matches is meant. ``finish`` gets the unpacked tree and
     raises FetchError if it is not what it must be. An ``optional`` package is fetched only when asked for.
+    ``architecture``: of the package, whatever the code in it is for.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Package:
     stands_for: str = ""
     finish: Callable[[Path], None] | None = None
     optional: bool = False
+    architecture: str = ARCHITECTURE
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ _LINUX = (
     "lib/modules/*/kernel/lib/*.ko",
 )
 
+_XEN = "usr/lib/xen-*/boot/hvmloader"
+
 PACKAGES = {
     package.name: package
     for package in (
@@ -127,6 +131,8 @@ PACKAGES = {
         Package("memtest86+", ("boot/memtest86+ia32.bin",)),
         Package("seabios", ("usr/share/seabios/*.bin",)),
         Package("grub-pc-bin", ("usr/lib/grub/i386-pc/*",)),
+        Package("grub-coreboot-bin", ("usr/lib/grub/i386-coreboot/*",)),
+        Package("xen-system-amd64", (_XEN,), r"xen-utils-\d\S*", architecture="amd64"),
     )
 }
 
@@ -171,6 +177,16 @@ def seabios(folder: Path | None = None) -> Path:
 def grub(folder: Path | None = None) -> Path:
     """Folder of GRUB's modules and images for BIOS machines."""
     return fetch("grub-pc-bin", folder) / "usr/lib/grub/i386-pc"
+
+
+def grub_coreboot(folder: Path | None = None) -> Path:
+    """Folder of GRUB's modules for coreboot, whose images are ELF files."""
+    return fetch("grub-coreboot-bin", folder) / "usr/lib/grub/i386-coreboot"
+
+
+def hvmloader(folder: Path | None = None) -> Path:
+    """Path of the 32-bit ELF file that Xen starts its machines with."""
+    return next(fetch("xen-system-amd64", folder).glob(_XEN))
 
 
 # -- how they get it ----------------------------------------------------------------------------------
@@ -247,26 +263,28 @@ class Apt:
     def unpacked(self, package: Package) -> Path:
         """Download a package and unpack what is kept of it; gives the folder."""
         name = self._dependency(package) if package.stands_for else package.name
+        full = f"{name}:{package.architecture}"
         folder = self.scratch / package.name
         folder.mkdir()
-        download = self._run(["apt-get", "-q", "download", name], seconds=300, cwd=folder)
+        download = self._run(["apt-get", "-q", "download", full], seconds=300, cwd=folder)
         archives = sorted(folder.glob("*.deb"))
         if download.returncode != 0 or not archives:
             complaint = _complaint(download) or _complaint(self._update) or "apt gave no reason"
-            raise Unavailable(f"{name}:{ARCHITECTURE} could not be downloaded: {complaint}")
+            raise Unavailable(f"{full} could not be downloaded: {complaint}")
         tree = folder / "tree"
         _unpack(archives[0], package.keep, tree)
         return tree
 
     def _dependency(self, package: Package) -> str:
         """The package that an empty one stands for in this release."""
-        shown = self._run(["apt-cache", "show", "--no-all-versions", package.name], seconds=60)
+        full = f"{package.name}:{package.architecture}"
+        shown = self._run(["apt-cache", "show", "--no-all-versions", full], seconds=60)
         depends = " ".join(re.findall(r"^(?:Pre-)?Depends: (.*)$", shown.stdout, re.MULTILINE))
         for name in re.split(r"[\s,|()]+", depends):
             if re.fullmatch(package.stands_for, name):
                 return name
         complaint = _complaint(shown) or _complaint(self._update) or f"it depends on {depends or 'nothing'}"
-        raise Unavailable(f"{package.name}:{ARCHITECTURE} names no package to download: {complaint}")
+        raise Unavailable(f"{full} names no package to download: {complaint}")
 
     def _run(
         self, command: list[str], *, seconds: int, cwd: Path | None = None
@@ -340,7 +358,8 @@ def _private_apt(scratch: Path) -> Path:
         "Acquire::http::Timeout": "30",
         "Acquire::https::Timeout": "30",
     }
-    lines = [*host, "#clear APT::Architectures;", f'APT::Architectures {{ "{ARCHITECTURE}"; }};']
+    architectures = " ".join(f'"{name}";' for name in sorted({p.architecture for p in PACKAGES.values()}))
+    lines = [*host, "#clear APT::Architectures;", f"APT::Architectures {{ {architectures} }};"]
     lines += [f'{name} "{value}";' for name, value in ours.items()]
     config = scratch / "apt.conf"
     config.write_text("\n".join(lines) + "\n")

@@ -92,7 +92,7 @@ def test_fresh_download_leaves_the_host_and_the_folder_clean(tmp_path: Path, gnu
     [
         (
             "busybox-static",
-            "busybox-static:i386 could not be downloaded: Unable to locate package busybox-static",
+            "busybox-static:i386 could not be downloaded: Unable to locate package busybox-static:i386",
         ),
         ("linux-image-686", "linux-image-686:i386 names no package to download: No packages found"),
     ],
