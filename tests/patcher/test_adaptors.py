@@ -40,7 +40,7 @@ from unicorn.x86_const import (
 
 from vmi import abi
 from vmi.patcher.adaptorcode import Adaptor
-from vmi.patcher.adaptors import JUMP_OK, Refused, adaptor_for
+from vmi.patcher.adaptors import JUMP_OK, Refused, choose
 from vmi.patcher.model import Site
 from vmi.rom.assemble import assemble
 
@@ -341,7 +341,7 @@ def run_both(
 ) -> tuple[dict[str, object], dict[str, object], Adaptor | None]:
     call = abi.BY_INSTRUCTION[case.form]
     site = Site(CODE, case.raw, case.form, call, False, True, live, dead)
-    adaptor = adaptor_for(site)
+    adaptor = choose(site)
     state = random_state(case, rng)
     oracle = assemble(case.oracle or case.source, CODE).code
     native = Run()
@@ -407,7 +407,7 @@ def site(source: str, form: str, live: bool = False, dead: tuple[str, ...] = ())
 def test_where_operands_fit_the_slot_calls_the_rom_directly(
     source: str, form: str, dead: tuple[str, ...]
 ) -> None:
-    assert adaptor_for(site(source, form, dead=dead)) is None
+    assert choose(site(source, form, dead=dead)) is None
 
 
 UNFLAT = "The operand is addressed through FS or GS, and the call takes a flat address."
@@ -429,19 +429,19 @@ UNFLAT = "The operand is addressed through FS or GS, and the call takes a flat a
 )
 def test_operands_that_no_call_can_stand_for_are_refused(source: str, form: str, sentence: str) -> None:
     with pytest.raises(Refused) as caught:
-        adaptor_for(site(source, form))
+        choose(site(source, form))
     assert str(caught.value) == sentence
 
 
 def test_a_site_without_a_call_is_refused() -> None:
     with pytest.raises(Refused) as caught:
-        adaptor_for(Site(CODE, b"\x0e", "push cs", None, True, False))
+        choose(Site(CODE, b"\x0e", "push cs", None, True, False))
     assert str(caught.value) == "No VMI call stands for this instruction."
 
 
 def test_pushf_shows_the_virtual_interrupt_flag_not_the_real_one() -> None:
     """At CPL 1 the real IF is always 1; the ROM knows the virtual one."""
-    adaptor = adaptor_for(site("pushfd", "pushf", live=True))
+    adaptor = choose(site("pushfd", "pushf", live=True))
     assert adaptor is not None
     for answer in (0, INTERRUPT):
         code = bytearray(adaptor.code)

@@ -71,20 +71,28 @@ WITH_CALL = [
     ("666f", "outsw", TRAPS),
 ]
 
+BY_NAME = [
+    ("669c", "pushfw", SILENT, "GetInterruptMask"),
+    ("669d", "popfw", SILENT, "SetInterruptMask"),
+    ("0f01e0", "smsw rm", SILENT, "GetCR0"),
+    ("f30f09", "wbnoinvd", TRAPS, "WBINVD"),
+]
+
+INLINE = [
+    ("8cc8", "mov r,cs"),
+    ("668cc8", "mov r,cs"),
+    ("8c08", "mov r,cs"),
+    ("8cd0", "mov r,ss"),
+    ("0e", "push cs"),
+    ("16", "push ss"),
+    ("660e", "push cs"),
+]
+
 WITHOUT_CALL = [
-    ("8cc8", "mov r,cs", SILENT),
-    ("668cc8", "mov r,cs", SILENT),
-    ("8c08", "mov r,cs", SILENT),
-    ("8cd0", "mov r,ss", SILENT),
-    ("0e", "push cs", SILENT),
-    ("16", "push ss", SILENT),
-    ("660e", "push cs", SILENT),
     ("0f02c1", "lar r,rm", SILENT),
     ("0f03c1", "lsl r,rm", SILENT),
     ("9a785634120800", "call far", SILENT),
     ("ff18", "call far", SILENT),
-    ("669c", "pushfw", SILENT),
-    ("669d", "popfw", SILENT),
     ("66cf", "iretw", SILENT),
     ("660f0100", "sgdtw m", SILENT),
     ("660f0108", "sidtw m", SILENT),
@@ -103,7 +111,6 @@ WITHOUT_CALL = [
     ("676c", "insb a16", TRAPS),
     ("676f", "outsd a16", TRAPS),
     ("0f01ca", "clac", TRAPS),
-    ("0f01e0", "smsw rm", HARMLESS),
     ("0f00e0", "verr rm", HARMLESS),
     ("0f00e8", "verw rm", HARMLESS),
     ("63c1", "arpl rm,r", HARMLESS),
@@ -149,6 +156,20 @@ def test_a_form_without_a_call(raw: str, name: str, effect: Effect) -> None:
     form = form_of(raw)
     assert form is not None
     assert (form.name, form.effect, form.call) == (name, effect, None)
+
+
+@pytest.mark.parametrize(("raw", "name", "effect", "call"), BY_NAME)
+def test_a_form_that_only_its_call_is_named_for(raw: str, name: str, effect: Effect, call: str) -> None:
+    form = form_of(raw)
+    assert form is not None and form.call is not None
+    assert (form.name, form.effect, form.call.name, form.inline) == (name, effect, call, False)
+
+
+@pytest.mark.parametrize(("raw", "name"), INLINE)
+def test_a_form_that_needs_no_call(raw: str, name: str) -> None:
+    form = form_of(raw)
+    assert form is not None
+    assert (form.name, form.effect, form.call, form.inline) == (name, SILENT, None, True)
 
 
 @pytest.mark.parametrize("raw", NO_FORM)

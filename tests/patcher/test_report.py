@@ -16,7 +16,7 @@ from vmi.patcher.elf import load, vmi_segment
 from vmi.rom.assemble import assemble
 from vmi.sitetable import Tactic
 
-MOV_SS = "push ss\npop eax\nmov eax, ss\nret\n"
+SILENT = "lar eax, ecx\nlsl eax, ecx\nret\n"
 
 
 @cache
@@ -27,7 +27,7 @@ def patched() -> Patched:
 @cache
 def with_silent() -> Patched:
     """A kernel with instructions that no call stands for."""
-    code = kernel_code() + assemble(MOV_SS).code
+    code = kernel_code() + assemble(SILENT).code
     return patch(
         make(Plan([Piece(VADDR, code, section=".text")], symbols=[("silent", VADDR + len(kernel_code()), 2)]))
     )
@@ -160,7 +160,7 @@ def test_silent_instructions_without_a_call_are_recorded_as_traps() -> None:
     assert found.forms["trap"] == len(found.table.traps) > 0
     for record in found.table.traps:
         raw = load(with_silent().data, patched=True).read(record.slot, record.length)
-        assert raw in (b"\x16", b"\x8c\xd0")
+        assert raw in (b"\x0f\x02\xc1", b"\x0f\x03\xc1")
 
 
 def test_inspecting_an_unpatched_kernel_tells_what_would_be_found() -> None:

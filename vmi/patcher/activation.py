@@ -16,6 +16,7 @@ from vmi import abi
 from vmi.patcher.place import ACTIVATION_SIZE, COMMAND_LINE_SIZE, MAP_ENTRY_SIZE, ROM_RESERVE, Layout
 from vmi.rom.assemble import assemble
 from vmi.sitetable import (
+    INLINE,
     LINK_SIZE,
     NO_CALL,
     SITE_SIZE,
@@ -118,11 +119,13 @@ slot:
     movzx eax, byte ptr [esi+5]
     cmp al, {no_call}
     je next_slot
-    mov edx, dword ptr [eax*8+{relocations}]
-    mov eax, dword ptr [eax*8+{relocations + 4}]
     mov edi, dword ptr [esi]
     sub edi, {bias}
     movzx ecx, byte ptr [esi+4]
+    cmp al, {inline}
+    je slot_call
+    mov edx, dword ptr [eax*8+{relocations}]
+    mov eax, dword ptr [eax*8+{relocations + 4}]
     cmp eax, {call_rel}
     je slot_call
     cmp eax, {jump_rel}
@@ -351,6 +354,7 @@ def activation_code(layout: Layout, header: Header) -> bytes:
         "get_reloc_offset": abi.GET_RELOC_OFFSET,
         "call_count": len(abi.CALLS),
         "no_call": NO_CALL,
+        "inline": INLINE,
         "call_rel": abi.Reloc.CALL_REL,
         "jump_rel": abi.Reloc.JUMP_REL,
         "nop": abi.Reloc.NOP,

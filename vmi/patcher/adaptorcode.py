@@ -11,6 +11,11 @@ from dataclasses import dataclass, field
 
 from iced_x86 import Code, Encoder, Instruction, MemoryOperand, OpKind, Register
 
+
+class Refused(Exception):
+    """A site's operands can't be turned into a call; the message is a sentence for the report."""
+
+
 CALL_BYTES = b"\xe8\0\0\0\0"
 
 GPR = {
@@ -30,13 +35,16 @@ _NAMES: dict[int, tuple[str, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class Adaptor:
-    """Position-independent code; ``hole`` is the offset of the E8 whose rel32 is to be linked."""
+    """Position-independent code; ``hole`` is the offset of the E8 whose rel32 is to be linked.
+
+    None: the adaptor calls nobody and does all by itself (an inline one).
+    """
 
     code: bytes
-    hole: int
+    hole: int | None
 
     def __repr__(self) -> str:
-        return f"Adaptor({self.code.hex()}, hole {self.hole})"
+        return f"Adaptor({self.code.hex()}, {'inline' if self.hole is None else f'hole {self.hole}'})"
 
 
 def same(first: int, second: int) -> bool:
@@ -67,7 +75,7 @@ class Writer:
 
     code: bytearray = field(default_factory=bytearray)
     depth: int = 4  # the return address
-    hole: int = -1
+    hole: int | None = None
     places: dict[str, int] = field(default_factory=dict)  # what was saved -> depth after its push
 
     def put(self, instruction: Instruction) -> None:
@@ -114,6 +122,15 @@ class Writer:
         """Zero the upper half of a register."""
         self.put(Instruction.create_reg_reg(Code.MOVZX_R32_RM16, GPR[target], LOW_WORD[target]))
 
+    def check_operand(self, insn: Instruction) -> None:
+        """Raise Refused for a memory operand that can't be reached from here."""
+        if same(insn.memory_base, Register.ESP) and insn.memory_displacement & 0x80000000:
+            raise Refused("The operand lies below the stack pointer, where the call's own frame goes.")
+
+    def operand(self, insn: Instruction) -> MemoryOperand:
+        """The instruction's memory operand as it must be written here."""
+        return _operand(insn, self.depth, keep_segment=True)
+
     def address(self, target: str, insn: Instruction) -> None:
         """Load a register with the offset of the instruction's memory operand, its segment left out."""
         memory = _operand(insn, self.depth, keep_segment=False)
@@ -121,7 +138,7 @@ class Writer:
 
     def load_word(self, target: str, insn: Instruction) -> None:
         """Load a register with the 16 bits at the instruction's memory operand, zero-extended."""
-        memory = _operand(insn, self.depth, keep_segment=True)
+        memory = self.operand(insn)
         self.put(Instruction.create_reg_mem(Code.MOVZX_R32_RM16, GPR[target], memory))
 
     def store_word(self, address: str, insn: Instruction) -> None:

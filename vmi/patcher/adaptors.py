@@ -31,7 +31,8 @@ from functools import lru_cache
 from iced_x86 import Decoder, Instruction, OpKind, Register
 
 from vmi.abi import Call
-from vmi.patcher.adaptorcode import LOW_WORD, Adaptor, Writer, is_memory, reads, register_of, same
+from vmi.patcher.adaptorcode import LOW_WORD, Adaptor, Refused, Writer, is_memory, reads, register_of, same
+from vmi.patcher.adaptorinline import inline
 from vmi.patcher.model import Site
 
 _SAVED_ORDER = ("eax", "ecx", "edx", "ebx")  # EAX first, so that the flags can follow it
@@ -48,31 +49,34 @@ JUMP_OK = frozenset(("iret", "sysexit"))
 """Forms whose slot may become a jump: they don't come back."""
 
 
-class Refused(Exception):
-    """A site's operands can't be turned into a call; the message is a sentence for the report."""
+def choose(site: Site, hide_nx: bool = False) -> Adaptor | None:
+    """The adaptor for a site with a call or an inline one; None when its slot may call the ROM directly.
 
-
-def adaptor_for(site: Site) -> Adaptor | None:
-    """The adaptor for a site with a call, or None when its slot may call the ROM directly.
-
-    Raises Refused for operands that no call can stand for; such a site keeps its native instruction.
+    ``hide_nx``: CPUID is to show no NX (bit 20 of EDX for leaf 80000001h). Raises Refused for operands
+    that nothing can stand for; such a site keeps its native instruction.
     """
+    if site.inline:
+        return inline(site.raw, tuple(sorted(site.dead)))
     if site.call is None:
         raise Refused("No VMI call stands for this instruction.")
-    return _make(site.raw, site.form, site.call, site.flags_live, tuple(sorted(site.dead)))
+    return _make(site.raw, site.form, site.call, site.flags_live, tuple(sorted(site.dead)), hide_nx)
 
 
 def refusal(site: Site) -> str:
     """Why no adaptor can be made for a site, as a sentence; empty when one can."""
     try:
-        adaptor_for(site)
+        choose(site)
     except Refused as reason:
         return str(reason)
     return ""
 
 
 @lru_cache(maxsize=4096)
-def _make(raw: bytes, form: str, call: Call, flags_live: bool, dead: tuple[str, ...]) -> Adaptor | None:
+def _make(
+    raw: bytes, form: str, call: Call, flags_live: bool, dead: tuple[str, ...], hide_nx: bool
+) -> Adaptor | None:
+    if form == "cpuid" and hide_nx:
+        return _cpuid_without_nx(flags_live)
     if form in _SPECIAL:
         return _SPECIAL[form](flags_live)
     insn = Decoder(32, raw).decode()
@@ -265,6 +269,25 @@ def _argument(writer: Writer, insn: Instruction, shape: _Shape, register: str, s
         writer.move(register, register_of(insn, shape.operand)[0])
         if source == _WORD:
             writer.widen(register)
+
+
+def _cpuid_without_nx(flags_live: bool) -> Adaptor:
+    """CPUID whose leaf 80000001h doesn't promise NX: EDX loses bit 20 there."""
+    writer = Writer()
+    writer.raw("50")  # push eax               the leaf
+    if flags_live:
+        writer.raw("9f 0f90c0 50")  # lahf; seto al; push eax
+        writer.raw("8b442404")  # mov eax, [esp+4]
+    writer.call()
+    leaf = "04" if flags_live else "00"
+    writer.raw(f"817c24{leaf}01000080")  # cmp dword [leaf], 0x80000001
+    writer.raw(f"894424{leaf}")  # mov [leaf], eax       the result
+    writer.raw("0f94c0 0fb6c0")  # sete al; movzx eax, al
+    writer.raw("c1e014 f7d0 21c2")  # shl eax, 20; not eax; and edx, eax
+    if flags_live:
+        writer.raw("58 047f 9e")  # pop eax; add al, 0x7f; sahf
+    writer.raw("58")  # pop eax
+    return writer.finish()
 
 
 # --- instructions that work on the stack --------------------------------------------------------

@@ -18,6 +18,7 @@ from vmi.patcher.model import Plan, Site
 from vmi.patcher.place import COMMAND_LINE_SIZE, MAX_SIZE, ROM_RESERVE, Place
 from vmi.patcher.trampoline import PlacedSlot, Trampoline
 from vmi.sitetable import (
+    INLINE,
     LINK_SIZE,
     NO_CALL,
     SITE_SIZE,
@@ -85,7 +86,11 @@ class Emission:
     @property
     def links(self) -> tuple[LinkRecord, ...]:
         """The link records, in address order."""
-        return tuple(LinkRecord(a.address + a.adaptor.hole, a.call) for a in self.adaptors)
+        return tuple(
+            LinkRecord(placed.address + placed.adaptor.hole, placed.call)
+            for placed in self.adaptors
+            if placed.adaptor.hole is not None
+        )
 
 
 def emit(plan: Plan, where: Place) -> Emission:
@@ -94,7 +99,7 @@ def emit(plan: Plan, where: Place) -> Emission:
     layout = where.layout
     choice = _Choice(plan)
     links_at = layout.tables + choice.record_count * SITE_SIZE
-    end = _align(links_at + len(choice.users) * LINK_SIZE)
+    end = _align(links_at + choice.link_count * LINK_SIZE)
     placed_adaptors = []
     for (call, code), users in sorted(choice.users.items()):
         placed_adaptors.append(PlacedAdaptor(end, call, Adaptor(code, choice.holes[code]), users))
@@ -119,7 +124,7 @@ def emit(plan: Plan, where: Place) -> Emission:
             sites=layout.tables,
             site_count=choice.record_count,
             links=links_at,
-            link_count=len(placed_adaptors),
+            link_count=choice.link_count,
             original_entry=original_entry,
             activation_entry=layout.activation,
             image_flags=_image_flags(elf.multiboot(image.data) is not None, physical),
@@ -180,18 +185,23 @@ class _Choice:
         self.plan = plan
         self.codes: dict[int, bytes | None] = {}  # site address -> adaptor code, None = direct
         self.users: dict[tuple[int, bytes], int] = {}  # (call number, code) -> slots that use it
-        self.holes: dict[bytes, int] = {}
+        self.holes: dict[bytes, int | None] = {}
         for placement in plan.placements:
             if placement.tactic.has_slot:
                 self._choose(placement.site)
 
     def _choose(self, site: Site) -> None:
-        adaptor = adaptors.adaptor_for(site)
+        adaptor = adaptors.choose(site)
         self.codes[site.address] = None if adaptor is None else adaptor.code
         if adaptor is not None:
             key = (_number(site), adaptor.code)
             self.users[key] = self.users.get(key, 0) + 1
             self.holes[adaptor.code] = adaptor.hole
+
+    @property
+    def link_count(self) -> int:
+        """Adaptors that call the ROM; the inline ones don't."""
+        return sum(self.holes[code] is not None for _call, code in self.users)
 
     @property
     def record_count(self) -> int:
@@ -228,6 +238,8 @@ class _Choice:
 
 
 def _number(site: Site) -> int:
+    if site.inline:
+        return INLINE
     if site.call is None:
         raise ValueError(f"the plan gives the site at {site.address:#x} a slot, but no call stands for it")
     return site.call.number

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Sensitive i386 instructions: from a decoded instruction to its normal form and its effect at CPL 1.
 
-A normal form is a short lower-case string (``"mov cr3,r"``). Those that a VMI call stands for are spelled
-as in the ABI table; the rest are only ever reported. The effect is what a kernel at CPL 1 with IOPL 0 sees
-when the instruction is executed as it is: nothing wrong, a #GP/#UD that the hypervisor can emulate, or a
-wrong result without any trap.
+A normal form is a short lower-case string (``"mov cr3,r"``). Those that the ABI table names are spelled as
+there; a few more have a call that does what they do, or an adaptor that needs none; the rest are only ever
+reported. The effect is what a kernel at CPL 1 with IOPL 0 sees when the instruction is executed as it is:
+nothing wrong, a #GP/#UD that the hypervisor can emulate, or a wrong result without any trap.
+
+``docs/instructions.md`` shows the whole table with the reasons.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from iced_x86 import Code, Instruction, OpKind, Register
+from iced_x86 import Code, Instruction, InstructionInfoFactory, OpAccess, OpKind, Register
 
 from vmi import abi
 
@@ -32,16 +34,22 @@ class Effect(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A normal form. ``shadow``: the next instruction runs before any interrupt is taken."""
+    """A normal form. ``shadow``: the next instruction runs before any interrupt is taken.
+
+    ``inline``: an adaptor without any call does what the instruction should. ``by`` names the call that
+    stands for a form that the ABI table doesn't name.
+    """
 
     name: str
     effect: Effect
     shadow: bool = False
+    inline: bool = False
+    by: str = ""
 
     @property
     def call(self) -> abi.Call | None:
         """The VMI call that stands for it."""
-        return abi.BY_INSTRUCTION.get(self.name)
+        return abi.BY_NAME[self.by] if self.by else abi.BY_INSTRUCTION.get(self.name)
 
     def __repr__(self) -> str:
         return f"Form({self.name!r}, {self.effect})"
@@ -54,9 +62,11 @@ _PLAIN: tuple[tuple[str, Effect, Codes], ...] = (
     ("cpuid", _S, (Code.CPUID,)),
     ("rdtsc", _S, (Code.RDTSC,)),
     ("rdtscp", _S, (Code.RDTSCP,)),
+    ("rdpid r", _S, (Code.RDPID_R32,)),
     ("rdpmc", _T, (Code.RDPMC,)),
     ("wrmsr", _T, (Code.WRMSR,)),
     ("rdmsr", _T, (Code.RDMSR,)),
+    ("wrmsrns", _T, (Code.WRMSRNS,)),
     ("lgdt m", _T, (Code.LGDT_M1632,)),
     ("lidt m", _T, (Code.LIDT_M1632,)),
     # With an operand-size prefix the base has 24 bits only: no call means that.
@@ -70,7 +80,7 @@ _PLAIN: tuple[tuple[str, Effect, Codes], ...] = (
     ("sidtw m", _S, (Code.SIDT_M1632_16,)),
     ("sldt rm", _S, (Code.SLDT_RM16, Code.SLDT_R32M16)),
     ("str rm", _S, (Code.STR_RM16, Code.STR_R32M16)),
-    ("smsw rm", _H, (Code.SMSW_RM16, Code.SMSW_R32M16)),
+    ("smsw rm", _S, (Code.SMSW_RM16, Code.SMSW_R32M16)),
     ("lmsw rm", _T, (Code.LMSW_RM16, Code.LMSW_R32M16)),
     ("verr rm", _H, (Code.VERR_RM16, Code.VERR_R32M16)),
     ("verw rm", _H, (Code.VERW_RM16, Code.VERW_R32M16)),
@@ -79,6 +89,7 @@ _PLAIN: tuple[tuple[str, Effect, Codes], ...] = (
     ("lar r,rm", _S, (Code.LAR_R16_RM16, Code.LAR_R32_R32M16)),
     ("lsl r,rm", _S, (Code.LSL_R16_RM16, Code.LSL_R32_R32M16)),
     ("wbinvd", _T, (Code.WBINVD,)),
+    ("wbnoinvd", _T, (Code.WBNOINVD,)),
     ("invd", _T, (Code.INVD,)),
     ("clts", _T, (Code.CLTS,)),
     ("cli", _T, (Code.CLI,)),
@@ -113,7 +124,43 @@ _PLAIN: tuple[tuple[str, Effect, Codes], ...] = (
     ("jmp far", _H, (Code.JMP_PTR1616, Code.JMP_PTR1632, Code.JMP_M1616, Code.JMP_M1632)),
     ("retf", _T, (Code.RETFD, Code.RETFD_IMM16, Code.RETFW, Code.RETFW_IMM16)),
     ("lss r,m", _T, (Code.LSS_R32_M1632, Code.LSS_R16_M1616)),
+    # Extensions that are no i386 kernel's daily bread: each refuses a CPL above 0, or is not there at all.
+    (
+        "vmx",
+        _T,
+        (
+            *(Code.VMXON_M64, Code.VMXOFF, Code.VMLAUNCH, Code.VMRESUME, Code.VMPTRLD_M64, Code.VMPTRST_M64),
+            *(Code.VMCLEAR_M64, Code.VMREAD_RM32_R32, Code.VMWRITE_R32_RM32),
+            *(Code.INVEPT_R32_M128, Code.INVVPID_R32_M128),
+        ),
+    ),
+    (
+        "svm",
+        _T,
+        (
+            *(Code.VMRUNW, Code.VMRUND, Code.VMLOADW, Code.VMLOADD, Code.VMSAVEW, Code.VMSAVED),
+            *(Code.STGI, Code.CLGI, Code.SKINIT, Code.INVLPGAW, Code.INVLPGAD),
+            *(Code.PVALIDATEW, Code.PVALIDATED, Code.INVLPGBW, Code.INVLPGBD, Code.TLBSYNC),
+        ),
+    ),
+    ("sgx", _T, (Code.ENCLS, Code.ENCLV)),
+    ("shadow stack", _T, (Code.SETSSBSY, Code.CLRSSBSY_M64, Code.WRUSSD_M32_R32)),
+    ("tdcall", _T, (Code.TDCALL,)),
+    ("pconfig", _T, (Code.PCONFIG,)),
+    ("enqcmds", _T, (Code.ENQCMDS_R32_M512, Code.ENQCMDS_R16_M512)),
+    ("loadiwkey", _T, (Code.LOADIWKEY_XMM_XMM,)),
+    ("hreset", _T, (Code.HRESET_IMM8,)),
+    ("rsm", _T, (Code.RSM,)),
 )
+
+# Calls that do what an instruction does that the ABI table doesn't name.
+_BY = {
+    "smsw rm": "GetCR0",
+    "wbnoinvd": "WBINVD",  # which it is on every processor that doesn't know better
+    "pushfw": "GetInterruptMask",
+    "popfw": "SetInterruptMask",
+}
+_INLINE = frozenset(("push cs", "push ss"))
 
 # The two that hold off interrupts for one instruction, besides `mov ss`.
 _SHADOW: tuple[tuple[str, Effect, Codes], ...] = (
@@ -141,7 +188,7 @@ _MOVES: Codes = (
 )
 
 _FIXED: dict[int, Form] = {
-    code: Form(name, effect, table is _SHADOW)
+    code: Form(name, effect, table is _SHADOW, name in _INLINE, _BY.get(name, ""))
     for table in (_PLAIN, _SHADOW)
     for name, effect, codes in table
     for code in codes
@@ -154,8 +201,8 @@ _STI_HLT = Form("sti;hlt", Effect.TRAPS)
 _CR = {Register.CR0 + n: f"cr{n}" for n in range(16)}
 # Only these two selectors show the privilege level; reading DS, ES, FS, GS gives back what was loaded.
 _READ_SREG = {
-    Register.CS: Form("mov r,cs", Effect.SILENT),
-    Register.SS: Form("mov r,ss", Effect.SILENT),
+    Register.CS: Form("mov r,cs", Effect.SILENT, inline=True),
+    Register.SS: Form("mov r,ss", Effect.SILENT, inline=True),
 }
 _LOAD_SS = Form("mov ss,r", Effect.TRAPS, shadow=True)
 
@@ -195,3 +242,38 @@ def _flat_string(insn: Instruction) -> bool:
     """True when ins/outs uses the 32-bit index register (no address-size prefix)."""
     wide = (OpKind.MEMORY_ESEDI, OpKind.MEMORY_SEG_ESI)
     return insn.op0_kind in wide or insn.op1_kind in wide
+
+
+# --- page-table stores --------------------------------------------------------------------------
+
+# No opcode tells them from other stores: who knows the kernel says which ones they are (`make_plan`'s
+# ``extra``). Left alone they need no care: a hypervisor that must know of them protects the tables.
+SET_PTE = Form("set pte", Effect.TRAPS, by="SetPxE")
+"""A plain 32-bit store of a 4-byte entry: the call stores it."""
+UPDATE_PTE = Form("update pte", Effect.TRAPS, by="UpdatePxE")
+"""Any other change of a 4-byte entry: the instruction stores it, then the call reports it."""
+UPDATE_PTE_LONG = Form("update pte long", Effect.TRAPS, by="UpdatePxELong")
+"""Any change of (half of) an 8-byte entry: the instruction stores it, then the call reports it."""
+
+PAGE_TABLE_FORMS: dict[str, Form] = {form.name: form for form in (SET_PTE, UPDATE_PTE, UPDATE_PTE_LONG)}
+
+_STORES = (OpAccess.WRITE, OpAccess.READ_WRITE, OpAccess.COND_WRITE, OpAccess.READ_COND_WRITE)
+_PLAIN_STORES: Codes = (
+    Code.MOV_RM32_R32,
+    Code.MOV_RM32_IMM32,
+    Code.MOV_MOFFS32_EAX,
+)
+
+
+def page_table_form(insn: Instruction, long: bool = False) -> Form | None:
+    """The form for an instruction that is known to store to one page-table entry; None when no call fits.
+
+    ``long``: the kernel's entries have 8 bytes (PAE).
+    """
+    if insn.op_count == 0 or insn.op0_kind != OpKind.MEMORY:
+        return None
+    if InstructionInfoFactory().info(insn).op0_access not in _STORES:
+        return None
+    if long:
+        return UPDATE_PTE_LONG
+    return SET_PTE if insn.code in _PLAIN_STORES else UPDATE_PTE

@@ -125,14 +125,15 @@ def site_table(segment: Segment) -> SiteTable:
     found = sitetable.parse(segment.data, segment.vaddr)
     numbers = {site.call for site in found.sites if site.has_call} | {link.call for link in found.links}
     for number in sorted(numbers):
-        if number >= len(abi.CALLS):
+        if number >= len(abi.CALLS) and number != sitetable.INLINE:
             raise BadInput(f"a record of the .vmi segment names call {number}, which does not exist")
     return found
 
 
 def call_name(number: int) -> str:
-    """The name of a record's call, "trap" for the number that means none."""
-    return "trap" if number == sitetable.NO_CALL else abi.CALLS[number].name
+    """The name of a record's call, "trap" or "inline" for the numbers that mean none."""
+    names = {sitetable.NO_CALL: "trap", sitetable.INLINE: "inline"}
+    return names.get(number) or abi.CALLS[number].name
 
 
 def rwx(segment: Segment) -> str:

@@ -151,6 +151,7 @@ def _site(code: Code, finder: LivenessFinder, form: Form, index: int, stop: int)
         raw=b"".join(listing.raw(i) for i in range(index, stop)),
         form=form.name,
         call=form.call,
+        inline=form.inline,
         silent=form.effect is Effect.SILENT,
         trapping=form.effect is Effect.TRAPS,
         flags_live=live.flags,
@@ -161,7 +162,7 @@ def _site(code: Code, finder: LivenessFinder, form: Form, index: int, stop: int)
 def _obstacle(code: Code, found: Found, refuse: Refuse, annotated: bool) -> str:
     """Why a site can't have a slot whatever surrounds it, empty when it may."""
     site, listing = found.site, code.listing
-    if site.call is None:
+    if site.call is None and not site.inline:
         return f"No VMI call stands for `{site.form}`."
     pin = code.pin(site.address, site.end)
     if pin is not None and not annotated:

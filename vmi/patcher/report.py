@@ -191,7 +191,7 @@ def make_report(emission: Emission, output_size: int, compressed: bool) -> Repor
         adaptors=tuple(
             {
                 "address": placed.address,
-                "call": abi.CALLS[placed.call].name,
+                "call": "inline" if placed.adaptor.hole is None else abi.CALLS[placed.call].name,
                 "users": placed.users,
                 "code": placed.adaptor.code.hex(),
             }

@@ -27,7 +27,7 @@ from vmi.errors import VerifyError
 from vmi.patcher.adaptorcode import same
 from vmi.patcher.emit import Emission
 from vmi.patcher.model import Image, Site, Window
-from vmi.sitetable import SiteRecord, Tactic
+from vmi.sitetable import INLINE, SiteRecord, Tactic
 
 PROGRAM_HEADER_SIZE = 32
 GRUB_LIMIT = 8192  # bytes within which GRUB wants the program header table
@@ -205,7 +205,9 @@ def _check_records(emission: Emission, memory: _Memory) -> None:
 def _check_slot(record: SiteRecord, site: Site, memory: _Memory) -> None:
     where = f"the slot at {record.slot:#x}"
     _check(record.length >= 5, f"{where} has only {record.length} bytes")
-    _check(site.call is not None and site.call.number == record.call, f"{where} has the wrong call")
+    wanted = INLINE if site.inline else site.call and site.call.number
+    _check(wanted == record.call, f"{where} has the wrong call")
+    _check(record.adaptor != 0 or not site.inline, f"{where} needs an adaptor and has none")
     at, end = record.slot, record.slot + record.length
     while at < end - site.length:
         insn = memory.decode(at)
@@ -240,7 +242,9 @@ def _check_adaptor(address: int, call: int, memory: _Memory, links: dict[int, in
             straight = same(insn.flow_control, FlowControl.NEXT)
             _check(straight, f"the adaptor at {address:#x} is not straight code")
         at = insn.next_ip32
-    _check(seen == 1, f"the adaptor at {address:#x} makes {seen} calls instead of one")
+    inline = call == INLINE
+    wanted = "none" if inline else "one"
+    _check(seen == (not inline), f"the adaptor at {address:#x} makes {seen} calls instead of {wanted}")
 
 
 # --- control flow -------------------------------------------------------------------------------
