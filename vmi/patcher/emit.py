@@ -11,11 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from vmi.errors import BadInput
-from vmi.patcher import adaptors, elf, trampoline
-from vmi.patcher.activation import activation_code
+from vmi.patcher import adaptors, displaced, elf, trampoline
+from vmi.patcher.activation import activation
 from vmi.patcher.adaptorcode import Adaptor
+from vmi.patcher.entry import entry_edit, entry_window, kludge_edit
 from vmi.patcher.model import Plan, Site
-from vmi.patcher.place import COMMAND_LINE_SIZE, MAX_SIZE, ROM_RESERVE, Place
+from vmi.patcher.place import COMMAND_LINE_SIZE, ROM_RESERVE, Place
 from vmi.patcher.trampoline import PlacedSlot, Trampoline
 from vmi.sitetable import (
     INLINE,
@@ -68,9 +69,11 @@ class Emission:
     segment: bytes = field(repr=False)
     edits: dict[int, bytes] = field(repr=False)
     entry: int  # the new e_entry, in the form (virtual or physical) that the old one had
+    displaced: tuple[int, ...] = field(repr=False)  # of a Linux kernel, with the words of the segment
+    entry_trampoline: Trampoline | None  # of a Linux kernel: where activation goes at its end
     sites: tuple[PlacedSite, ...] = field(repr=False)
     adaptors: tuple[PlacedAdaptor, ...] = field(repr=False)
-    trampolines: tuple[Trampoline, ...] = field(repr=False)
+    trampolines: tuple[Trampoline, ...] = field(repr=False)  # of the plan's windows
 
     @property
     def base(self) -> int:
@@ -97,7 +100,7 @@ def emit(plan: Plan, where: Place) -> Emission:
     """Build the segment and the edits for a plan; raises BadInput when the segment would be too large."""
     image = plan.image
     layout = where.layout
-    choice = _Choice(plan)
+    choice = _Choice(plan, where.hide_nx)
     links_at = layout.tables + choice.record_count * SITE_SIZE
     end = _align(links_at + choice.link_count * LINK_SIZE)
     placed_adaptors = []
@@ -108,32 +111,50 @@ def emit(plan: Plan, where: Place) -> Emission:
     for window in plan.windows:
         trampolines.append(trampoline.build(window, end))
         end = _align(end + len(trampolines[-1].code))
-    size = -(-(end + COMMAND_LINE_SIZE - layout.base) // elf.PAGE) * elf.PAGE
-    if size > MAX_SIZE:
-        raise BadInput(f"the .vmi segment would have {size} bytes, the limit is {MAX_SIZE}")
+    entry = None
+    if where.linux:
+        entry = trampoline.build(entry_window(plan), end)
+        end = _align(end + len(entry.code))
     text = elf.entry_segment(image)
     physical = elf.entry_is_physical(image)
     original_entry = image.entry + text.offset if physical else image.entry
+    header = Header(
+        size=0,
+        rom_reserve=layout.rom_reserve,
+        rom_reserve_size=ROM_RESERVE,
+        sites=layout.tables,
+        site_count=choice.record_count,
+        links=links_at,
+        link_count=choice.link_count,
+        original_entry=original_entry,
+        activation_entry=layout.activation,
+        image_flags=_image_flags(where, elf.multiboot(image.data) is not None, physical),
+        bias=layout.bias & 0xFFFFFFFF,
+        stack_top=layout.stack_top,
+    )
+    edits = {at: raw for built in trampolines for at, raw in trampoline.edits(built).items()}
+    words: tuple[int, ...] = ()
+    if entry is not None:
+        edits[entry.window.start] = entry_edit(entry.window, layout.activation)
+        header = replace(header, displaced=end)
+        words = _displaced(plan, edits, [*trampolines, entry], activation(layout, header, entry.start).words)
+        header = replace(header, displaced_size=len(displaced.pack(words)))
+        end += header.displaced_size
+    else:
+        end += COMMAND_LINE_SIZE
+    size = -(-(end - layout.base) // elf.PAGE) * elf.PAGE
+    if size > where.limit:
+        raise BadInput(f"the .vmi segment would have {size} bytes, the limit is {where.limit}")
+    edits.update(kludge_edit(image, layout.physical(layout.base + size), layout.physical(layout.activation)))
     emission = Emission(
         plan=plan,
         place=where,
-        header=Header(
-            size=size,
-            rom_reserve=layout.rom_reserve,
-            rom_reserve_size=ROM_RESERVE,
-            sites=layout.tables,
-            site_count=choice.record_count,
-            links=links_at,
-            link_count=choice.link_count,
-            original_entry=original_entry,
-            activation_entry=layout.activation,
-            image_flags=_image_flags(elf.multiboot(image.data) is not None, physical),
-            bias=layout.bias & 0xFFFFFFFF,
-            stack_top=layout.stack_top,
-        ),
+        header=replace(header, size=size),
         segment=b"",
-        edits={at: raw for built in trampolines for at, raw in trampoline.edits(built).items()},
-        entry=layout.physical(layout.activation) if physical else layout.activation,
+        edits=edits,
+        entry=image.entry if entry else layout.physical(layout.activation) if physical else layout.activation,
+        displaced=words,
+        entry_trampoline=entry,
         sites=choice.placed(trampolines, placed_adaptors),
         adaptors=tuple(placed_adaptors),
         trampolines=tuple(trampolines),
@@ -141,7 +162,23 @@ def emit(plan: Plan, where: Place) -> Emission:
     return _with_segment(emission)
 
 
-def _image_flags(multiboot: bool, physical: bool) -> ImageFlag:
+def _displaced(
+    plan: Plan, edits: dict[int, bytes], built: list[Trampoline], own: tuple[int, ...]
+) -> tuple[int, ...]:
+    """All words that move along with the kernel: its own, where they are now, and the segment's."""
+    gone = {word for at, raw in edits.items() for word in range(at - 3, at + len(raw))}
+    moved = []
+    for one in built:
+        at = one.start
+        for insn in one.window.insns:
+            moved += [at + n for n in range(insn.length - 3) if insn.address + n in plan.image.displaced]
+            at += insn.length
+    return tuple(sorted({*(word for word in plan.image.displaced if word not in gone), *moved, *own}))
+
+
+def _image_flags(where: Place, multiboot: bool, physical: bool) -> ImageFlag:
+    if where.linux:
+        return ImageFlag.LINUX
     flags = ImageFlag(0)
     if multiboot:
         flags |= ImageFlag.MULTIBOOT
@@ -160,14 +197,18 @@ def _with_segment(emission: Emission) -> Emission:
     records, links = emission.records, emission.links
     if (len(records), len(links)) != (header.site_count, header.link_count):
         raise ValueError("the tables don't have the sizes that they were laid out with")
+    entry = emission.entry_trampoline
     parts = {
         layout.base: header.pack(),
-        layout.activation: activation_code(layout, header),
+        layout.activation: activation(layout, header, entry.start if entry else 0).code,
         header.sites: pack_sites(records),
         header.links: pack_links(links),
     }
     parts.update({placed.address: placed.adaptor.code for placed in emission.adaptors})
     parts.update({built.start: built.code for built in emission.trampolines})
+    if entry is not None:
+        parts[entry.start] = entry.code
+        parts[header.displaced] = displaced.pack(emission.displaced)
     content = bytearray(header.size)
     end = layout.base
     for address, part in sorted(parts.items()):
@@ -181,8 +222,9 @@ def _with_segment(emission: Emission) -> Emission:
 class _Choice:
     """Which slots get an adaptor and which none."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, hide_nx: bool) -> None:
         self.plan = plan
+        self.hide_nx = hide_nx
         self.codes: dict[int, bytes | None] = {}  # site address -> adaptor code, None = direct
         self.users: dict[tuple[int, bytes], int] = {}  # (call number, code) -> slots that use it
         self.holes: dict[bytes, int | None] = {}
@@ -191,7 +233,7 @@ class _Choice:
                 self._choose(placement.site)
 
     def _choose(self, site: Site) -> None:
-        adaptor = adaptors.choose(site)
+        adaptor = adaptors.choose(site, self.hide_nx)
         self.codes[site.address] = None if adaptor is None else adaptor.code
         if adaptor is not None:
             key = (_number(site), adaptor.code)

@@ -24,8 +24,10 @@ from iced_x86 import Code, Decoder, FlowControl, Instruction, Mnemonic, OpKind, 
 
 from vmi import sitetable
 from vmi.errors import VerifyError
+from vmi.patcher import displaced
 from vmi.patcher.adaptorcode import same
 from vmi.patcher.emit import Emission
+from vmi.patcher.entry import kludge_edit
 from vmi.patcher.model import Image, Site, Window
 from vmi.sitetable import INLINE, SiteRecord, Tactic
 
@@ -59,6 +61,8 @@ def _verify(emission: Emission, data: bytes) -> None:
     records = {record.site: record for record in emission.records}
     for window in emission.plan.windows:
         _check_window(emission, memory, window, records)
+    if emission.entry_trampoline is not None:
+        _check_entry(emission, memory)
 
 
 def _check(condition: bool, otherwise: str) -> None:
@@ -153,9 +157,20 @@ def _planned_ranges(emission: Emission) -> list[tuple[int, bytes]]:
     """The edits, each checked to lie inside a window or springboard of the plan."""
     ranges = {(window.start, window.length) for window in emission.plan.windows}
     ranges |= {(w.springboard, 5) for w in emission.plan.windows if w.springboard is not None}
+    if emission.entry_trampoline is not None:
+        window = emission.entry_trampoline.window
+        ranges.add((window.start, window.length))
+    ranges |= {(at, len(raw)) for at, raw in _kludge(emission).items()}
     for start, content in emission.edits.items():
         _check((start, len(content)) in ranges, f"there is an edit at {start:#x} outside all windows")
     return sorted(emission.edits.items())
+
+
+def _kludge(emission: Emission) -> dict[int, bytes]:
+    """What the load addresses of a multiboot header must be, read from the output's own layout."""
+    layout = emission.place.layout
+    end = layout.physical(layout.base + emission.header.size)
+    return kludge_edit(emission.plan.image, end, layout.physical(layout.activation))
 
 
 def _check_sections(image: Image, sections: list[Any]) -> None:
@@ -294,6 +309,25 @@ def _check_window(
             _jump(memory, at) == window.resume,
             f"the trampoline for {window.start:#x} does not come back to {window.resume:#x}",
         )
+
+
+def _check_entry(emission: Emission, memory: _Memory) -> None:
+    """A Linux kernel's first instruction jumps to activation, which ends with a jump to what stood there."""
+    assert emission.entry_trampoline is not None
+    window, at = emission.entry_trampoline.window, emission.entry_trampoline.start
+    _check(
+        _jump(memory, window.start) == emission.place.layout.activation,
+        f"the kernel's first instruction at {window.start:#x} does not jump to the activation code",
+    )
+    old = emission.plan.image.read(window.start, window.length)
+    _check(memory.read(at, len(old)) == old, "the kernel's first instructions changed")
+    _check(_jump(memory, at + len(old)) == window.end, f"activation does not come back to {window.end:#x}")
+    header = emission.header
+    packed = memory.read(header.displaced, header.displaced_size)
+    _check(
+        displaced.unpack(packed) == emission.displaced,
+        "the list of words that move along reads back differently",
+    )
 
 
 def _check_branch(memory: _Memory, at: int, old: Instruction, where: str) -> int:
