@@ -128,9 +128,7 @@ def test_boot_information(tmp_path, monkeypatch, append, modules):
     for name, data in contents.items():
         (tmp_path / name).write_bytes(data)
     options = ["-append", append] + (["-initrd", ",".join(modules)] if modules else [])
-    ours = on_machine(
-        image, append, [Module(contents[text.split()[0]], text) for text in modules]
-    )
+    ours = on_machine(image, append, [Module(contents[text.split()[0]], text) for text in modules])
     assert LOADER_NAME == "vmi"
     assert ours == on_qemu(tmp_path, "kernel", *options)
     assert len(ours[0].split()) == 1 + 22 + 30 + 24

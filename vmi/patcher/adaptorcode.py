@@ -30,10 +30,13 @@ _NAMES: dict[int, tuple[str, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class Adaptor:
-    """Position-independent code; ``hole`` is the offset of the E8 whose rel32 is to be linked."""
+    """Position-independent code; ``hole`` is the offset of the E8 whose rel32 is to be linked.
+
+    None: the adaptor calls nobody and does all by itself (an inline one).
+    """
 
     code: bytes
-    hole: int
+    hole: int | None
 
     def __repr__(self) -> str:
         return f"Adaptor({self.code.hex()}, hole {self.hole})"

@@ -17,6 +17,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import lief
 
@@ -36,6 +37,7 @@ from vmi.patcher.elf import (
 from vmi.patcher.model import Image
 
 PT_GNU_STACK = 0x6474E551
+NO_EDITS: Mapping[int, bytes] = MappingProxyType({})
 
 lief.logging.disable()
 
@@ -49,12 +51,21 @@ class NewSegment:
     content: bytes = field(repr=False)
 
 
-def write(image: Image, edits: Mapping[int, bytes], segment: NewSegment, entry: int) -> bytes:
+def write(
+    image: Image,
+    edits: Mapping[int, bytes],
+    segment: NewSegment,
+    entry: int,
+    file_edits: Mapping[int, bytes] = NO_EDITS,
+) -> bytes:
     """Return the ELF file with ``edits`` (virtual address to bytes), the new segment and entry.
 
-    Same input, same bytes. Raises BadInput when the file has no room for one more program header.
+    ``file_edits`` are by offset in the image's file. Same input, same bytes. Raises BadInput when the file
+    has no room for one more program header.
     """
     data = bytearray(image.data)
+    for offset, replacement in file_edits.items():
+        data[offset : offset + len(replacement)] = replacement
     for vaddr, replacement in edits.items():
         home = image.segment_at(vaddr)
         if home is None or vaddr + len(replacement) > home.end:

@@ -61,7 +61,7 @@ def write(emission: Emission) -> bytes:
     """The output file of an emission, not yet checked."""
     layout, plan = emission.place.layout, emission.plan
     segment = elfwrite.NewSegment(layout.base, layout.physical(layout.base), emission.segment)
-    return elfwrite.write(plan.image, emission.edits, segment, emission.entry)
+    return elfwrite.write(plan.image, emission.edits, segment, emission.entry, emission.file_edits)
 
 
 def plan_of(data: bytes) -> Plan:
