@@ -20,6 +20,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import lief
 
@@ -46,6 +47,7 @@ NEEDLESS = (PT_GNU_STACK, PT_NULL, 0x6474E550, 0x6474E552, 0x6474E553)
 """Program headers that mean nothing to a boot loader, best first: GNU_STACK, NULL, GNU_EH_FRAME, GNU_RELRO,
 GNU_PROPERTY."""
 RWX = 7
+NO_EDITS: Mapping[int, bytes] = MappingProxyType({})
 
 lief.logging.disable()
 
@@ -60,12 +62,21 @@ class NewSegment:
     file_offset: int | None = None
 
 
-def write(image: Image, edits: Mapping[int, bytes], segment: NewSegment, entry: int) -> bytes:
+def write(
+    image: Image,
+    edits: Mapping[int, bytes],
+    segment: NewSegment,
+    entry: int,
+    file_edits: Mapping[int, bytes] = NO_EDITS,
+) -> bytes:
     """Return the ELF file with ``edits`` (virtual address to bytes), the new segment and entry.
 
-    Same input, same bytes. Raises BadInput when the file has no room for one more program header.
+    ``file_edits`` are by offset in the image's file. Same input, same bytes. Raises BadInput when the file
+    has no room for one more program header.
     """
     data = bytearray(image.data)
+    for offset, replacement in file_edits.items():
+        data[offset : offset + len(replacement)] = replacement
     for vaddr, replacement in edits.items():
         home = image.segment_at(vaddr)
         if home is None or vaddr + len(replacement) > home.end:

@@ -62,7 +62,7 @@ def write(emission: Emission) -> bytes:
     layout, plan = emission.place.layout, emission.plan
     paddr = layout.physical(layout.base)
     segment = elfwrite.NewSegment(layout.base, paddr, emission.segment, emission.place.file_offset)
-    return elfwrite.write(plan.image, emission.edits, segment, emission.entry)
+    return elfwrite.write(plan.image, emission.edits, segment, emission.entry, emission.file_edits)
 
 
 def plan_of(data: bytes) -> Plan:
