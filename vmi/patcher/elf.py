@@ -43,6 +43,9 @@ GZIP_MAGIC = b"\x1f\x8b"
 MAX_UNPACKED = 256 << 20  # bytes; stops a small gzip file from filling memory
 EMPTY_SLACK = 1 << 16  # bytes
 MAX_HEADERS = 4096  # program or section headers; kernels have a few dozen
+MAX_SEGMENTS = 64  # loadable ones
+MAX_SHARING = 4  # sections that may claim the same byte of the file, on average
+MAX_NAME = 4096  # bytes of a symbol's or section's name
 
 VMI_MAGIC = b"VMIS"  # first bytes of a `.vmi` segment (see vmi/sitetable.py)
 
@@ -237,6 +240,8 @@ def _segments(data: bytes, header: Header) -> tuple[Segment, ...]:
         segments.append(Segment(vaddr, paddr, content, memory_size, Access(flags & 7), offset))
     if not segments:
         raise BadInput("the file has no loadable segment")
+    if len(segments) > MAX_SEGMENTS:
+        raise BadInput(f"expected at most {MAX_SEGMENTS} loadable segments, got {len(segments)}")
     segments.sort(key=lambda segment: segment.vaddr)
     for low, high in pairwise(segments):
         if low.vaddr + low.memsz > high.vaddr:
@@ -269,6 +274,12 @@ def _check_sections(data: bytes, header: Header, sections: Sequence[tuple[int, .
                 )
     if sections:
         _check_names(sections, header.shstrndx, "the names of the sections")
+    tables = sum(fields[1] == SHT_SYMTAB for fields in sections)
+    if tables > 1:
+        raise BadInput(f"expected one symbol table at most, got {tables}")
+    claimed = sum(fields[5] for fields in sections if fields[1] != SHT_NOBITS)
+    if claimed > MAX_SHARING * len(data):
+        raise BadInput(f"the sections claim {claimed} bytes of the file, and it has {len(data)}")
 
 
 def _check_names(sections: Sequence[tuple[int, ...]], index: int, what: str) -> None:
@@ -294,8 +305,7 @@ def _slice(data: bytes, fields: Sequence[int]) -> bytes:
 
 
 def _string(table: bytes, offset: int) -> str:
-    end = table.find(b"\0", offset)
-    return table[offset : end if end >= 0 else len(table)].decode("utf-8", "replace")
+    return table[offset : offset + MAX_NAME].partition(b"\0")[0].decode("utf-8", "replace")
 
 
 def _raw_symbols(data: bytes, sections: Sequence[tuple[int, ...]]) -> list[tuple[str, int, int, int, int]]:

@@ -5,6 +5,7 @@ Each instruction that a VMI call stands for gets a slot if any tactic can make o
 accounted for with a reason. The same image always gives the same plan.
 """
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -122,7 +123,8 @@ def _sites(
     done = -1
     for address in sorted(listing.forms):
         index = listing.at(address)
-        if index < done or any(one.start <= address < one.end for one in wide):
+        within = bisect_right(wide, address, key=lambda one: one.start) - 1
+        if index < done or (within >= 0 and address < wide[within].end):
             continue
         form = listing.forms[address]
         stop = index + 1

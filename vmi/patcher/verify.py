@@ -23,7 +23,7 @@ from elftools.elf.elffile import ELFFile
 from iced_x86 import Code, Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register
 
 from vmi import sitetable
-from vmi.errors import VerifyError
+from vmi.errors import BadInput, VerifyError
 from vmi.patcher.adaptorcode import same
 from vmi.patcher.emit import Emission
 from vmi.patcher.model import Image, Site, Window
@@ -34,7 +34,14 @@ GRUB_LIMIT = 8192  # bytes within which GRUB wants the program header table
 
 
 def verify(emission: Emission, data: bytes) -> None:
-    """Raise VerifyError, one sentence, unless ``data`` is exactly what the emission's plan asks for."""
+    """Raise VerifyError, one sentence, unless ``data`` is exactly what the emission's plan asks for.
+
+    Raises BadInput when the original can't be read with the other library, so that nothing can be compared.
+    """
+    try:
+        list(_open(emission.plan.image.data).iter_sections())
+    except ELFError as error:
+        raise BadInput(f"the section headers are damaged: {error}") from None
     try:
         _verify(emission, data)
     except (ELFError, OverflowError) as error:
@@ -91,9 +98,13 @@ class _Memory:
 
 
 def _open(data: bytes) -> ELFFile:
-    """The file as the second library reads it; it wants the section header size even without sections."""
+    """The file as the second library reads it; it wants the section header size even without sections.
+
+    No section headers means none, wherever they are said to be: there are never so many that their number
+    stands in the first of them.
+    """
     if data[48:50] == b"\0\0":  # e_shnum
-        data = data[:46] + b"\x28\0" + data[48:]
+        data = data[:32] + bytes(4) + data[36:46] + b"\x28\0" + data[48:]
     return ELFFile(io.BytesIO(data))
 
 
@@ -160,6 +171,7 @@ def _planned_ranges(emission: Emission) -> list[tuple[int, bytes]]:
 
 def _check_sections(image: Image, sections: list[Any]) -> None:
     old = list(_open(image.data).iter_sections())
+    _check(len(old) == len(sections), f"there are {len(sections)} sections instead of {len(old)}")
     for before, after in zip(old, sections, strict=True):
         for name in ("sh_type", "sh_flags", "sh_addr", "sh_size"):
             if before["sh_type"] != "SHT_STRTAB":  # those are sorted anew
