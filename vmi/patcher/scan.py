@@ -273,14 +273,16 @@ def _lost(listings: list[Listing], anchors: set[int]) -> set[int]:
     lost: set[int] = set()
     led: dict[int, bool] = {}
     for target in targets:
-        listing = _holding(listings, target)
-        index = listing.covering(target) if listing is not None else -1
-        if listing is None or index < 0 or listing.starts[index] == target:
+        home = _holding(listings, target)
+        if home is None:
             continue
-        offset = target - listing.starts[index]
-        if all(byte in _PREFIXES for byte in listing.raw(index)[:offset]):
+        index = home.covering(target)
+        if index < 0 or home.starts[index] == target:
             continue
-        if not _led_to(listing, index, labels, led):
+        offset = target - home.starts[index]
+        if all(byte in _PREFIXES for byte in home.raw(index)[:offset]):
+            continue
+        if not _led_to(home, index, labels, led):
             lost.add(target)
     return lost
 
