@@ -79,7 +79,7 @@ def test_alternatives_pin_the_whole_patched_range() -> None:
 
 def test_an_unknown_table_layout_pins_whatever_could_be_an_address() -> None:
     table = struct.pack("<5I", 0, BASE + 6, 0, 7, 0) + b"\0"
-    hints = hints_of(table_image("__jump_table", table))
+    hints = hints_of(table_image(".static_call_sites", table))
     assert [(pin.start, pin.untouchable) for pin in hints.pins] == [(BASE + 6, True)]
 
 

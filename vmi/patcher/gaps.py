@@ -12,11 +12,8 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 
-from iced_x86 import Code as OpCode
-from iced_x86 import Decoder, Mnemonic, Register
-
-from vmi.patcher.adaptorcode import same
-from vmi.patcher.decode import BITS, FALLS_THROUGH, Kind
+from vmi.patcher.decode import FALLS_THROUGH, Kind
+from vmi.patcher.fillers import is_filler
 from vmi.patcher.flow import Code
 from vmi.patcher.model import MIN_SLOT, Pad, Skipped
 
@@ -25,29 +22,6 @@ ALIGNMENT = 16
 
 _SPECULATED = frozenset((Kind.RET, Kind.JMP_INDIRECT))
 _BREAKPOINT = 0xCC
-_fillers: dict[bytes, bool] = {}
-
-
-def is_filler(raw: bytes) -> bool:
-    """True for one instruction that does nothing: a NOP in any spelling, a breakpoint, or zeros."""
-    known = _fillers.get(raw)
-    if known is None:
-        known = _compute_filler(raw)
-        if len(_fillers) < 4096:
-            _fillers[raw] = known
-    return known
-
-
-def _compute_filler(raw: bytes) -> bool:
-    if not raw.strip(b"\xcc") or not raw.strip(b"\0"):
-        return True
-    insn = Decoder(BITS, raw).decode()
-    if same(insn.mnemonic, Mnemonic.NOP):
-        return True
-    if insn.code in (OpCode.MOV_RM32_R32, OpCode.MOV_R32_RM32) and insn.op_count == 2:
-        return same(insn.op1_kind, insn.op0_kind) and same(insn.op0_register, insn.op1_register)
-    plain = same(insn.memory_index, Register.NONE) and insn.memory_displacement == 0
-    return same(insn.code, OpCode.LEA_R32_M) and plain and same(insn.memory_base, insn.op0_register)
 
 
 class Gaps:

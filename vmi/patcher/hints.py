@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from vmi.patcher import elf
+from vmi.patcher import elf, jumplabels
 from vmi.patcher.model import FaultTable, Image, Section, Skipped
 
 MULTIBOOT2_MAGIC = 0xE85250D6
@@ -68,6 +68,11 @@ def read_hints(image: Image, is_code: IsCode) -> Hints:
             _read_family(image, section, family, is_code, pins, labels)
             if family.any_code:
                 rewritten.update(at for pin in pins[before:] for at in range(pin.start, pin.end))
+    for label in jumplabels.jump_labels(image, is_code, _FAMILIES):
+        end = label.start + label.size
+        pins.append(Pin(label.start, end, _PATCHED.format("jump labels"), True))
+        labels.append(label.target)
+        rewritten.update(range(label.start, end))
     functions = [start for start in unwind_starts(image) if is_code(start)]
     return Hints(
         tuple(boot_headers(image)),
@@ -280,11 +285,6 @@ _FAMILIES: dict[str, _Family] = {
         _PATCHED.format(".parainstructions"), (_Layout(8, False, (0,), (), 5),), any_code=True
     ),
     ".smp_locks": _single(".smp_locks"),
-    "__jump_table": _Family(
-        _PATCHED.format("__jump_table"),
-        (_Layout(12, True, (0,), (4,)), _Layout(12, False, (0,), (4,))),
-        any_code=True,
-    ),
     "__bug_table": _Family(
         "The kernel finds this instruction by its address when it traps (__bug_table).",
         tuple(_Layout(size, relative, (0,)) for relative in (True, False) for size in (12, 8, 4, 6)),
