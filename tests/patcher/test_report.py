@@ -73,7 +73,8 @@ def test_use_of_the_images_end_is_a_warning() -> None:
     report = patch(make(Plan(pieces, symbols=[("_end", VADDR + 0x2234, 0)]))).report
     assert report.warnings == (
         "the address of the image's end 0xc0102234 (symbol _end) occurs 1 times in the image: a kernel that "
-        "takes memory from there without reading the boot loader's memory map overwrites the .vmi segment",
+        "takes memory from there without reading the boot loader's memory map overwrites the .vmi segment "
+        "(it can be placed elsewhere: low-memory, or an address)",
     )
     assert f"warning: {report.warnings[0]}\n" in report.to_text()
 

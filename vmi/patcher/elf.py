@@ -62,6 +62,30 @@ class Multiboot:
 
 
 @dataclass(frozen=True, slots=True)
+class Kludge:
+    """What a multiboot header with flag bit 16 has loaded: one range of the file, to one physical range.
+
+    ``offset`` is where the range starts in the file, ``start`` where in memory; ``load_end`` is the first
+    address that isn't loaded, and from there to ``end`` boot loaders clear memory. ``whole``: the header
+    names no end, so all of the file is loaded.
+    """
+
+    offset: int
+    start: int
+    load_end: int
+    end: int
+    entry: int
+    whole: bool
+
+    def offset_of(self, paddr: int) -> int:
+        """Where in the file the byte for a physical address lies."""
+        return paddr - self.start + self.offset
+
+    def __repr__(self) -> str:
+        return f"Kludge({self.start:#x}-{self.load_end:#x}-{self.end:#x}, entry {self.entry:#x})"
+
+
+@dataclass(frozen=True, slots=True)
 class Header:
     """The fields of an ELF header that the patcher uses."""
 
@@ -145,6 +169,46 @@ def multiboot(data: bytes) -> Multiboot | None:
             length = 48 if flags & 4 else 32 if flags & MULTIBOOT_KLUDGE else 12
             return Multiboot(offset, flags, length)
     return None
+
+
+KLUDGE_FIELDS = struct.Struct("<5I")  # header, load, load end, bss end and entry address
+KLUDGE_AT = 12  # offset of these in a multiboot header
+
+
+def kludge(data: bytes, header: Multiboot) -> Kludge:
+    """The load addresses of a multiboot header that has them; raises BadInput when they can't be right."""
+    if header.offset + KLUDGE_AT + KLUDGE_FIELDS.size > len(data):
+        raise BadInput("the file is truncated: it ends within its multiboot header")
+    at, start, load_end, bss_end, entry = KLUDGE_FIELDS.unpack_from(data, header.offset + KLUDGE_AT)
+    offset = header.offset - (at - start)
+    loaded = load_end or start + len(data) - offset
+    if at < start or not 0 <= offset <= header.offset or loaded <= at or (bss_end and bss_end < loaded):
+        raise BadInput("the load addresses in the multiboot header contradict each other")
+    if offset + loaded - start > len(data):
+        raise BadInput("the file is truncated: the load addresses in its multiboot header go beyond its end")
+    return Kludge(offset, start, loaded, bss_end or loaded, entry, load_end == 0)
+
+
+def check_kludge(image: Image) -> None:
+    """Raise BadInput when a multiboot header's load addresses say otherwise than the program headers."""
+    header = multiboot(image.data)
+    if header is None or not header.kludge:
+        return
+    loads = kludge(image.data, header)
+    for segment in image.segments:
+        physical_end = segment.paddr + segment.filesz
+        inside = loads.start <= segment.paddr and physical_end <= loads.load_end
+        if segment.data and not (inside and loads.offset_of(segment.paddr) == segment.file_offset):
+            raise BadInput(
+                f"the load addresses in the multiboot header (flag bit 16) don't load the segment at "
+                f"{segment.vaddr:#x} as its program header does"
+            )
+    text = entry_segment(image)
+    entry = image.entry if entry_is_physical(image) else image.entry - text.offset
+    if loads.entry != entry:
+        raise BadInput(
+            f"the multiboot header's entry point {loads.entry:#x} is not that of the ELF header, {entry:#x}"
+        )
 
 
 def symbol_values(data: bytes, names: Sequence[str]) -> dict[str, int]:

@@ -60,8 +60,9 @@ def patch(data: bytes, *, allow_empty: bool = False) -> Patched:
 def write(emission: Emission) -> bytes:
     """The output file of an emission, not yet checked."""
     layout, plan = emission.place.layout, emission.plan
-    segment = elfwrite.NewSegment(layout.base, layout.physical(layout.base), emission.segment)
-    return elfwrite.write(plan.image, emission.edits, segment, emission.entry)
+    paddr = layout.physical(layout.base)
+    segment = elfwrite.NewSegment(layout.base, paddr, emission.segment, emission.place.file_offset)
+    return elfwrite.write(plan.image, emission.edits, segment, emission.entry, emission.file_edits)
 
 
 def plan_of(data: bytes) -> Plan:
