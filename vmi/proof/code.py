@@ -11,10 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-from iced_x86 import Code, Decoder, Instruction, Mnemonic, OpKind, Register
+from iced_x86 import Code, Decoder, Instruction, Mnemonic, OpKind, Register, RflagsBits
 
 from vmi.patcher.adaptorcode import same
 from vmi.patcher.model import Image
+from vmi.x86 import Eflags
 
 LONGEST_INSTRUCTION = 15
 
@@ -58,6 +59,9 @@ class Step:
     shadow: bool = False
     repeated: bool = False
     undefined: bool = False  # raises #UD on every processor
+    sets: int = 0  # arithmetic flags that it writes, by their bits in EFLAGS
+    blurs: int = 0  # arithmetic flags that it leaves undefined
+    loads_flags: bool = False  # takes all flags from the stack
 
     @property
     def next(self) -> int:
@@ -69,6 +73,10 @@ class Step:
 
 _GPR = {Register.EAX + n: n for n in range(8)}  # the decoder has them in the processor's order
 _COUNTED = frozenset((Mnemonic.LOOP, Mnemonic.LOOPE, Mnemonic.LOOPNE, Mnemonic.JECXZ, Mnemonic.JCXZ))
+_FLAGS = (
+    (RflagsBits.CF, Eflags.CF), (RflagsBits.PF, Eflags.PF), (RflagsBits.AF, Eflags.AF),
+    (RflagsBits.ZF, Eflags.ZF), (RflagsBits.SF, Eflags.SF), (RflagsBits.OF, Eflags.OF),
+)  # fmt: skip
 _UNDEFINED = frozenset((Mnemonic.UD0, Mnemonic.UD1, Mnemonic.UD2))
 _ENDS = frozenset(
     (
@@ -152,7 +160,15 @@ def _classify(address: int, raw: bytes, insn: Instruction) -> Step:
         shadow=_has_shadow(insn),
         repeated=insn.has_rep_prefix or insn.has_repne_prefix,
         undefined=insn.mnemonic in _UNDEFINED,
+        sets=_flags(insn.rflags_modified),
+        blurs=_flags(insn.rflags_undefined),
+        loads_flags=insn.mnemonic in (Mnemonic.IRET, Mnemonic.IRETD),
     )
+
+
+def _flags(bits: int) -> int:
+    """The decoder's flag bits as those of EFLAGS."""
+    return sum(flag for bit, flag in _FLAGS if bits & bit)
 
 
 def _direct(insn: Instruction) -> bool:

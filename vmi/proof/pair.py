@@ -28,6 +28,7 @@ from vmi.x86 import ARITHMETIC_FLAGS, U32, Vector
 
 LIMIT = 400  # instructions of the original, repetitions counted
 FURTHER = 128  # instructions after the window within which a dead register is overwritten
+_SLOWER = 32  # connected instructions for one of the original
 _SCRATCH = 256  # bytes below ESP that connected code may use
 _MAY_DIFFER = frozenset(("eax", "ecx", "edx", "flags"))
 _NUMBERS = {name: number for number, name in enumerate(compare.GENERAL)}
@@ -75,6 +76,7 @@ class Pair:
     territory: Territory
     connected: Connected | None = None
     _tops: list[int] = field(default_factory=list)
+    _undefined: int = 0  # arithmetic flags that the processor's manual says nothing of
 
     def compare(self, start: int, setting: Setting, first: Run) -> Outcome:
         """Run the moved code from a window's start and compare with what the original did."""
@@ -84,7 +86,7 @@ class Pair:
         self.moved.on_step = None
         if self.connected is not None:
             self.moved.on_step = _Watch(self.moved, self.connected, setting, self._tops)
-        run = self._follow(first, 8 if self.connected else 2)
+        run = self._follow(first)
         wrong = self._ending(first, run)
         if not wrong and self.connected is None:
             wrong = self._all(first, run)
@@ -92,9 +94,10 @@ class Pair:
             return self._connected(setting, first, run, wrong)
         return Outcome(wrong)
 
-    def _follow(self, first: Run, slower: int) -> Run:
+    def _follow(self, first: Run) -> Run:
         """Run the moved code to where the original is."""
         goal = first.at if first.end is End.ARRIVED else None
+        slower = 2 if self.connected is None else _SLOWER
         return self.moved.run(lambda at: at == goal, 64 + slower * len(first.path))
 
     # -- natively ---------------------------------------------------------------------------
@@ -174,14 +177,32 @@ class Pair:
                 return Outcome(open=True)
             return Outcome(wrong)  # inside an adaptor other registers are on their way
         wrong = wrong or self._return_address(first, run) or self._log(first) or self._system()
-        if wrong or first.end is End.LEAVES:
-            return Outcome(wrong or self._registers() or self._scratch_memory())
-        different = compare.registers(self.original.stage, self.moved.stage)
-        if not different:
-            return Outcome(self._scratch_memory())
-        if not different.keys() <= _MAY_DIFFER:
+        self._undefined = 0
+        different = self._different(first)
+        if wrong or not different:
+            return Outcome(wrong or self._scratch_memory())
+        if not different <= _MAY_DIFFER or first.end is End.LEAVES:
             return Outcome(self._registers())
-        return self._further(set(different))
+        return self._further(different)
+
+    def _different(self, first: Run) -> set[str]:
+        """The registers that differ and may be read.
+
+        Flags aren't where the original's last instruction leaves them undefined or loads them, nor behind a
+        return or an indirect call: no calling convention carries them across.
+        """
+        for at in first.path:
+            step = self.original.view.step(at)
+            if step is not None:
+                self._undefined = self._undefined & ~step.sets | step.blurs
+        found = compare.registers(self.original.stage, self.moved.stage)
+        last = self.original.view.step(first.at) if first.end is End.LEAVES else first.last
+        if "flags" in found:
+            one, two = found["flags"]
+            gone = last is not None and (last.insn.flow_control in _CARRY_NO_FLAGS or last.loads_flags)
+            if gone or not (one ^ two) & ~self._undefined:
+                del found["flags"]
+        return set(found)
 
     def _log(self, first: Run) -> str:
         one, two = self.original.stage.log, self.moved.stage.log
@@ -218,17 +239,15 @@ class Pair:
         while steps < FURTHER:
             first = self.original.run(self.territory.outside, LIMIT)
             steps += len(first.path)
-            run = self._follow(first, 8)
+            run = self._follow(first)
             if first.end in (End.FAULT, End.ENDLESS, End.LOST):
                 same = first.end is run.end and first.fault == run.fault
                 return Outcome("" if same else f"{listed} changed and {self._ending(first, run)}", open=same)
             wrong = self._ending(first, run) or self._return_address(first, run) or self._log(first)
             if wrong:
                 return Outcome(f"{listed} changed, and then {wrong}")
-            different = set(compare.registers(self.original.stage, self.moved.stage))
+            different = self._different(first)
             flow = first.last.insn.flow_control if first.last is not None else None
-            if flow in (FlowControl.RETURN, FlowControl.INDIRECT_CALL):
-                different.discard("flags")
             if not different:
                 wrong = self._scratch_memory()
                 return Outcome(f"{listed} changed, and then {wrong}" if wrong else "", later=True)
@@ -237,6 +256,7 @@ class Pair:
         return Outcome(open=True)
 
 
+_CARRY_NO_FLAGS = (FlowControl.RETURN, FlowControl.INDIRECT_CALL)
 _UNKNOWN = (FlowControl.RETURN, FlowControl.INDIRECT_CALL, FlowControl.INDIRECT_BRANCH)
 
 

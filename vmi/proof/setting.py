@@ -82,7 +82,7 @@ def setting(address: int, trial: int, region: int) -> Setting:
     wild_stack = faulty and bits(2) == 0
     general[4] = bits(32) & ~3 if wild_stack else region + STACK + STACK_SIZE // 2 + (bits(8) << 2)
     if trial % 4 == 1:
-        general[5] = general[4] + 0x40 + (bits(4) << 2)  # EBP is a frame pointer
+        general[5] = general[4] + 0x800 + (bits(4) << 2)  # EBP is a frame pointer
     eflags = 2 | bits(12) & _ARITHMETIC | (0x200 if trial & 1 else 0) | (bits(3) == 0) << 10
     return Setting(seed, tuple(general), eflags, faulty, bits(32), bits(3) == 0)
 
