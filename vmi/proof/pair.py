@@ -76,6 +76,7 @@ class Pair:
     territory: Territory
     connected: Connected | None = None
     _tops: list[int] = field(default_factory=list)
+    _seen: list[int] = field(default_factory=list)  # ESP whenever the original was looked at
     _undefined: int = 0  # arithmetic flags that the processor's manual says nothing of
 
     def compare(self, start: int, setting: Setting, first: Run) -> Outcome:
@@ -178,6 +179,7 @@ class Pair:
             return Outcome(wrong)  # inside an adaptor other registers are on their way
         wrong = wrong or self._return_address(first, run) or self._log(first) or self._system()
         self._undefined = 0
+        self._seen = []
         different = self._different(first)
         if wrong or not different:
             return Outcome(wrong or self._scratch_memory())
@@ -218,9 +220,9 @@ class Pair:
 
     def _scratch_memory(self) -> str:
         one, two = self.original.stage, self.moved.stage
-        esp = one.cpu.gpr(4)
+        below = [*self._seen, one.cpu.gpr(4)]
         for found in compare.memory(one, two):
-            if 0 < (esp - found.address & U32) <= _SCRATCH:
+            if any(0 < (esp - found.address & U32) <= _SCRATCH for esp in below):
                 continue
             page, offset = divmod(found.address, 0x1000)
             untouched = one.clean(page)[offset] == found.expected
@@ -237,6 +239,7 @@ class Pair:
         steps = 0
         listed = ", ".join(sorted(names))
         while steps < FURTHER:
+            self._seen.append(self.original.stage.cpu.gpr(4))
             first = self.original.run(self.territory.outside, LIMIT)
             steps += len(first.path)
             run = self._follow(first)
@@ -245,6 +248,8 @@ class Pair:
                 return Outcome("" if same else f"{listed} changed and {self._ending(first, run)}", open=same)
             wrong = self._ending(first, run) or self._return_address(first, run) or self._log(first)
             if wrong:
+                if run.end is End.FAULT and self._stack_fault(run):
+                    return Outcome(open=True)
                 return Outcome(f"{listed} changed, and then {wrong}")
             different = self._different(first)
             flow = first.last.insn.flow_control if first.last is not None else None
