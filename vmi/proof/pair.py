@@ -119,9 +119,7 @@ class Pair:
         return ""
 
     def _all(self, first: Run, run: Run) -> str:
-        if first.record != run.record:
-            return _record(first.record, run.record)
-        wrong = self._return_address(first, run)
+        wrong = _record(first.record, run.record) or self._return_address(first, run)
         if wrong:
             return wrong
         one, two = self.original.stage, self.moved.stage
@@ -313,18 +311,16 @@ def _fault(fault: tuple[int, bool, int]) -> str:
     return f"INT {vector:#x}" if is_int else f"exception {vector}, error code {error:#x}"
 
 
-def _record(expected: list[tuple[bytes, bool]], found: list[tuple[bytes, bool]]) -> str:
-    for number, (one, two) in enumerate(zip(expected, found, strict=False)):
-        if one[0] != two[0]:
-            return f"instruction {number} is {_name(two[0])} instead of {_name(one[0])}"
-        if one[1] != two[1]:
-            can = "can't come in any more" if one[1] else "can come in now"
-            return f"an interrupt {can} before instruction {number} ({_name(one[0])})"
-    return f"{len(found)} instructions were executed instead of {len(expected)}"
-
-
-def _name(key: bytes) -> str:
-    return key.decode() if key.startswith(b"branch") else key.hex(" ")
+def _record(expected: list[tuple[Step, bool]], found: list[tuple[Step, bool]]) -> str:
+    for number, ((one, open_before), (two, open_now)) in enumerate(zip(expected, found, strict=False)):
+        if one.key != two.key:
+            return f"instruction {number} is `{two.insn}` instead of `{one.insn}`"
+        if open_before != open_now:
+            can = "can't come in any more" if open_before else "can come in now"
+            return f"an interrupt {can} before instruction {number}, `{one.insn}`"
+    if len(expected) != len(found):
+        return f"{len(found)} instructions were executed instead of {len(expected)}"
+    return ""
 
 
 def _log(expected: list[tuple[object, ...]], found: list[tuple[object, ...]]) -> str:

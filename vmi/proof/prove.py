@@ -107,6 +107,8 @@ class _Prover:
     def _trial(self, found: Found, trial: int) -> None:
         start = setting(found.start, trial, self.region)
         for mode, pair in self.pairs.items():
+            if mode is NATIVE and not found.moved:
+                continue
             self.original.stage.begin(start, found.start)
             first = self.original.run(self.territory.outside, LIMIT)
             count = self.counts[mode]

@@ -42,7 +42,7 @@ class Run:
     end: End = End.ENDLESS
     at: int = 0
     last: Step | None = None
-    record: list[tuple[bytes, bool]] = field(default_factory=list)
+    record: list[tuple[Step, bool]] = field(default_factory=list)
     fault: Exception_ | None = None
     path: list[int] = field(default_factory=list)
 
@@ -76,7 +76,7 @@ class Runner:
             kind = step.kind
             open_before |= bool(cpu.system_flags & _INTERRUPTIBLE) and not cpu.irq_shadow
             if kind not in (Kind.FILLER, Kind.JUMP) and not repeating:
-                run.record.append((step.key, open_before))
+                run.record.append((step, open_before))
                 open_before = False
             if kind == Kind.END:
                 run.end = End.LEAVES

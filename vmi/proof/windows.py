@@ -26,11 +26,15 @@ _STOPS = (FlowControl.RETURN, FlowControl.INDIRECT_BRANCH, FlowControl.UNCONDITI
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A window: [start, end) of the original, whole instructions, and the sites that moved out of it."""
+    """A window: [start, end) of the original, whole instructions, and the sites that moved out of it.
+
+    Not ``moved``: a slot that is where the instruction always was, so that only a ROM changes anything.
+    """
 
     start: int
     end: int
     records: tuple[SiteRecord, ...]
+    moved: bool = True
 
     def __repr__(self) -> str:
         return f"Found({self.start:#x}+{self.end - self.start}, {len(self.records)} sites)"
@@ -65,7 +69,10 @@ class Finder:
         self._walked: dict[int, frozenset[int]] = {}
         starts: dict[int, list[SiteRecord]] = {}
         for record in self.table.sites:
-            if record.tactic is Tactic.EDGE or not record.flags & SiteFlag.MOVED:
+            if record.tactic is Tactic.EDGE or (not record.has_call and not record.flags & SiteFlag.MOVED):
+                continue
+            if record.tactic in (Tactic.IN_PLACE, Tactic.ANNOTATED):
+                self.windows.append(Found(record.slot, record.slot + record.length, (record,), False))
                 continue
             start = self._start_of(record)
             if start is None:
@@ -75,6 +82,7 @@ class Finder:
                 starts.setdefault(start, []).append(record)
         for start in sorted(starts):
             self._add(start, tuple(starts[start]))
+        self.windows.sort(key=lambda found: found.start)
         self._explain()
 
     # -- one window -------------------------------------------------------------------------
@@ -172,12 +180,12 @@ class Finder:
 
     def _explain(self) -> None:
         """List changed text that no window leads to."""
-        explained = [(w.start, w.end) for w in self.windows]
+        explained = [(w.start, w.end) for w in self.windows if w.moved]
         explained += [(at, at + _JUMP_SIZE) for at in self._springboards]
         entry = self.table.header.original_entry
         explained.append((entry, entry + _JUMP_SIZE))  # activation may be entered from the kernel's own text
         for window in self.windows:
-            target = self._target(window.start)
+            target = self._target(window.start) if window.moved else None
             for at in self._walk(target) if target is not None else ():
                 step = self._new.step(at)
                 if step is not None and not self.home[0] <= at < self.home[1]:
