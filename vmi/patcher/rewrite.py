@@ -18,7 +18,7 @@ from vmi.patcher.emit import Emission, emit
 from vmi.patcher.model import Plan
 from vmi.patcher.place import place
 from vmi.patcher.plan import make_plan
-from vmi.patcher.report import Report, make_report
+from vmi.patcher.report import Input, Report, make_report
 from vmi.patcher.verify import verify
 
 
@@ -53,7 +53,7 @@ def patch(data: bytes, *, allow_empty: bool = False) -> Patched:
     with _timed(seconds, "verify"):
         verify(emission, output)
     with _timed(seconds, "report"):
-        report = make_report(emission, len(output), compressed=data[:2] == elf.GZIP_MAGIC)
+        report = make_report(emission, len(output), Input("gzip" if data[:2] == elf.GZIP_MAGIC else "elf", len(data)))
     return Patched(output, report, seconds)
 
 
