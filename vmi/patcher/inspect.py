@@ -16,7 +16,7 @@ from vmi.errors import BadInput
 from vmi.patcher import adaptors, elf
 from vmi.patcher.model import Access, Image, Segment
 from vmi.patcher.plan import make_plan
-from vmi.patcher.report import disassemble
+from vmi.patcher.disassembly import one_line
 from vmi.sitetable import SiteTable
 
 
@@ -99,7 +99,7 @@ class Inspection:
         lines = []
         for record in found.sites:
             raw = self.image.read(record.slot, record.length)
-            text = "; ".join(part for _, _, part in disassemble(raw, record.slot))
+            text = one_line(raw, record.slot)
             how = f"adaptor {record.adaptor:#x}" if record.adaptor else "direct" if record.has_call else ""
             where = f"{record.site:08x} -> {record.slot:08x}+{record.length}"
             lines.append(f"  {where} {call_name(record.call):<18}{how:<20}{text}")

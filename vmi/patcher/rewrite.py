@@ -16,12 +16,12 @@ from dataclasses import dataclass, field, replace
 
 from vmi.errors import NoSites
 from vmi.patcher import adaptors, container, elf, elfwrite, undo
-from vmi.patcher.container import Container, Kind, Linux
+from vmi.patcher.container import Container, Linux
 from vmi.patcher.emit import Emission, emit
 from vmi.patcher.model import Image, Plan
 from vmi.patcher.place import Choice, choice, place
 from vmi.patcher.plan import make_plan
-from vmi.patcher.report import Report, make_report
+from vmi.patcher.report import Input, Report, make_report
 from vmi.patcher.verify import verify
 
 Progress = Callable[[str], None]
@@ -51,7 +51,7 @@ class Options:
     undo: bool = True
 
 
-def patch(data: bytes, options: Options = Options(), *, progress: Progress | None = None) -> Patched:  # noqa: B008
+def patch(data: bytes, options: Options = Options(), *, progress: Progress | None = None) -> Patched:
     """Patch a kernel file (ELF, ELF in gzip, or Linux's bzImage) and check the result.
 
     Raises BadInput for a file that can't be patched, UsageError for options that make no sense, NoSites when
@@ -83,7 +83,8 @@ def patch(data: bytes, options: Options = Options(), *, progress: Progress | Non
                 output = sealed.data
                 notes += [sealed.note] if sealed.note else []
         with clock.phase("report"):
-            report = make_report(emission, len(output), compressed=source.kind is not Kind.ELF)
+            given = Input(source.kind.value, len(data), tuple(notes))
+            report = make_report(emission, len(output), given)
     return Patched(output, report, clock.seconds)
 
 
