@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Writes to page tables: all of them are seen, with the instruction that made them, and nothing else changes."""
+"""Writes to page tables: each is seen, with the instruction that made it, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def test_each_store_is_seen_with_its_instruction_level_and_size():
         f"""
         mov ecx, 3
         again:
-        mov dword ptr [{TABLE + 0x400}], 7
+        mov dword ptr [{TABLE + 0x600}], 7
         loop again
         word:
-        or word ptr [{TABLE + 0x404}], 1
+        or word ptr [{TABLE + 0x604}], 1
         byte:
-        mov byte ptr [{TABLE + 0x408}], 1
+        mov byte ptr [{TABLE + 0x608}], 1
         swap:
-        lock xchg dword ptr [{TABLE + 0x40C}], eax
+        lock xchg dword ptr [{TABLE + 0x60C}], eax
         top:
         mov dword ptr [{DIRECTORY + 0xFFC}], 0
         mov dword ptr [{SECOND}], 1
@@ -72,7 +72,7 @@ def test_each_store_is_seen_with_its_instruction_level_and_size():
         ("swap", Level.TABLE, 4, 4): 1,
         ("top", Level.DIRECTORY, 4, 4): 1,
     }
-    assert watch.code[CODE + 5][:10] == bytes.fromhex("c70500141000 07000000")
+    assert watch.code[CODE + 5][:10] == bytes.fromhex("c70500161000 07000000")
     assert all(len(code) == 15 for code in watch.code.values())
 
 
@@ -122,11 +122,11 @@ def test_nothing_counts_without_paging():
         mov eax, cr0
         and eax, 0x7fffffff
         mov cr0, eax
-        mov dword ptr [{TABLE + 0x400}], 7
+        mov dword ptr [{TABLE + 0x600}], 7
         or eax, 0x80000000
         mov cr0, eax
         on:
-        mov dword ptr [{TABLE + 0x400}], 7
+        mov dword ptr [{TABLE + 0x600}], 7
         {END}
         """,
     )
@@ -174,7 +174,7 @@ def test_nothing_is_seen_after_the_watch_is_over():
     watch = PageTableWatch(cpu)
     watch.begin_run()
     watch.stop()
-    put(cpu, f"mov dword ptr [{TABLE + 0x400}], 7 | {END}")
+    put(cpu, f"mov dword ptr [{TABLE + 0x600}], 7 | {END}")
     cpu.run(10)
     assert not watch.writes
     assert repr(watch) == "<PageTableWatch 0 writes by 0 instructions>"
