@@ -12,7 +12,8 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from vmi.patcher import elf
+from vmi.errors import BadInput
+from vmi.patcher import elf, marks
 from vmi.patcher.model import Image, Section, Skipped
 
 MULTIBOOT2_MAGIC = 0xE85250D6
@@ -53,6 +54,10 @@ def read_hints(image: Image, is_code: IsCode) -> Hints:
         family = _FAMILIES.get(section.name)
         if family is not None:
             _read_family(image, section, family, is_code, pins, labels)
+    for record in marks.kept(image):
+        if not is_code(record.start) or not is_code(record.end - 1):
+            raise BadInput(f"the annotation at {record.start:#x} is outside the kernel's code")
+        pins.append(Pin(record.start, record.end, _KEPT, untouchable=True))
     functions = [start for start in unwind_starts(image) if is_code(start)]
     return Hints(tuple(boot_headers(image)), tuple(pins), tuple(functions), tuple(labels))
 
@@ -177,6 +182,7 @@ class _Family:
     untouchable: bool = True
 
 
+_KEPT = "The kernel's source wants these bytes left alone."
 _FAULT = "The kernel finds this instruction by its address when it faults (__ex_table)."
 _PATCHED = "The kernel rewrites these bytes itself ({})."
 

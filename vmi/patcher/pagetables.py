@@ -20,6 +20,7 @@ from iced_x86 import Decoder, Instruction, InstructionInfoFactory, MemorySizeExt
 
 from vmi.errors import BadInput
 from vmi.patcher import forms, linetable, symbols
+from vmi.patcher.adaptorcode import same
 from vmi.patcher.decode import BITS
 from vmi.patcher.forms import Form
 from vmi.patcher.model import Image
@@ -169,14 +170,14 @@ def _judged(image: Image, candidate: Candidate) -> Iterator[tuple[int, Form | No
         if code[:known] != candidate.code[:known]:
             yield address, None, NOT_THE_SAME
         else:
-            yield address, *_form(insn, candidate.long)
+            yield address, *store_form(insn, candidate.long)
         return
     code = image.read(address, min(candidate.range_end - address, segment.end - address))
     for insn in Decoder(BITS, code, ip=address):
         if insn.is_invalid:
             break
         if _written(insn) is not None:
-            yield insn.ip32, *_form(insn, candidate.long)
+            yield insn.ip32, *store_form(insn, candidate.long)
 
 
 def _executable(image: Image, address: int) -> bool:
@@ -187,7 +188,8 @@ def _executable(image: Image, address: int) -> bool:
     return segment is not None and bool(segment.flags & 1)
 
 
-def _form(insn: Instruction, long: bool) -> tuple[Form | None, str]:
+def store_form(insn: Instruction, long: bool) -> tuple[Form | None, str]:
+    """The form of an instruction that is said to store one entry, or None and why it can't be."""
     if insn.is_invalid:
         return None, NOT_CODE
     text, kind = str(insn), _written(insn)
@@ -218,6 +220,7 @@ def _written(insn: Instruction) -> int | None:
 
 def _on_stack(insn: Instruction) -> bool:
     """True for what is addressed by ESP, or below EBP, which then is the frame pointer."""
-    base, below = int(insn.memory_base), bool(insn.memory_displacement & 0x80000000)
-    framed = base == Register.EBP and insn.memory_index == Register.NONE and below
-    return base == Register.ESP or framed
+    if same(insn.memory_base, Register.ESP):
+        return True
+    framed = same(insn.memory_base, Register.EBP) and same(insn.memory_index, Register.NONE)
+    return framed and insn.memory_displacement >= 1 << 31

@@ -214,7 +214,8 @@ def check_kernel(profile: Profile, image: Image) -> None:
     ours = identity(image)
     if profile.kernel != ours:
         raise BadInput(
-            f"the profile is of another kernel: its sha256 is {profile.kernel[:12]}..., this one's {ours[:12]}..."
+            f"the profile is of another kernel: one whose sha256 begins with {profile.kernel[:12]}, "
+            f"and this one's begins with {ours[:12]}"
         )
 
 
