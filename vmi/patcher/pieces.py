@@ -169,9 +169,8 @@ def link_size(start: int, following: int) -> int:
     return JMP8_SIZE if -NEAR <= following - start < 128 else JMP32_SIZE
 
 
-def step(cut: tuple[Unit, ...], first: int, start: int, room: int, following: int) -> tuple[int, int]:
-    """``fill`` for a piece that is followed by one at address ``following``."""
-    link = link_size(start, following)
+def step(cut: tuple[Unit, ...], first: int, start: int, room: int, link: int) -> tuple[int, int]:
+    """``fill`` for a piece that a jump of ``link_size`` ends."""
     return fill(cut, first, start, min(room, NEAR) if link == JMP8_SIZE else room, link)
 
 
@@ -210,4 +209,4 @@ def cuts(window: Window, start: int) -> tuple[Cut, ...]:
 def _fill(cut: tuple[Unit, ...], first: int, pad: Pad, following: int | None) -> tuple[int, int]:
     if following is None:
         return fill(cut, first, pad.start, pad.size, JMP32_SIZE)
-    return step(cut, first, pad.start, pad.size, following)
+    return step(cut, first, pad.start, pad.size, link_size(pad.start, following))
