@@ -143,7 +143,7 @@ def _standard(insn: Instruction, shape: Shape, saved: Saved) -> Adaptor:
         name, size = register_of(insn, shape.destination)
         if shape.selector and size == 4:
             writer.widen("eax")
-        writer.deliver(name, size)
+        writer.deliver(name, 2 if shape.word else size)
     elif "eax" in shape.gives:
         writer.deliver("eax", 4)
     saved.leave(writer)
