@@ -22,6 +22,8 @@ ABSOLUTE = 0x5100
 SEGMENTS = {"es": 0x26, "cs": 0x2E, "ss": 0x36, "ds": 0x3E, "fs": 0x64, "gs": 0x65}
 _OPCODES = [map_ + bytes([op]) for map_ in (b"", b"\x0f", b"\x0f\x38", b"\x0f\x3a") for op in range(256)]
 
+_PREFIXES = (b"", b"\x66", b"\xf3", b"\xf2")
+
 # Instructions that store, for the forms that no opcode tells: opcode, digit of ModRM or None for a
 # register operand, bytes of the immediate operand.
 _PLAIN = ((b"\x89", None, 0), (b"\xc7", 0, 4))
@@ -90,6 +92,14 @@ def _form(start: bytes) -> Form | None:
     return None if insn.is_invalid else classify(insn)
 
 
+def all_instructions() -> Iterator[Instruction]:
+    """One instruction or more for each opcode of the decoder, with every ModRM byte."""
+    for prefix, opcode, modrm in itertools.product(_PREFIXES, _OPCODES, range(256)):
+        insn = decode(prefix + opcode + bytes([modrm]) + bytes(11))
+        if not insn.is_invalid:
+            yield insn
+
+
 @cache
 def all_forms() -> dict[str, tuple[Form, tuple[bytes, ...]]]:
     """Each form that an opcode tells, with all its encodings that matter.
@@ -104,7 +114,7 @@ def all_forms() -> dict[str, tuple[Form, tuple[bytes, ...]]]:
             raw = (raw + bytes(12))[: decode(raw + bytes(12)).len]
             found.setdefault(form.name, (form, []))[1].append(raw)
 
-    for prefix, opcode in itertools.product((b"", b"\x66", b"\xf3", b"\xf2"), _OPCODES):
+    for prefix, opcode in itertools.product(_PREFIXES, _OPCODES):
         head = prefix + opcode
         for digit in range(8):
             tails = [bytes([mod << 6 | digit << 3 | rm]) for mod in (0, 3) for rm in range(8)]
