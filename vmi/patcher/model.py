@@ -254,7 +254,7 @@ class Site:
     ``pad_after``: the slot's NOPs stand behind the instruction, because it runs in the interrupt shadow of
     the one before, or because its address is in a fault table. ``recovered``: the kernel recovers from a
     fault of this instruction by its address. ``isolated``: it may run while most of the kernel is not mapped
-    (entry code under page-table isolation).
+    (entry code under page-table isolation). ``direction``: the direction flag may be set when it runs.
     """
 
     address: int
@@ -269,6 +269,7 @@ class Site:
     pad_after: bool = False
     recovered: bool = False
     isolated: bool = False
+    direction: bool = False
 
     @property
     def length(self) -> int:

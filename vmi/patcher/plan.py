@@ -7,10 +7,11 @@ accounted for with a reason. The same image always gives the same plan.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vmi.patcher import annotations, hints
 from vmi.patcher.annotations import Annotated
+from vmi.patcher.direction import set_direction
 from vmi.patcher.flow import Code, Flow, flow
 from vmi.patcher.forms import Effect, Form, pair
 from vmi.patcher.liveness import LivenessFinder
@@ -52,9 +53,10 @@ def make_plan(image: Image, refuse: Refuse = accept_all, extra: Mapping[int, For
     found_flow = flow(scan(image, annotations.anchors(image)))
     refuse_mixed(found_flow)
     finder = LivenessFinder(found_flow)
+    backwards = set_direction(found_flow)
     checked = [annotations.check(found_flow, record) for record in annotations.records(image)]
     lost = _add_forms(found_flow, checked, extra or {})
-    parts = [_plan_code(found_flow, code, finder, checked, refuse) for code in found_flow.codes]
+    parts = [_plan_code(found_flow, code, finder, backwards, checked, refuse) for code in found_flow.codes]
     harmless: Counter[str] = Counter()
     for part in parts:
         harmless.update(part.harmless)
@@ -102,7 +104,12 @@ class _Part:
 
 
 def _plan_code(
-    whole: Flow, code: Code, finder: LivenessFinder, checked: list[Annotated], refuse: Refuse
+    whole: Flow,
+    code: Code,
+    finder: LivenessFinder,
+    backwards: frozenset[int],
+    checked: list[Annotated],
+    refuse: Refuse,
 ) -> _Part:
     listing = code.listing
     part = _Part([], [], [], [], Counter())
@@ -113,6 +120,8 @@ def _plan_code(
     reasons: dict[int, str] = {}
     sites: list[Site] = []
     for found in _sites(whole, code, finder, mine, part):
+        if found.site.address in backwards:
+            found = replace(found, site=replace(found.site, direction=True))
         site = found.site
         sites.append(site)
         reason = _obstacle(code, found, refuse, found.index in mine)
