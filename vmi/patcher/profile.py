@@ -13,12 +13,14 @@ import json
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from iced_x86 import Decoder
 
 from vmi.errors import BadInput
+from vmi.patcher import elf
+from vmi.patcher.container import open_container
 from vmi.patcher.decode import BITS
 from vmi.patcher.model import Access, Image, Segment
 from vmi.patcher.pagetables import Candidate, Source
@@ -84,6 +86,12 @@ class Profile:
             "writers": [asdict(writer) | {"code": writer.code.hex()} for writer in self.writers],
         }
         return json.dumps(content, indent=1) + "\n"
+
+
+def image_of(file: bytes) -> Image:
+    """The kernel in a file, as a profile sees it; raises BadInput for what couldn't be patched either."""
+    container = open_container(file)
+    return replace(elf.load(container.kernel), displaced=container.displaced)
 
 
 def identity(image: Image) -> str:
