@@ -53,7 +53,9 @@ def patch(data: bytes, *, allow_empty: bool = False) -> Patched:
     with _timed(seconds, "verify"):
         verify(emission, output)
     with _timed(seconds, "report"):
-        report = make_report(emission, len(output), Input("gzip" if data[:2] == elf.GZIP_MAGIC else "elf", len(data)))
+        report = make_report(
+            emission, len(output), Input("gzip" if data[:2] == elf.GZIP_MAGIC else "elf", len(data))
+        )
     return Patched(output, report, seconds)
 
 
