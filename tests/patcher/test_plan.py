@@ -114,7 +114,8 @@ def test_a_springboard_lies_in_padding_within_reach() -> None:
     window = only_window(plan)
     assert tactics(plan) == [("cli", Tactic.SPRINGBOARD)]
     assert (window.start, window.length) == (labels["here"], 3)
-    assert window.springboard == BASE + len(plan.image.segments[0].data) - 6
+    # The breakpoint behind the return stays.
+    assert window.springboard == BASE + len(plan.image.segments[0].data) - 5
 
 
 def test_a_call_moves_only_when_nothing_else_works() -> None:
@@ -224,13 +225,21 @@ def test_sti_before_a_label_takes_a_copy_of_the_next_instruction() -> None:
     assert [insn.raw.hex() for insn in window.insns] == ["b801000000", "fb", "89cb"]
 
 
-def test_a_short_site_in_a_shadow_is_left() -> None:
+def test_a_short_site_in_a_shadow_is_padded_behind() -> None:
     plan, _ = plan_source("start: sti\n cli\n mov eax, 1\n ret")
-    assert tactics(plan) == [("sti", Tactic.FORWARD), ("cli", Tactic.LEFT)]
-    assert left_reason(plan, "cli")[1] == (
-        "It runs in the interrupt shadow of the instruction before it, which padding would end."
+    assert tactics(plan) == [("sti", Tactic.FORWARD), ("cli", Tactic.MERGED)]
+    assert [(site.form, site.pad_after) for site in only_window(plan).sites] == [
+        ("sti", False),
+        ("cli", True),
+    ]
+
+
+def test_a_site_in_a_shadow_that_holds_off_interrupts_itself_is_left() -> None:
+    plan, _ = plan_source("start: sti\n sti\n mov eax, 1\n ret")
+    assert [p.tactic for p in plan.placements] == [Tactic.FORWARD, Tactic.LEFT]
+    assert plan.placements[1].reason == (
+        "It holds off interrupts and must follow the instruction before it at once: no room for padding."
     )
-    assert [site.form for site in only_window(plan).sites] == ["sti"]
 
 
 def test_a_long_site_in_a_shadow_needs_no_padding() -> None:

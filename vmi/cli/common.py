@@ -92,6 +92,15 @@ class Ui:
         with _console(sys.stderr).status(safe(what)):
             yield
 
+    @contextlib.contextmanager
+    def steps(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """As ``progress``; what it gives is told how much of how much is done."""
+        if self.quiet or not sys.stderr.isatty():
+            yield lambda done, total: None
+            return
+        with _console(sys.stderr).status(safe(what)) as line:
+            yield lambda done, total: line.update(safe(f"{what}: {done} of {total}"))
+
 
 def facts(source: HasFacts) -> Any:
     """The JSON value of an object, whether its ``to_json`` gives the value or its text."""

@@ -50,10 +50,10 @@ def command(
             _keep_input(image, target)
             check_writable(target)
 
-    from vmi.patcher import patch
+    from vmi.patcher import Options, patch
 
     with ui.progress(f"patching {image.name}"):
-        done = patch(image.data, allow_empty=allow_empty)
+        done = patch(image.data, Options(allow_empty=allow_empty))
     if output is not None:
         write_atomically(output, done.data)
     if report is not None:

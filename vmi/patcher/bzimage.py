@@ -72,11 +72,13 @@ class BzImage:
     """A bzImage whose parts all are where they should be.
 
     ``end`` is where the image ends; a signature may follow. ``input_at`` and ``output_at`` are the places
-    of the boot code's words with the payload's size and the unpacked size. ``checksum`` tells whether the
+    of the boot code's words with the payload's size and the unpacked size. ``protocol`` is the version of the
+    boot protocol (high byte major). ``checksum`` tells whether the
     image's last four bytes are its checksum.
     """
 
     data: bytes = field(repr=False)
+    protocol: int
     payload: Payload
     end: int
     input_at: int
@@ -196,6 +198,7 @@ def read(data: bytes) -> BzImage:
     _check_certificates(data, pe, end)
     return BzImage(
         data=data,
+        protocol=version,
         payload=payload,
         end=end,
         input_at=_only(data, stop, end, stop - start, "compressed"),

@@ -258,7 +258,7 @@ UPDATE_PTE_LONG = Form("update pte long", Effect.TRAPS, by="UpdatePxELong")
 PAGE_TABLE_FORMS: dict[str, Form] = {form.name: form for form in (SET_PTE, UPDATE_PTE, UPDATE_PTE_LONG)}
 
 _STORES = (OpAccess.WRITE, OpAccess.READ_WRITE, OpAccess.COND_WRITE, OpAccess.READ_COND_WRITE)
-_PLAIN_STORES: Codes = (
+PLAIN_STORES: Codes = (
     Code.MOV_RM32_R32,
     Code.MOV_RM32_IMM32,
     Code.MOV_MOFFS32_EAX,
@@ -276,4 +276,4 @@ def page_table_form(insn: Instruction, long: bool = False) -> Form | None:
         return None
     if long:
         return UPDATE_PTE_LONG
-    return SET_PTE if insn.code in _PLAIN_STORES else UPDATE_PTE
+    return SET_PTE if insn.code in PLAIN_STORES else UPDATE_PTE

@@ -254,7 +254,7 @@ class Site:
     ``pad_after``: the slot's NOPs stand behind the instruction, because it runs in the interrupt shadow of
     the one before, or because its address is in a fault table. ``recovered``: the kernel recovers from a
     fault of this instruction by its address. ``isolated``: it may run while most of the kernel is not mapped
-    (entry code under page-table isolation).
+    (entry code under page-table isolation). ``direction``: the direction flag may be set when it runs.
     """
 
     address: int
@@ -269,6 +269,7 @@ class Site:
     pad_after: bool = False
     recovered: bool = False
     isolated: bool = False
+    direction: bool = False
 
     @property
     def length(self) -> int:
@@ -349,7 +350,8 @@ class Window:
     * no jump target lies in (start, start+length), and windows, slots and springboards are disjoint;
     * all sites of ``sites`` have a call; ``traps`` are silent sites that get no slot; both in address order;
     * the instruction after sti / mov ss / pop ss follows it in ``insns`` and is not in ``sites`` unless its
-      own raw has 5 bytes: so nothing ever comes between them. ``sti;hlt`` is a single insn and site;
+      own raw has 5 bytes or it is padded after: so nothing ever comes between them. ``sti;hlt`` is a single
+      insn and site;
     * a CALL, or an indirect call (``branch`` None, copied as it is), is only the last insn, and ``resume``
       is the next address. JMP, and anything else that never falls through, is only the last; ``resume`` is
       then None;

@@ -223,8 +223,8 @@ class Report:
         lines = [
             f"{total} sensitive instructions among {self.instructions}, {self.slotted} of them in slots "
             f"({_percent(self.slotted, total)})",
-            f"  that is {_percent(self.slotted, self.replaceable)} of the {self.replaceable} for which a VMI call "
-            "or an adaptor can stand",
+            f"  that is {_percent(self.slotted, self.replaceable)} of the {self.replaceable} for which "
+            "a VMI call or an adaptor can stand",
         ]
         for tactic, count in self.by_tactic.items():
             lines.append(f"  {tactic:<12}{count:>7}{_percent(count, total):>9}")
@@ -235,10 +235,10 @@ class Report:
             f"{len(self.moves)} windows moved to trampolines{padding}, {len(self.adaptors)} adaptors, "
             f"{direct} slots without adaptor"
         )
-        grown = self.sizes["output"] - self.input.size
+        grown = f"{100 * (self.sizes['output'] / max(1, self.input.size) - 1):+.1f} %"
         lines.append(
             f".vmi segment: {self.sizes['segment']} bytes at {self.segment['vaddr']:#x} ({self.strategy}); "
-            f"file: {self.input.size} -> {self.sizes['output']} bytes ({100 * grown / max(1, self.input.size):+.1f} %)"
+            f"file: {self.input.size} -> {self.sizes['output']} bytes ({grown})"
         )
         if self.input.kind == "gzip":
             lines.append("the input was compressed with gzip, the output is a plain ELF file")

@@ -126,7 +126,7 @@ def scan(image: Image, known: Iterable[int] = ()) -> Scan:
     facts = hints.read_hints(image, is_code)
     data = list(facts.data)
     for region in found:
-        data.extend(_word_tables(region, bounds))
+        data.extend(_word_tables(region, bounds, is_code))
     anchors = _first_anchors(image, facts) | set(known)
     listings: list[Listing] = []
     sweeps = [_Sweep(region, bounds) for region in found]
@@ -195,14 +195,14 @@ def _check_forms(listings: Sequence[Listing]) -> None:
         raise BadInput(f"expected at most {MAX_FORMS} sensitive instructions, got {count}")
 
 
-def _word_tables(region: Region, bounds: Bounds) -> list[Skipped]:
-    """Runs of at least TABLE_RUN text addresses at any byte alignment."""
+def _word_tables(region: Region, bounds: Bounds, is_code: hints.IsCode) -> list[Skipped]:
+    """Runs of at least TABLE_RUN addresses of code at any byte alignment."""
     found: list[Skipped] = []
     low, high = bounds.start, bounds.end
     for shift in range(4):
         usable = (len(region.data) - shift) // 4 * 4
         words = memoryview(region.data[shift : shift + usable]).cast("I")
-        hits = [index for index, word in enumerate(words) if low <= word < high]
+        hits = [index for index, word in enumerate(words) if low <= word < high and is_code(word)]
         run = 1
         for here, following in pairwise([*hits, -1]):
             if following == here + 1:
