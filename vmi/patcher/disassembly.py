@@ -37,7 +37,10 @@ def disassemble(raw: bytes, address: int) -> list[Row]:
     found = []
     for insn in Decoder(32, raw, ip=address):
         at = (insn.ip32 - address) & 0xFFFFFFFF
-        found.append(Row(insn.ip32, raw[at : at + insn.len], formatter.format(insn)))
+        code = raw[at : at + insn.len]
+        # What pads slots has another name with a prefix.
+        text = "nop" if code.lstrip(b"\x66") == b"\x90" else formatter.format(insn)
+        found.append(Row(insn.ip32, code, text))
     return found
 
 

@@ -65,23 +65,25 @@ class Explanation:
     def to_text(self, width: int = WIDTH) -> str:
         """The facts, then original and patched code side by side, or one after the other where narrow."""
         text = list(self.facts)
-        left = max((len(str(line.original)) for line in self.lines if line.original), default=0)
-        right = max((len(str(line.patched)) for line in self.lines if line.patched), default=0)
+        sides = [(self._shown(line.original), self._shown(line.patched)) for line in self.lines]
+        left = max((len(before) for before, _ in sides), default=0)
+        right = max((len(now) for _, now in sides), default=0)
+        titles = [f"{line.title}:" if line.title else "" for line in self.lines]
+        if self.lines:
+            text.append("")
         if left and left + right + 3 <= width:
-            text += ["", f"{'original':<{left}} | patched"]
-            for line in self.lines:
-                if line.title:
-                    text.append(f"{'':<{left}} | {line.title}:")
-                else:
-                    text.append(f"{line.original or ''!s:<{left}} | {line.patched or ''}".rstrip())
+            text.append(f"{'  original':<{left}} |   patched")
+            for title, (before, now) in zip(titles, sides, strict=True):
+                text.append(f"{before:<{left}} | {title or now}".rstrip())
         else:
-            text += [""] * bool(self.lines)
-            text += ["original:"] * bool(left)
-            text += [f"  {line.original}" for line in self.lines if line.original]
-            text += ["patched:"] * bool(left)
-            text += [f"{line.title}:" if line.title else f"  {line.patched}" for line in self.lines
-                     if line.title or line.patched]  # fmt: skip
+            text += ["original:", *(before for before, _ in sides if before), "patched:"] if left else []
+            text += [title or now for title, (_, now) in zip(titles, sides, strict=True) if title or now]
         return "\n".join(text) + "\n"
+
+    def _shown(self, row: Row | None) -> str:
+        if row is None:
+            return ""
+        return f"{'>' if row.address <= self.address < row.address + len(row.code) else ' '} {row}"
 
 
 def parse_address(text: str, symbols: tuple[Symbol, ...]) -> int:
@@ -126,6 +128,7 @@ class Explainer:
     def explain(self, address: int) -> Explanation:
         """All that is known about ``address``; never fails."""
         records = [record for record in self._table.sites if _concerns(record, address)]
+        homes = {record.adaptor for record in records if record.adaptor}
         moved = self._finder.at(records[0].slot) if records else self._finder.at(address)
         users = [record for record in self._table.sites if record.adaptor and record.has_call]
         adaptor = self._adaptor_at(address, users)
@@ -137,10 +140,10 @@ class Explainer:
         if not self._report:
             facts += [fact for record in records for fact in self._record_facts(record)]
         if adaptor:
-            facts.append(f"  {sum(record.adaptor == adaptor.address for record in users)} slots use it")
+            facts.append(f"  slots that use it: {sum(record.adaptor == adaptor.address for record in users)}")
         facts += self._elsewhere(address)
         lines = [*self._code(moved)] if moved is not None else [*self._in_place(records)]
-        for home in sorted({record.adaptor for record in records if record.adaptor} | _start(adaptor)):
+        for home in sorted(homes | ({adaptor.address} if adaptor is not None else set())):
             lines.append(Line(title=f"adaptor at {home:#x}"))
             lines += [Line(patched=row) for row in self._adaptor(home)]
         if len(facts) == 1 and not lines:
@@ -206,14 +209,17 @@ class Explainer:
         """The window's jump, then the trampoline with each original instruction beside what stands for it."""
         yield Line(title=f"window at {moved.start:#x}")
         size = 2 if moved.springboard else 5
-        yield from (Line(patched=row) for row in self._rows(Stretch(moved.start, self._read(moved.start, size))))
+        yield from (
+            Line(patched=row) for row in self._rows(Stretch(moved.start, self._read(moved.start, size)))
+        )
         if moved.springboard:
             yield Line(title=f"springboard at {moved.springboard:#x}")
             board = Stretch(moved.springboard, self._read(moved.springboard, 5))
             yield from (Line(patched=row) for row in self._rows(board))
-        left = []
+        left: list[Row] = []
         if self._original is not None:
-            left = disassemble(self._original.read(moved.start, moved.length), moved.start)
+            rows = disassemble(self._original.read(moved.start, moved.length), moved.start)
+            left = [row for row in rows if row.text != "(bad)"]  # the first bytes of a longer padding
         for number, piece in enumerate(moved.pieces):
             where = "trampoline" if not number else "goes on"
             yield Line(title=f"{where} at {piece.address:#x}")
@@ -257,17 +263,16 @@ class Explainer:
 
 _FLAGS = (
     (SiteFlag.PAD_AFTER, "the slot's NOPs stand behind the instruction"),
-    (SiteFlag.RECOVERED, "connected only to a call that faults at its caller: the kernel recovers by address"),
+    (
+        SiteFlag.RECOVERED,
+        "connected only to a call that faults at its caller: the kernel recovers by address",
+    ),
     (SiteFlag.ISOLATED, "not connected on a processor that has PAE: it may run with most memory unmapped"),
 )
 
 
 def _concerns(record: SiteRecord, address: int) -> bool:
     return record.site == address or record.slot <= address < record.slot + record.length
-
-
-def _start(adaptor: Stretch | None) -> set[int]:
-    return set() if adaptor is None else {adaptor.address}
 
 
 def _call(record: SiteRecord) -> str:
@@ -277,7 +282,7 @@ def _call(record: SiteRecord) -> str:
 
 
 def _same(before: Row, now: Row) -> bool:
-    """True when ``now`` is ``before`` in its new place: the same bytes, or the same jump in another length."""
+    """True when ``now`` is ``before`` in its new place: the same bytes, or the same jump."""
     if before.code == now.code:
         return True
     old, new = before.text.split(), now.text.split()

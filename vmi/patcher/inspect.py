@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from vmi import abi, sitetable
 from vmi.errors import BadInput
 from vmi.patcher import adaptors, elf
+from vmi.patcher.disassembly import one_line
 from vmi.patcher.model import Access, Image, Segment
 from vmi.patcher.plan import make_plan
-from vmi.patcher.disassembly import one_line
 from vmi.sitetable import SiteTable
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from vmi.patcher.adaptors import JUMP_OK, NOP_OK, choose, saves
 from vmi.patcher.forms import ALL_FORMS, PAGE_TABLE_FORMS, Effect, Form
 from vmi.patcher.model import Site
-from vmi.patcher.report import disassemble
+from vmi.patcher.disassembly import disassemble
 
 _INTRODUCTION = """\
 # Sensitive instructions
@@ -165,7 +165,7 @@ def _site(form: Form) -> Site:
 
 
 def _text(site: Site) -> str:
-    return "`" + "; ".join(text for _, _, text in disassemble(site.raw, 0)) + "`"
+    return "`" + "; ".join(row.text for row in disassemble(site.raw, 0)) + "`"
 
 
 def _called(forms: Iterable[Form]) -> Iterable[Sequence[str]]:

@@ -159,8 +159,9 @@ class Finder:
         pieces, resume = self._walk(target, start)
         if not pieces or (slot >= 0 and not any(slot in piece for piece in pieces)):
             return False
-        length = self._length(start, springboard, resume)
-        found.setdefault(start, Moved(start, length, springboard, tuple(pieces)))
+        found.setdefault(
+            start, Moved(start, self._length(start, springboard, resume), springboard, tuple(pieces))
+        )
         return True
 
     def _length(self, start: int, springboard: int, resume: int) -> int:

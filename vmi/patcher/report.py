@@ -221,9 +221,10 @@ class Report:
         """A summary of some lines: counts, shares, sizes, warnings."""
         total = len(self.sites)
         lines = [
-            f"{total} sensitive instructions among {self.instructions}, {self.slotted} of them in slots: "
-            f"{_percent(self.slotted, self.replaceable)} of the {self.replaceable} that something can stand for, "
-            f"{_percent(self.slotted, total)} of all"
+            f"{total} sensitive instructions among {self.instructions}, {self.slotted} of them in slots "
+            f"({_percent(self.slotted, total)})",
+            f"  that is {_percent(self.slotted, self.replaceable)} of the {self.replaceable} for which "
+            "a VMI call or an adaptor can stand",
         ]
         for tactic, count in self.by_tactic.items():
             lines.append(f"  {tactic:<12}{count:>7}{_percent(count, total):>9}")
@@ -234,9 +235,10 @@ class Report:
             f"{len(self.moves)} windows moved to trampolines{padding}, {len(self.adaptors)} adaptors, "
             f"{direct} slots without adaptor"
         )
+        grown = f"{100 * (self.sizes['output'] / max(1, self.input.size) - 1):+.1f} %"
         lines.append(
-            f".vmi segment: {self.sizes['segment']} bytes at {self.segment['vaddr']:#x} ({self.strategy}); file: "
-            f"{self.input.size} -> {self.sizes['output']} bytes"
+            f".vmi segment: {self.sizes['segment']} bytes at {self.segment['vaddr']:#x} ({self.strategy}); "
+            f"file: {self.input.size} -> {self.sizes['output']} bytes ({grown})"
         )
         if self.input.kind == "gzip":
             lines.append("the input was compressed with gzip, the output is a plain ELF file")
