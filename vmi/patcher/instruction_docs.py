@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from vmi.patcher.adaptors import JUMP_OK, NOP_OK, choose, saves
+from vmi.patcher.disassembly import disassemble
 from vmi.patcher.forms import ALL_FORMS, PAGE_TABLE_FORMS, Effect, Form
 from vmi.patcher.model import Site
-from vmi.patcher.disassembly import disassemble
 
 _INTRODUCTION = """\
 # Sensitive instructions
