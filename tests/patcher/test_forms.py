@@ -192,7 +192,7 @@ def test_every_privileged_instruction_of_the_decoder_has_a_form() -> None:
 def test_the_decoder_knows_every_form() -> None:
     assert set(all_forms()) == set(ALL_FORMS)
     for name, (form, _) in all_forms().items():
-        assert form is ALL_FORMS[name]
+        assert form == ALL_FORMS[name]
 
 
 def test_only_interrupt_shadow_instructions_say_so() -> None:
