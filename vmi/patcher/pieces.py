@@ -30,8 +30,9 @@ _SHORT = {Branch.JMP: 2, Branch.CALL: 5, Branch.JCC: 2}
 class Item:
     """One instruction of a trampoline. ``slot``: a site that gets a slot here; ``trap``: one to be trapped.
 
-    ``edge``: a copy of a site that stays where it is. ``local``: a branch to such a copy. ``added``: a jump
-    that the window doesn't have. ``falls``: control may go on behind it.
+    ``edge``: a copy of a site that stays where it is. ``local``: a branch to such a copy, or to an
+    instruction that moved. ``added``: a jump that the window doesn't have. ``falls``: control may go on
+    behind it.
     """
 
     insn: Insn
@@ -81,10 +82,11 @@ def items(window: Window) -> list[Item]:
     sites = {site.address: site for site in window.sites}
     traps = {site.address: site for site in window.traps}
     copies = {site.address for site in window.edges}
+    elsewhere = copies.union(window.inner)
     found = []
     for insn in window.insns:
         last = insn is window.insns[-1] and window.resume is None
-        local = insn.branch is not None and insn.target in copies
+        local = insn.branch is not None and insn.target in elsewhere
         found.append(
             Item(insn, sites.get(insn.address), traps.get(insn.address), local=local, falls=not last)
         )
@@ -127,7 +129,7 @@ def _unit(together: list[Item]) -> Unit:
         long = short + JMP8_SIZE + JMP32_SIZE
     else:
         long, short = _LONG[insn.branch], _SHORT[insn.branch]
-    # Where a copy will be is not known while the trampoline is being cut.
+    # Where a copy or a moved instruction will be is not known while the trampoline is being cut.
     short = long if last.local else short
     return Unit(tuple(together), lead, long, short, insn.target, last.falls)
 
