@@ -55,7 +55,7 @@ def into_padding(plan: Plan) -> Plan:
         packer.run()
         before = dict(windows)
         _give_up(windows, packer.refused, reasons)
-        if all(before[start] == window for start, window in windows.items()):
+        if windows == {start: before[start] for start in before if start not in packer.refused}:
             return _result(plan, packer, windows, reasons)
 
 
