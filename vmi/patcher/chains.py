@@ -11,6 +11,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 from vmi.patcher.model import MIN_SLOT, Pad, Window
 from vmi.patcher.pieces import (
@@ -20,6 +22,7 @@ from vmi.patcher.pieces import (
     Unit,
     fill,
     link_size,
+    shortest,
     step,
     units,
     whole,
@@ -110,12 +113,14 @@ def chain(cut: tuple[Unit, ...], free: Sequence[Pad], most: int = MAX_PIECES) ->
 
     ``free`` is in address order.
     """
-    return _Search(cut, free).chain(most)
+    found = _Search(cut, free, hopeful=True).chain(most)
+    if not found and most == MAX_PIECES:
+        found = _Search(cut, free, hopeful=False).chain(most)
+    return found
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class _State:
-    """A chain so far: the units that its last pad surely doesn't reach, the bytes used up before that pad.
+class _State(NamedTuple):
+    """A chain so far: the units that its last pad can't reach, the bytes used up before that pad.
 
     ``first`` is the unit that the last pad starts with. In the order of how promising they are.
     """
@@ -130,16 +135,27 @@ _End = tuple[int, tuple[int, ...]]  # (bytes used up, pads) of a whole chain
 
 
 class _Search:
-    """The search for one window's chain among the pads that are free; pads go by their numbers."""
+    """The search for one window's chain among the pads that are free; pads go by their numbers.
 
-    def __init__(self, cut: tuple[Unit, ...], free: Sequence[Pad]) -> None:
+    ``hopeful``: a pad is as promising as it is when the next one is near, if any is. Else as it is when that
+    is far, which long chains need so as not to end nowhere.
+    """
+
+    def __init__(self, cut: tuple[Unit, ...], free: Sequence[Pad], hopeful: bool) -> None:
         self.cut, self.free = cut, free
         self.starts = [pad.start for pad in free]
         self.known: dict[tuple[int, int, int], tuple[int, int]] = {}
         self.last: dict[int, list[tuple[int, int]]] = {}
+        # The shortest jump to any other pad.
+        gaps = [above - below for below, above in pairwise(self.starts)]
+        up, down = [*gaps, 128], [NEAR + 1, *gaps]
+        self.links = [
+            JMP8_SIZE if hopeful and (above < 128 or below <= NEAR) else JMP32_SIZE
+            for above, below in zip(up, down, strict=False)
+        ]
 
     def chain(self, most: int) -> tuple[Pad, ...]:
-        if not self.free:
+        if sum(pad.size for pad in self.free) < shortest(self.cut):
             return ()
         ends = self._last_pieces(0)
         if ends:
@@ -207,7 +223,7 @@ class _Search:
         return list(found.values())
 
     def _open(self, pads: tuple[int, ...], number: int, first: int, cost: int) -> _State:
-        reached = self._fill(number, first, JMP32_SIZE)[0]
+        reached = self._fill(number, first, self.links[number])[0]
         return _State(len(self.cut) - reached, cost, (*pads, number), first)
 
     def _fill(self, number: int, first: int, link: int) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from vmi.patcher import chains
 from vmi.patcher.chains import Job
 from vmi.patcher.elf import PAGE
 from vmi.patcher.model import MIN_SLOT, Access, Image, Pad, Placement, Plan, Slot, Window
-from vmi.patcher.pieces import whole
+from vmi.patcher.pieces import JMP8_SIZE, JMP32_SIZE, whole
 from vmi.sitetable import Tactic
 
 NO_ROOM = "The padding of the text has no room for its trampoline."
@@ -55,7 +55,7 @@ def into_padding(plan: Plan) -> Plan:
         packer.run()
         before = dict(windows)
         _give_up(windows, packer.refused, reasons)
-        if all(before[start] == window for start, window in windows.items()):
+        if windows == {start: before[start] for start in before if start not in packer.refused}:
             return _result(plan, packer, windows, reasons)
 
 
@@ -142,16 +142,25 @@ class _Packer:
                 self.refused[job.window.start] = NO_ROOM
 
     def _around(self, zones: _Zones, job: Job) -> list[Pad]:
-        """Padding to choose from: the nearest of all sizes, and long ones from further off."""
+        """Padding to choose from: the nearest of all sizes, and long ones from further off.
+
+        An instruction that hardly fits anywhere needs a long pad that an 8-bit jump leads on from, so those
+        come with their neighbours.
+        """
         enough = max(LONG_PADS, whole(job.cut) // 5)
-        pool: list[Pad] = []
-        long = 0
+        largest = max(unit.lead + unit.long for unit in job.cut)
+        long = max(LONG, largest + JMP8_SIZE)
+        beside = int(largest + JMP32_SIZE >= LONG)
+        pool: set[Pad] = set()
+        count = 0
         for page in zones.around(job.window.start):
-            for pad in self.free[page]:
-                if len(pool) < ANY_PADS or pad.size >= LONG:
-                    pool.append(pad)
-                    long += pad.size >= LONG
-            if long >= enough:
+            free = self.free[page]
+            pool.update(free[: max(0, ANY_PADS - len(pool))])
+            for number, pad in enumerate(free):
+                if pad.size >= long:
+                    pool.update(free[max(0, number - beside) : number + beside + 1])
+                    count += 1
+            if count >= enough:
                 break
         return sorted(pool, key=lambda pad: pad.start)
 
