@@ -51,7 +51,7 @@ class Options:
     undo: bool = True
 
 
-def patch(data: bytes, options: Options = Options(), *, progress: Progress | None = None) -> Patched:  # noqa: B008
+def patch(data: bytes, options: Options = Options(), *, progress: Progress | None = None) -> Patched:
     """Patch a kernel file (ELF, ELF in gzip, or Linux's bzImage) and check the result.
 
     Raises BadInput for a file that can't be patched, UsageError for options that make no sense, NoSites when
