@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, field
 
 from vmi import abi, sitetable
 from vmi.errors import UsageError
+from vmi.patcher import elf
+from vmi.patcher.container import open_container
 from vmi.patcher.disassembly import Row, disassemble
 from vmi.patcher.model import Image, Symbol, SymbolKind
 from vmi.patcher.moves import Finder, Moved, Stretch
@@ -86,6 +88,15 @@ class Explanation:
         return f"{'>' if row.address <= self.address < row.address + len(row.code) else ' '} {row}"
 
 
+def of_patch(original: bytes, output: bytes, report: Report) -> Explainer:
+    """Answers about a patch run: its input, its output, its report."""
+    before, after = (open_container(data).kernel for data in (original, output))
+    image = elf.load(after, patched=True)
+    home = elf.vmi_segment(image)
+    assert home is not None
+    return Explainer(image, sitetable.parse(home.data, home.vaddr), elf.load(before), report)
+
+
 def parse_address(text: str, symbols: tuple[Symbol, ...]) -> int:
     """An address from ``c0100000``, ``0xc0100000``, ``name`` or ``name+0x12``; raises UsageError.
 
@@ -122,8 +133,13 @@ class Explainer:
         self._image, self._table, self._home = image, table, home
         self._original, self._report = original, report
         self._finder = Finder(image, home, table)
-        named = original.symbols if original is not None and original.symbols else image.symbols
-        self._symbols = sorted((s.address, s.name) for s in named if s.kind is not SymbolKind.OBJECT)
+        self._names = sorted((s.address, s.name) for s in self.symbols if s.kind is not SymbolKind.OBJECT)
+
+    @property
+    def symbols(self) -> tuple[Symbol, ...]:
+        """The kernel's symbols, as far as known."""
+        before = self._original.symbols if self._original is not None else ()
+        return before or self._image.symbols
 
     def explain(self, address: int) -> Explanation:
         """All that is known about ``address``; never fails."""
@@ -153,11 +169,11 @@ class Explainer:
     # ------------------------------------------------------------ facts
 
     def _named(self, address: int) -> str:
-        at = bisect_right(self._symbols, (address, "\uffff")) - 1
+        at = bisect_right(self._names, (address, "\uffff")) - 1
         known = at >= 0 and self._image.segment_at(address) is not self._home
-        if not known or self._image.segment_at(self._symbols[at][0]) is not self._image.segment_at(address):
+        if not known or self._image.segment_at(self._names[at][0]) is not self._image.segment_at(address):
             return f"{address:#x}"
-        start, name = self._symbols[at]
+        start, name = self._names[at]
         return f"{address:#x} ({name}+{address - start:#x})"
 
     def _where(self, address: int, moved: Moved | None, adaptor: Stretch | None) -> Iterator[str]:
