@@ -43,6 +43,9 @@ GZIP_MAGIC = b"\x1f\x8b"
 MAX_UNPACKED = 256 << 20  # bytes; stops a small gzip file from filling memory
 EMPTY_SLACK = 1 << 16  # bytes
 MAX_HEADERS = 4096  # program or section headers; kernels have a few dozen
+MAX_SEGMENTS = 64  # loadable ones
+MAX_SHARING = 4  # sections that may claim the same byte of the file, on average
+MAX_NAME = 4096  # bytes of a symbol's or section's name
 
 VMI_MAGIC = b"VMIS"  # first bytes of a `.vmi` segment (see vmi/sitetable.py)
 
@@ -231,6 +234,31 @@ def section_bytes(data: bytes, name: str) -> bytes:
     return next((_slice(data, fields) for fields in found if fields[1] != SHT_NOBITS), b"")
 
 
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """What a linked file says of addresses: loaded sections (those without bytes left out), symbols, and
+    the relocations that the linker kept for bytes that are loaded."""
+
+    sections: tuple[Section, ...]
+    symbols: tuple[Symbol, ...]
+    relocations: tuple[Relocation, ...]
+
+
+def read_tables(data: bytes, segments: Sequence[Segment]) -> Tables:
+    """The tables of a file whose own segments don't matter: ``segments`` are those of the kernel it is of.
+
+    Raises BadInput as :func:`load` does.
+    """
+    header = read_header(data)
+    sections = section_headers(data, header)
+    _check_sections(data, header, sections)
+    return Tables(
+        _loaded_sections(data, header, sections),
+        tuple(_symbols(data, sections)),
+        tuple(_relocations(data, sections, segments)),
+    )
+
+
 def read_header(data: bytes) -> Header:
     """Check the ELF header and that both header tables lie in the file; raises BadInput."""
     if data[:4] != b"\x7fELF"[: len(data)] or not data:
@@ -301,6 +329,8 @@ def _segments(data: bytes, header: Header) -> tuple[Segment, ...]:
         segments.append(Segment(vaddr, paddr, content, memory_size, Access(flags & 7), offset))
     if not segments:
         raise BadInput("the file has no loadable segment")
+    if len(segments) > MAX_SEGMENTS:
+        raise BadInput(f"expected at most {MAX_SEGMENTS} loadable segments, got {len(segments)}")
     segments.sort(key=lambda segment: segment.vaddr)
     for low, high in pairwise(segments):
         if low.vaddr + low.memsz > high.vaddr:
@@ -333,6 +363,12 @@ def _check_sections(data: bytes, header: Header, sections: Sequence[tuple[int, .
                 )
     if sections:
         _check_names(sections, header.shstrndx, "the names of the sections")
+    tables = sum(fields[1] == SHT_SYMTAB for fields in sections)
+    if tables > 1:
+        raise BadInput(f"expected one symbol table at most, got {tables}")
+    claimed = sum(fields[5] for fields in sections if fields[1] != SHT_NOBITS)
+    if claimed > MAX_SHARING * len(data):
+        raise BadInput(f"the sections claim {claimed} bytes of the file, and it has {len(data)}")
 
 
 def _check_names(sections: Sequence[tuple[int, ...]], index: int, what: str) -> None:
@@ -358,8 +394,7 @@ def _slice(data: bytes, fields: Sequence[int]) -> bytes:
 
 
 def _string(table: bytes, offset: int) -> str:
-    end = table.find(b"\0", offset)
-    return table[offset : end if end >= 0 else len(table)].decode("utf-8", "replace")
+    return table[offset : offset + MAX_NAME].partition(b"\0")[0].decode("utf-8", "replace")
 
 
 def _raw_symbols(data: bytes, sections: Sequence[tuple[int, ...]]) -> list[tuple[str, int, int, int, int]]:

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``vmi unpatch``: give the original back that a patched kernel was made of."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vmi.cli.common import JsonOption, QuietOption, Ui, VerboseOption, guarded
+from vmi.errors import UsageError
+from vmi.files import check_writable, read_input, write_atomically
+
+
+@guarded
+def command(
+    kernel: Annotated[Path, typer.Argument(metavar="FILE", help="A kernel that vmi patched.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Where the original goes.")],
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Take a patch back: write the file that was patched, the same to the byte.
+
+    The patched file is never changed. What was packed with gzip may come back unpacked; a note says so.
+    """
+    ui = Ui(as_json, quiet, verbose)
+    data = read_input(kernel, "kernel")
+    if output.exists() and output.samefile(kernel):
+        raise UsageError(f"{str(output)!r} is the input; the output needs a name of its own")
+    check_writable(output)
+
+    from vmi.patcher import undo
+
+    with ui.progress(f"restoring {output.name}"):
+        done = undo.restore(data)
+    write_atomically(output, done.data)
+    if not done.exact:
+        ui.note("the original was in gzip and comes back unpacked: its compression can't be made again")
+    if ui.json:
+        digest = hashlib.sha256(done.data).hexdigest()
+        ui.data({"output": str(output), "size": len(done.data), "sha256": digest, "exact": done.exact})
+    elif not ui.quiet:
+        ui.show(f"{output}: {len(done.data)} bytes")

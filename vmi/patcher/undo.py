@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Take a patch back: a record behind the patched file, from which the original is made again.
+
+Nothing that loads kernels looks behind an ELF file's or a bzImage's end, so the record needs no place of
+its own. It holds what the patched file does not: mostly the bytes that were overwritten. For a bzImage it
+also holds the settings of the compression, because a kernel that is compressed anew in the same way comes
+out as it was, byte for byte; that is tried when the record is made, and where it does not hold there is no
+record. A file in gzip whose compression can't be had again (gzip's own program and zlib differ) is
+restored to what was in it.
+
+Behind the patched file stand the body, compressed with xz, and the end, which is found from the file's end:
+
+=====  ===============================================================================================
+bytes  the end of a record
+=====  ===============================================================================================
+32     SHA-256 of the patched file, which is all that is before the record
+32     SHA-256 of what is restored
+4      bytes of the body
+4      1 when the original file is restored, 0 when only what was in it (little-endian, as all numbers)
+8      ``VMIUNDO1``
+=====  ===============================================================================================
+
+The body starts with a byte: 0 for a file that is restored from the patched one by a difference alone, 1 for
+one that then goes into gzip, 2 for a bzImage. In 1 and 2 the settings of the compression follow. In 2 come
+three numbers of 4 bytes, all of the original: where its compressed kernel is, its size with the size word,
+and the bytes of its ELF file or 0 when no list of displaced words is behind that. Then, in 2, 4 bytes with
+the size of the first difference; it is between the unpacked kernels, the list being in its packed form. The
+last or only difference is between the rest of the files, for a bzImage without its payload.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import struct
+from dataclasses import dataclass, field
+
+from vmi.errors import BadInput
+from vmi.patcher import compression, delta, displaced, elf
+from vmi.patcher.compression import Format, Recipe
+from vmi.patcher.container import Container, Gzip, Linux, open_container
+
+MAGIC = b"VMIUNDO1"
+
+_END = struct.Struct("<32s32sII8s")
+_RECIPE = struct.Struct("<8BIH")
+_IMAGE = struct.Struct("<III")
+_SIZE = struct.Struct("<I")
+_ELF, _GZIP, _BZIMAGE = 0, 1, 2
+_FORMATS = tuple(Format)
+
+_NO_SETTINGS = "the settings of its compression can't be found out"
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A patched file with its record; ``note`` is a sentence on what can't be restored, else empty."""
+
+    data: bytes = field(repr=False)
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What was patched. ``exact``: the file itself; else what was in it, before it was compressed."""
+
+    data: bytes = field(repr=False)
+    exact: bool = True
+
+
+def recipe(original: Container) -> Recipe | None:
+    """The settings that compress the kernel of a file to what it has in it, None when there are none.
+
+    Takes as long as compressing it (some 10 s for a bzImage), most of it without the interpreter's lock.
+    """
+    if isinstance(original, Gzip):
+        return compression.find(original.kernel, original.data, Format.GZIP)
+    if isinstance(original, Linux):
+        payload = original.image.payload
+        packed = original.data[payload.start : payload.end - len(_size_word(payload.format, b""))]
+        return compression.find(payload.unpacked, packed, payload.format)
+    return None
+
+
+def seal(original: Container, output: bytes, settings: Recipe | None) -> Sealed:
+    """Put a record behind the patched file ``output``; ``settings`` are what :func:`recipe` gives."""
+    if isinstance(original, Linux):
+        if settings is None:
+            return Sealed(output, f"the patch can't be taken back, since {_NO_SETTINGS}")
+        body = _image_body(original, output, settings)
+        return _sealed(output, body, original.data)
+    if isinstance(original, Gzip) and settings is not None:
+        body = bytes([_GZIP]) + _recipe_bytes(settings) + delta.encode(output, original.kernel)
+        return _sealed(output, body, original.data)
+    body = bytes([_ELF]) + delta.encode(output, original.kernel)
+    if isinstance(original, Gzip):
+        note = f"the patch can be taken back, but not into the same gzip file, since {_NO_SETTINGS}"
+        return _sealed(output, body, original.kernel, note)
+    return _sealed(output, body, original.kernel)
+
+
+def restore(data: bytes) -> Restored:
+    """The original of a patched file, which may be in gzip itself; raises BadInput.
+
+    Every byte is checked: what is returned is what was patched. Takes as long as compressing it does.
+    """
+    if data[:2] == elf.GZIP_MAGIC:
+        data = elf.gunzip(data)
+    at = data.rfind(MAGIC)
+    if at < 0:
+        raise BadInput("the file has no record for taking a patch back")
+    start = at + len(MAGIC) - _END.size
+    changed = BadInput("the file was changed after it was patched, so the patch can't be taken back")
+    if at + len(MAGIC) != len(data) or start < 0:
+        raise changed
+    patched_sum, original_sum, size, exact, _magic = _END.unpack_from(data, start)
+    if size > start or hashlib.sha256(data[: start - size]).digest() != patched_sum:
+        raise changed
+    try:
+        original = _restored(data[: start - size], _unpacked(data[start - size : start]))
+        if hashlib.sha256(original).digest() != original_sum or exact not in (0, 1):
+            raise BadInput("it gives another file")
+    except (BadInput, ValueError, struct.error, IndexError) as error:
+        raise BadInput("the file's record for taking its patch back is damaged") from error
+    return Restored(original, bool(exact))
+
+
+def _sealed(output: bytes, body: bytes, original: bytes, note: str = "") -> Sealed:
+    packed = lzma.compress(body, lzma.FORMAT_XZ, lzma.CHECK_CRC32, preset=6 | lzma.PRESET_EXTREME)
+    sums = hashlib.sha256(output).digest(), hashlib.sha256(original).digest()
+    return Sealed(output + packed + _END.pack(*sums, len(packed), not note, MAGIC), note)
+
+
+def _unpacked(packed: bytes) -> bytes:
+    data, rest = compression.unpack(packed, Format.XZ)
+    if rest:
+        raise BadInput("there is more behind the record's body")
+    return data
+
+
+def _restored(output: bytes, body: bytes) -> bytes:
+    kind = body[0]
+    if kind == _ELF:
+        return delta.decode(output, body[1:])
+    settings, at = _recipe_from(body, 1)
+    if kind == _GZIP:
+        return settings.compress(delta.decode(output, body[at:]))
+    if kind != _BZIMAGE:
+        raise BadInput(f"a record of kind {kind} is not known")
+    start, room, kernel_size = _IMAGE.unpack_from(body, at)
+    (size,) = _SIZE.unpack_from(body, at + _IMAGE.size)
+    at += _IMAGE.size + _SIZE.size
+    kernel = delta.decode(_patched_kernel(output), body[at : at + size])
+    if kernel_size:
+        kernel = kernel[:kernel_size] + displaced.append(displaced.unpack(kernel[kernel_size:]))
+    payload = settings.compress(kernel) + _size_word(settings.format, kernel)
+    if len(payload) != room:
+        raise BadInput(f"the compressed kernel must have {room} bytes, but has {len(payload)}")
+    frame = delta.decode(_without(output, start, room), body[at + size :])
+    return frame[:start] + payload + frame[start:]
+
+
+def _image_body(original: Linux, output: bytes, settings: Recipe) -> bytes:
+    payload = original.image.payload
+    room = payload.end - payload.start
+    if payload.words is None:
+        kernel, kernel_size = payload.unpacked, 0
+    else:
+        # In the form that the patched kernel has it in, somewhere: then only what was changed is left.
+        kernel, kernel_size = payload.kernel + displaced.pack(payload.words), payload.kernel_size
+    kernels = delta.encode(_patched_kernel(output), kernel)
+    frames = delta.encode(_without(output, payload.start, room), _without(original.data, payload.start, room))
+    numbers = _IMAGE.pack(payload.start, room, kernel_size) + _SIZE.pack(len(kernels))
+    return bytes([_BZIMAGE]) + _recipe_bytes(settings) + numbers + kernels + frames
+
+
+def _patched_kernel(output: bytes) -> bytes:
+    container = open_container(output)
+    if not isinstance(container, Linux):
+        raise BadInput("the patched file must be a bzImage, as its original was")
+    return container.kernel
+
+
+def _without(data: bytes, start: int, size: int) -> bytes:
+    return data[:start] + data[start + size :]
+
+
+def _size_word(kind: Format, kernel: bytes) -> bytes:
+    """What Linux's build puts behind compressed data; gzip has it already."""
+    return b"" if kind is Format.GZIP else _SIZE.pack(len(kernel))
+
+
+def _recipe_bytes(settings: Recipe) -> bytes:
+    one = (_FORMATS.index(settings.format), settings.level, settings.extreme, settings.check, settings.x86)
+    header = settings.header
+    return _RECIPE.pack(*one, *settings.literal, settings.dictionary, len(header)) + header
+
+
+def _recipe_from(body: bytes, at: int) -> tuple[Recipe, int]:
+    """The settings at a place of the body, and the place behind them."""
+    kind, level, extreme, check, x86, lc, lp, pb, dictionary, size = _RECIPE.unpack_from(body, at)
+    at += _RECIPE.size
+    if dictionary > compression.DICTIONARY or level > 9:
+        raise BadInput("the record's settings are out of range")
+    header = body[at : at + size]
+    settings = Recipe(
+        _FORMATS[kind], level, bool(extreme), check, bool(x86), dictionary, (lc, lp, pb), header
+    )
+    return settings, at + size
