@@ -307,3 +307,21 @@ def test_any_list_is_applied_as_its_reference_says(numbers: set[int], off: int, 
     assert emission.first is not None
     cpu.emu_start(PADDR + displacement, emission.first.start - BIAS + displacement, count=2_000_000)
     assert bytes(cpu.mem_read(PADDR + 0x1000 + displacement, len(data))) == bytes(expected)
+
+
+def test_addresses_in_adaptors_move_along() -> None:
+    """`lgdt` of a fixed address: the adaptor holds that address, and the kernel's list names it."""
+    source = "mov ecx, dword ptr [0x401000]\nlgdt [0x401010]\nret"
+    code = assemble(source, VADDR).code.ljust(0x40, b"\x90")
+    pieces = [Piece(VADDR, code, 0, 5, PADDR, ".text"), Piece(DATA, bytes(64), 0x1234, 6, PADDR + 0x1000)]
+    image = elf.load(make(Plan(pieces, PADDR, stack_header=False)))
+    image = replace(image, displaced=(VADDR + 2, VADDR + 9, DATA))
+    emission = emit(make_plan(image, adaptors.refusal), place(image, Choice(protocol=0x20F)))
+    output = write(emission)
+    verify(emission, output)
+    (placed,) = emission.adaptors
+    (at,) = placed.words
+    assert placed.adaptor.code[at : at + 4] == (0x401010).to_bytes(4, "little")
+    assert placed.address + at in emission.displaced
+    outcome = start(0x1000, kernel=(emission, output))
+    assert outcome.read(placed.address + at, 4) == (0x402010).to_bytes(4, "little")
