@@ -68,14 +68,14 @@ def good_header() -> Header:
     ("segment", "sentence"),
     [
         (b"ELF!" + bytes(96), r"expected a .vmi segment to start with b'VMIS', got b'ELF!'"),
-        (b"VMIS\x01\0", "a .vmi header has 68 bytes, got 6"),
+        (b"VMIS\x01\0", "a .vmi header has 88 bytes, got 6"),
         (
             struct.pack("<4sHH", b"VMIS", 9, 68) + bytes(120),
-            "expected a .vmi segment of version 1, got version 9",
+            "expected a .vmi segment of version 2, got version 9",
         ),
         (
-            struct.pack("<4sHH", b"VMIS", 1, 60) + bytes(120),
-            "expected a .vmi header of at least 68 bytes, got 60",
+            struct.pack("<4sHH", b"VMIS", 2, 60) + bytes(120),
+            "expected a .vmi header of at least 88 bytes, got 60",
         ),
         (
             replace(good_header(), site_count=1000).pack() + bytes(64),

@@ -4,7 +4,8 @@
 Three programs read these bytes: the activation code inside the guest, which rewrites the slots; the
 hypervisor, which plants breakpoints at the silent sites without a slot; and tools that inspect a
 patched file. So the format has a version and a page of its own, ``docs/site-table.md``. All words are
-little endian; all addresses are virtual (linked) addresses.
+little endian; all addresses are virtual. In the file they are the linked ones; activation makes them those
+of a kernel that runs elsewhere.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from enum import IntEnum, IntFlag, StrEnum
 from vmi.errors import BadInput
 
 MAGIC = b"VMIS"
-VERSION = 1
+VERSION = 2
 NO_CALL = 0xFF
 """Call number of a record without a VMI call: the hypervisor must plant a breakpoint there."""
 INLINE = 0xFE
@@ -65,6 +66,9 @@ class ImageFlag(IntFlag):
     """The file has a multiboot 1 header, so activation takes the segment out of the memory map."""
     PHYSICAL_ENTRY = 2
     """The original e_entry was a physical address, and so is the new one."""
+    LINUX = 4
+    """The kernel is started by Linux's boot protocol: its entry point is the original one, where a jump leads
+    to the activation code, and a setup_data node right before the segment covers it."""
 
 
 class Status(IntEnum):
@@ -90,7 +94,10 @@ class MapStatus(IntEnum):
     NO_MAP = 2
     """The boot loader gave no memory map."""
     NOT_CARVED = 3
-    """The map is damaged, too long for the buffer, or doesn't show the segment as usable memory."""
+    """The map is damaged, too long for the buffer, or doesn't show the segment as usable memory; or the boot
+    protocol is too old to tell a Linux kernel of the segment."""
+    LISTED = 4
+    """The setup_data list of a Linux kernel holds a node that covers the segment."""
 
 
 class SiteFlag(IntFlag):
@@ -147,6 +154,11 @@ class Header:
     rom_base: int = 0  # physical address of the ROM found, 0 = none
     map_status: int = 0
     stack_top: int = 0
+    displaced: int = 0  # packed list of the words that move along with the kernel, 0 = none
+    displaced_size: int = 0
+    displacement: int = 0  # modulo 2**32
+    unconnected: int = 0  # SiteFlag: slots with one of these were not connected
+    boot_params: int = 0  # physical address, 0 = none
 
     def pack(self) -> bytes:
         """The header's bytes, HEADER_SIZE of them."""
@@ -154,7 +166,7 @@ class Header:
         return _HEADER.pack(MAGIC, VERSION, HEADER_SIZE, *values)
 
 
-_HEADER = struct.Struct("<4sHH15I")
+_HEADER = struct.Struct("<4sHH20I")
 HEADER_SIZE = _HEADER.size
 
 
@@ -177,6 +189,7 @@ class SiteRecord:
 
     @property
     def has_call(self) -> bool:
+        """False when there is no slot, only an instruction to be trapped."""
         return self.call != NO_CALL
 
     def pack(self) -> bytes:
@@ -185,7 +198,7 @@ class SiteRecord:
         return _SITE.pack(self.slot, self.length, self.call, code, self.flags, self.adaptor, self.site)
 
     def __repr__(self) -> str:
-        call = f"call {self.call}" if self.has_call else "trap"
+        call = {NO_CALL: "trap", INLINE: "inline"}.get(self.call, f"call {self.call}")
         return f"SiteRecord({self.slot:#x}+{self.length}, {call}, {self.tactic}, site {self.site:#x})"
 
 

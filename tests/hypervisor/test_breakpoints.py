@@ -42,7 +42,7 @@ def test_the_site_table_plants_breakpoints() -> None:
 
 DAMAGE: list[tuple[str, dict[int, bytes]]] = [
     ("no magic", {0: b"XXXX"}),
-    ("another version", {4: b"\x02\x00"}),
+    ("another version", {4: b"\x01\x00"}),
     ("a short header", {6: b"\x08\x00"}),
     ("a size beyond memory", {8: b"\xff\xff\xff\x7f"}),
     ("a table outside", {20: b"\x00\x00\x00\x70"}),

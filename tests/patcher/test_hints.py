@@ -7,7 +7,7 @@ import struct
 
 from tests.patcher.images import BASE, DATA, OFFSET, code_image
 from vmi.patcher.hints import Hints, Pin, read_hints, unwind_starts
-from vmi.patcher.model import Access, Image, Section, Segment
+from vmi.patcher.model import Access, FaultTable, Image, Section, Segment
 from vmi.patcher.scan import scan
 
 
@@ -31,18 +31,43 @@ def relative(at: int, target: int) -> bytes:
     return struct.pack("<I", (target - DATA - at) & 0xFFFFFFFF)
 
 
-def test_exception_table_with_relative_entries() -> None:
+def fault_table_of(table: bytes) -> FaultTable | None:
+    return hints_of(table_image("__ex_table", table)).fault_table
+
+
+def test_a_fault_table_names_instructions_and_places_to_go_on() -> None:
     table = relative(0, BASE + 2) + relative(4, BASE + 20) + b"\1\0\0\0"
     hints = hints_of(table_image("__ex_table", table))
+    assert hints.fault_table == FaultTable(DATA, 1, 12, True)
+    assert (hints.recovered, hints.labels, hints.pins) == ((BASE + 2,), (BASE + 20,), ())
+
+
+def test_the_third_word_of_a_fault_table_is_a_handler_or_a_number() -> None:
+    start = relative(0, BASE + 2) + relative(4, BASE + 20)
+    assert fault_table_of(start + relative(8, BASE + 8)) == FaultTable(DATA, 1, 12, True, True)
+    assert fault_table_of(start + struct.pack("<I", 0x0003_0211)) == FaultTable(DATA, 1, 12, True, False)
+    assert fault_table_of(start + struct.pack("<I", 0x0003_02FF)) is None
+
+
+def test_a_fault_table_of_eight_bytes_is_relative_or_absolute() -> None:
+    near = relative(0, BASE + 2) + relative(4, BASE + 20) + relative(8, BASE + 5) + relative(12, BASE + 21)
+    assert fault_table_of(near) == FaultTable(DATA, 2, 8, True)
+    hints = hints_of(table_image("__ex_table", struct.pack("<4I", BASE + 5, BASE + 20, BASE + 2, BASE + 21)))
+    assert hints.fault_table == FaultTable(DATA, 2, 8, False)
+    assert (hints.recovered, hints.labels) == ((BASE + 2, BASE + 5), (BASE + 20, BASE + 21))
+
+
+def test_a_fault_table_of_unknown_layout_pins_whatever_it_may_name() -> None:
+    hints = hints_of(table_image("__ex_table", struct.pack("<4I", BASE + 2, 7, 9, BASE + 5)))
     reason = "The kernel finds this instruction by its address when it faults (__ex_table)."
-    assert hints.pins == (Pin(BASE + 2, BASE + 3, reason, False),)
-    assert set(hints.labels) == {BASE + 2, BASE + 20}
+    assert hints.fault_table is None
+    assert hints.pins == tuple(Pin(at, at + 1, reason, False) for at in (BASE + 2, BASE + 5))
 
 
-def test_exception_table_with_absolute_entries() -> None:
-    hints = hints_of(table_image("__ex_table", struct.pack("<4I", BASE + 2, BASE + 20, BASE + 5, BASE + 21)))
-    assert [pin.start for pin in hints.pins] == [BASE + 2, BASE + 5]
-    assert set(hints.labels) == {BASE + 2, BASE + 5, BASE + 20, BASE + 21}
+def test_tables_of_patched_code_say_where_jumps_may_become_nops() -> None:
+    table = relative(0, BASE + 4) + relative(4, 0) + struct.pack("<HBB", 7, 3, 3)
+    assert hints_of(table_image(".altinstructions", table)).rewritten == {BASE + 4, BASE + 5, BASE + 6}
+    assert hints_of(table_image(".smp_locks", relative(0, BASE + 4))).rewritten == frozenset()
 
 
 def test_alternatives_pin_the_whole_patched_range() -> None:
@@ -54,7 +79,7 @@ def test_alternatives_pin_the_whole_patched_range() -> None:
 
 def test_an_unknown_table_layout_pins_whatever_could_be_an_address() -> None:
     table = struct.pack("<5I", 0, BASE + 6, 0, 7, 0) + b"\0"
-    hints = hints_of(table_image("__jump_table", table))
+    hints = hints_of(table_image(".static_call_sites", table))
     assert [(pin.start, pin.untouchable) for pin in hints.pins] == [(BASE + 6, True)]
 
 

@@ -249,18 +249,6 @@ def test_a_kernel_without_sensitive_instructions_is_refused() -> None:
     assert inspect_file(done.data).patched
 
 
-def test_load_addresses_in_the_multiboot_header_are_refused() -> None:
-    kludge = 0x10003
-    words = (0x1BADB002, kludge, -(0x1BADB002 + kludge) & 0xFFFFFFFF)
-    header = b"".join(word.to_bytes(4, "little") for word in words)
-    with pytest.raises(BadInput) as caught:
-        patch(small_kernel().replace(MULTIBOOT, header))
-    assert str(caught.value) == (
-        "the multiboot header gives load addresses itself (flag bit 16), so boot loaders would not load "
-        "a new segment"
-    )
-
-
 def test_no_room_below_4_gib_is_refused() -> None:
     code = assemble("cli\nhlt", 0xFFFF0000).code
     plan = Plan([Piece(0xFFFF0000, code, memsz=0xF000, paddr=0x100000)], entry=0xFFFF0000)

@@ -107,7 +107,7 @@ def test_a_window_becomes_slots_and_copies() -> None:
         (HOME, 5, HOME + 4),
         (HOME + 5, 5, HOME + 7),
     ]
-    assert trampoline.edits(built) == {0xC0100000: bytes.fromhex("e9fb2f0600cc")}
+    assert trampoline.edits([built]) == {0xC0100000: bytes.fromhex("e9fb2f0600cc")}
 
 
 def test_an_instruction_of_five_bytes_needs_no_padding() -> None:
@@ -129,7 +129,7 @@ def test_a_moved_silent_instruction_is_recorded_at_its_new_address() -> None:
 def test_a_springboard_is_a_short_jump_and_a_long_one() -> None:
     short = window(Insn(0xC0100000, b"\xfa", "cli"), length=3, springboard=0xC0100042)
     built = trampoline.build(short, HOME)
-    assert trampoline.edits(built) == {
+    assert trampoline.edits([built]) == {
         0xC0100000: bytes.fromhex("eb40cc"),
         0xC0100042: bytes.fromhex("e9b92f0600"),
     }
@@ -138,7 +138,7 @@ def test_a_springboard_is_a_short_jump_and_a_long_one() -> None:
 def test_a_springboard_out_of_reach_is_a_defect() -> None:
     far = window(Insn(0xC0100000, b"\xfa", "cli"), length=3, springboard=0xC0100082)
     with pytest.raises(ValueError, match=r"^the springboard of the window at 0xc0100000 is out of reach$"):
-        trampoline.edits(trampoline.build(far, HOME))
+        trampoline.edits([trampoline.build(far, HOME)])
 
 
 def test_the_shadow_of_sti_reaches_its_next_instruction() -> None:

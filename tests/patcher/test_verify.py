@@ -186,7 +186,7 @@ def test_a_record_for_another_call_is_caught() -> None:
     emission, _ = good()
     first = next(p for p in emission.sites if p.record is not None)
     assert first.record is not None
-    other = replace(first, record=replace(first.record, call=first.record.call ^ 1))
+    other = replace(first, records=(replace(first.record, call=first.record.call ^ 1),))
     wrong = replace(emission, sites=tuple(other if p is first else p for p in emission.sites))
     assert caught(wrong, good()[1]) == (
         "the output doesn't match the plan: the site table reads back differently"

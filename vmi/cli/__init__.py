@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from vmi.cli import abi, compare, demo, header, inspect, patch, rom, run, unpatch, version
+from vmi.cli import abi, compare, demo, header, inspect, patch, prove, rom, run, unpatch, version
 from vmi.version import __version__
 
 __all__ = ["app", "main"]
@@ -28,6 +28,7 @@ app.add_typer(rom.app, name="rom")
 for verb, command in (
     ("patch", patch.command),
     ("unpatch", unpatch.command),
+    ("prove", prove.command),
     ("inspect", inspect.command),
     ("run", run.command),
     ("compare", compare.command),

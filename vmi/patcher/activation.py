@@ -2,18 +2,22 @@
 """The code that runs first in a patched kernel: find a ROM, start it, connect the slots, hand over.
 
 It runs at the state of the boot protocol: flat segments, paging and interrupts off, CPL 0, at physical
-addresses. All addresses in it are physical and fixed, because the segment is loaded where the program
-header says; there is no stack to find out otherwise before one has been chosen. After VMI_Init it may
-be at CPL 1, so from there on it uses plain instructions only.
+addresses. All addresses in it are physical. Most kernels run where the program header says, so these are
+fixed; one that may run elsewhere has them moved by the code's head. After VMI_Init it may be at CPL 1, so
+from there on it uses plain instructions only.
 
-Whatever happens, the kernel gets what its boot loader gave: every register but ESP, and the flags. Its
-memory map and command line are copies inside the segment.
+Whatever happens, the kernel gets what its boot loader gave: every register but ESP, and the flags. What
+the boot loader says of memory is made to leave the segment out; that is the head's part, which knows the
+boot protocol (``activation_multiboot``, ``activation_linux``).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from vmi import abi
-from vmi.patcher.place import ACTIVATION_SIZE, COMMAND_LINE_SIZE, MAP_ENTRY_SIZE, ROM_RESERVE, Layout
+from vmi.patcher import activation_linux, activation_multiboot
+from vmi.patcher.place import ACTIVATION_SIZE, ROM_RESERVE, Layout
 from vmi.rom.assemble import assemble
 from vmi.sitetable import (
     INLINE,
@@ -21,26 +25,36 @@ from vmi.sitetable import (
     NO_CALL,
     SITE_SIZE,
     Header,
-    MapStatus,
+    ImageFlag,
     SiteFlag,
     Status,
     header_offset,
 )
 
-MULTIBOOT_LOADED = 0x2BADB002  # EAX at entry, from a multiboot 1 loader
-MBI_HAS_COMMAND_LINE = 0x04
-MBI_HAS_MAP = 0x40  # flags in the first word of the multiboot information
+EFLAGS_ID = 1 << 21  # can be changed if there is a CPUID
+CPUID_PAE = 1 << 6  # in EDX of leaf 1
 
 _SOURCE = """
-entry:
-    mov esp, {stack_top}
+; ---- slots that must stay as they are on this processor: CPUID shows PAE, if there is a CPUID
+    mov dword ptr [{unconnected}], {recovered}
     pushfd
-    pushad
-    cld
-    cmp eax, {multiboot_loaded}
-    jne scan
-    call carve
-    call move_command_line
+    pop eax
+    mov ecx, eax
+    xor eax, {eflags_id}
+    push eax
+    popfd
+    pushfd
+    pop eax
+    push ecx
+    popfd
+    xor eax, ecx
+    test eax, {eflags_id}
+    je scan
+    mov eax, 1
+    cpuid
+    test dl, {cpuid_pae}
+    je scan
+    or dword ptr [{unconnected}], {isolated}
 
 ; ---- find a ROM: the first whose header, checksum and licence are right
 scan:
@@ -119,6 +133,9 @@ slot:
     movzx eax, byte ptr [esi+5]
     cmp al, {no_call}
     je next_slot
+    mov dl, byte ptr [esi+7]
+    test byte ptr [{unconnected}], dl
+    jne next_slot
     mov edi, dword ptr [esi]
     sub edi, {bias}
     movzx ecx, byte ptr [esi+4]
@@ -194,132 +211,7 @@ too_large:
 hand_over:
     popad
     popfd
-    jmp {original_entry}
-
-; ---- move the command line of the information at EBX to the end of the segment, if it fits there
-move_command_line:
-    test byte ptr [ebx], {mbi_has_command_line}
-    je moved
-    mov esi, dword ptr [ebx+16]
-    mov edi, {command_line}
-    mov ecx, {command_line_size}
-copy_character:
-    lodsb
-    stosb
-    test al, al
-    je copied
-    dec ecx
-    jne copy_character
-    ret
-copied:
-    mov dword ptr [ebx+16], {command_line}
-moved:
-    ret
-
-; ---- copy the memory map of the information at EBX, with the segment shown as reserved
-carve:
-    mov dword ptr [{map_status}], {map_none}
-    test byte ptr [ebx], {mbi_has_map}
-    je carve_end
-    mov dword ptr [{map_status}], {map_not_carved}
-    xor ebp, ebp
-    mov esi, dword ptr [ebx+48]
-    mov ecx, dword ptr [ebx+44]
-    add ecx, esi
-    mov edi, {map_buffer}
-map_entry:
-    cmp esi, ecx
-    jae map_end
-    cmp edi, {map_buffer_last}
-    ja carve_end
-    cmp dword ptr [esi], 20
-    jb carve_end
-    cmp dword ptr [esi+20], 1
-    jne map_copy
-    cmp dword ptr [esi+8], 0
-    jne map_copy
-    mov eax, dword ptr [esi+4]
-    cmp eax, {segment_end}
-    jae map_copy
-    mov edx, dword ptr [esi+16]
-    add eax, dword ptr [esi+12]
-    adc edx, 0
-    jne map_split
-    cmp eax, {segment_start}
-    jbe map_copy
-map_split:
-    push edx
-    push eax
-    inc ebp
-    mov eax, dword ptr [esi+4]
-    cmp eax, {segment_start}
-    jae map_middle
-    mov edx, {segment_start}
-    sub edx, eax
-    push 1
-    call map_emit
-    mov eax, {segment_start}
-map_middle:
-    mov edx, {segment_end}
-    cmp dword ptr [esp+4], 0
-    jne map_reserve
-    cmp edx, dword ptr [esp]
-    jbe map_reserve
-    mov edx, dword ptr [esp]
-map_reserve:
-    sub edx, eax
-    push 2
-    call map_emit
-    pop eax
-    pop edx
-    sub eax, {segment_end}
-    sbb edx, 0
-    jb map_next
-    mov dword ptr [edi], 20
-    mov dword ptr [edi+4], {segment_end}
-    mov dword ptr [edi+8], 0
-    mov dword ptr [edi+12], eax
-    mov dword ptr [edi+16], edx
-    mov dword ptr [edi+20], 1
-    or edx, eax
-    je map_next
-    add edi, {map_entry_size}
-    jmp map_next
-map_copy:
-    mov dword ptr [edi], 20
-    push esi
-    push ecx
-    add esi, 4
-    add edi, 4
-    mov ecx, 20
-    rep movsb
-    pop ecx
-    pop esi
-map_next:
-    add esi, dword ptr [esi]
-    add esi, 4
-    jmp map_entry
-map_end:
-    test ebp, ebp
-    je carve_end
-    sub edi, {map_buffer}
-    mov dword ptr [ebx+44], edi
-    mov dword ptr [ebx+48], {map_buffer}
-    mov dword ptr [{map_status}], {map_carved}
-carve_end:
-    ret
-
-; ---- one entry at EDI: base EAX, length EDX, type on the stack
-map_emit:
-    mov dword ptr [edi], 20
-    mov dword ptr [edi+4], eax
-    mov dword ptr [edi+8], 0
-    mov dword ptr [edi+12], edx
-    mov dword ptr [edi+16], 0
-    mov edx, dword ptr [esp+4]
-    mov dword ptr [edi+20], edx
-    add edi, {map_entry_size}
-    ret 4
+    jmp {leave}
 """
 
 
@@ -331,11 +223,57 @@ def _field(name: str) -> int:
     return next(field.offset for field in abi.ROM_HEADER if field.name == name)
 
 
-def activation_code(layout: Layout, header: Header) -> bytes:
-    """The activation code that goes with a header, to stand at ``layout.activation``."""
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """The code, to stand at ``Layout.activation``, and the virtual addresses of the absolute words in it."""
+
+    code: bytes
+    words: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        return f"Activation({len(self.code)} bytes, {len(self.words)} absolute words)"
+
+
+def activation(layout: Layout, header: Header, leave: int = 0) -> Activation:
+    """The activation code that goes with a header.
+
+    ``leave`` is the virtual address that it goes to at its end, the original entry point if 0.
+    """
+    code = _assembled(layout, header, leave or header.original_entry, 0)
+    if len(code) > ACTIVATION_SIZE:
+        raise ValueError(f"the activation code has {len(code)} bytes, its place has {ACTIVATION_SIZE}")
+    return Activation(code, _absolute_words(layout, header, leave or header.original_entry, code))
+
+
+_SHIFT = 0x01010101  # changes every byte of a word that it is added to
+
+
+def _absolute_words(layout: Layout, header: Header, leave: int, code: bytes) -> tuple[int, ...]:
+    """Where the code differs when everything lies elsewhere: those are its absolute addresses."""
+    shifted = _assembled(layout, header, leave, _SHIFT)
+    words = []
+    at = 0
+    while at < len(code):
+        if code[at] == shifted[at]:
+            at += 1
+            continue
+        old, new = (int.from_bytes(raw[at : at + 4], "little") for raw in (code, shifted))
+        if (new - old) & 0xFFFFFFFF != _SHIFT:
+            raise ValueError(f"byte {at} of the activation code depends on its address in an unknown way")
+        words.append(layout.activation + at)
+        at += 4
+    return tuple(words)
+
+
+def _assembled(layout: Layout, header: Header, leave: int, shift: int) -> bytes:
+    """The code for a segment ``shift`` bytes above the addresses in ``layout``, ``header`` and ``leave``."""
+
+    def at(vaddr: int) -> int:
+        return layout.physical(vaddr) + shift
+
+    head = activation_linux if header.image_flags & ImageFlag.LINUX else activation_multiboot
     symbols = {
-        "stack_top": layout.physical(layout.stack_top),
-        "multiboot_loaded": MULTIBOOT_LOADED,
+        "stack_top": at(layout.stack_top),
         "scan_start": abi.SCAN_START,
         "scan_end": abi.SCAN_END,
         "scan_step": abi.SCAN_STEP,
@@ -360,39 +298,28 @@ def activation_code(layout: Layout, header: Header) -> bytes:
         "nop": abi.Reloc.NOP,
         "jump_ok": SiteFlag.JUMP_OK,
         "nop_ok": SiteFlag.NOP_OK,
+        "recovered": SiteFlag.RECOVERED,
+        "isolated": SiteFlag.ISOLATED,
+        "eflags_id": EFLAGS_ID,
+        "cpuid_pae": CPUID_PAE,
         "site_size": SITE_SIZE,
         "link_size": LINK_SIZE,
-        "reserve": layout.physical(layout.rom_reserve),
+        "reserve": at(layout.rom_reserve),
         "reserve_size": ROM_RESERVE,
-        "header": layout.physical(layout.base),
-        "relocations": layout.physical(layout.relocations),
-        "sites": layout.physical(header.sites),
+        "header": at(layout.base),
+        "relocations": at(layout.relocations),
+        "sites": at(header.sites),
         "site_count": header.site_count,
-        "links": layout.physical(header.links),
+        "links": at(header.links),
         "link_count": header.link_count,
         "bias": layout.bias & 0xFFFFFFFF,
-        "status": layout.physical(layout.base + header_offset("status")),
-        "rom_base": layout.physical(layout.base + header_offset("rom_base")),
-        "map_status": layout.physical(layout.base + header_offset("map_status")),
         "status_active": Status.ACTIVE,
         "status_refused": Status.REFUSED,
         "status_too_large": Status.TOO_LARGE,
-        "map_none": MapStatus.NO_MAP,
-        "map_not_carved": MapStatus.NOT_CARVED,
-        "map_carved": MapStatus.CARVED,
-        "mbi_has_command_line": MBI_HAS_COMMAND_LINE,
-        "command_line": layout.physical(layout.base) + header.size - COMMAND_LINE_SIZE,
-        "command_line_size": COMMAND_LINE_SIZE,
-        "mbi_has_map": MBI_HAS_MAP,
-        "map_buffer": layout.physical(layout.map_buffer),
-        "map_buffer_last": layout.physical(layout.map_buffer) + layout.map_buffer_size - 3 * MAP_ENTRY_SIZE,
-        "map_entry_size": MAP_ENTRY_SIZE,
-        "segment_start": layout.physical(layout.base),
-        "segment_end": layout.physical(layout.base) + header.size,
-        "original_entry": layout.physical(header.original_entry),
+        "leave": at(leave),
     }
+    for name in ("status", "rom_base", "map_status", "unconnected"):
+        symbols[name] = at(layout.base + header_offset(name))
+    symbols.update(head.symbols(layout, header, at))
     values = {name: int(value) for name, value in symbols.items()}
-    code = assemble(_SOURCE, layout.physical(layout.activation), values).code
-    if len(code) > ACTIVATION_SIZE:
-        raise ValueError(f"the activation code has {len(code)} bytes, its place has {ACTIVATION_SIZE}")
-    return code
+    return assemble(head.HEAD + _SOURCE + head.TAIL, at(layout.activation), values).code

@@ -161,7 +161,8 @@ class Bounds:
 class Listing:
     """A decoded range. Entry i is the instruction at ``starts[i]``, ``lengths[i]`` bytes, flow ``kinds[i]``.
 
-    Ranges known to be data have no entries: they are gaps between one entry's end and the next one's start.
+    Ranges known to be data have no entries: they are gaps between one entry's end and the next one's start;
+    ``after_gaps`` are the entries behind them.
 
     ``targets`` (direct near branches) and ``forms`` are keyed by instruction address.
     """
@@ -174,6 +175,7 @@ class Listing:
     targets: dict[int, int] = field(default_factory=dict)
     forms: dict[int, Form] = field(default_factory=dict)
     references: list[Reference] = field(default_factory=list)
+    after_gaps: list[int] = field(default_factory=list)
 
     def __repr__(self) -> str:
         return f"Listing({self.start:#x}-{self.end:#x}, {len(self.starts)} instructions)"
@@ -226,6 +228,8 @@ class Listing:
 
     def append(self, other: Listing) -> None:
         """Add a listing of later addresses; ``data`` stays as it is."""
+        if self.starts and other.starts and self.stop(len(self) - 1) != other.starts[0]:
+            self.after_gaps.append(len(self))
         self.starts.extend(other.starts)
         self.lengths.extend(other.lengths)
         self.kinds.extend(other.kinds)

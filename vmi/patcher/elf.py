@@ -43,6 +43,9 @@ GZIP_MAGIC = b"\x1f\x8b"
 MAX_UNPACKED = 256 << 20  # bytes; stops a small gzip file from filling memory
 EMPTY_SLACK = 1 << 16  # bytes
 MAX_HEADERS = 4096  # program or section headers; kernels have a few dozen
+MAX_SEGMENTS = 64  # loadable ones
+MAX_SHARING = 4  # sections that may claim the same byte of the file, on average
+MAX_NAME = 4096  # bytes of a symbol's or section's name
 
 VMI_MAGIC = b"VMIS"  # first bytes of a `.vmi` segment (see vmi/sitetable.py)
 
@@ -59,6 +62,30 @@ class Multiboot:
     def kludge(self) -> bool:
         """True when load addresses come from the header, so that program headers are not read."""
         return bool(self.flags & MULTIBOOT_KLUDGE)
+
+
+@dataclass(frozen=True, slots=True)
+class Kludge:
+    """What a multiboot header with flag bit 16 has loaded: one range of the file, to one physical range.
+
+    ``offset`` is where the range starts in the file, ``start`` where in memory; ``load_end`` is the first
+    address that isn't loaded, and from there to ``end`` boot loaders clear memory. ``whole``: the header
+    names no end, so all of the file is loaded.
+    """
+
+    offset: int
+    start: int
+    load_end: int
+    end: int
+    entry: int
+    whole: bool
+
+    def offset_of(self, paddr: int) -> int:
+        """Where in the file the byte for a physical address lies."""
+        return paddr - self.start + self.offset
+
+    def __repr__(self) -> str:
+        return f"Kludge({self.start:#x}-{self.load_end:#x}-{self.end:#x}, entry {self.entry:#x})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +172,46 @@ def multiboot(data: bytes) -> Multiboot | None:
             length = 48 if flags & 4 else 32 if flags & MULTIBOOT_KLUDGE else 12
             return Multiboot(offset, flags, length)
     return None
+
+
+KLUDGE_FIELDS = struct.Struct("<5I")  # header, load, load end, bss end and entry address
+KLUDGE_AT = 12  # offset of these in a multiboot header
+
+
+def kludge(data: bytes, header: Multiboot) -> Kludge:
+    """The load addresses of a multiboot header that has them; raises BadInput when they can't be right."""
+    if header.offset + KLUDGE_AT + KLUDGE_FIELDS.size > len(data):
+        raise BadInput("the file is truncated: it ends within its multiboot header")
+    at, start, load_end, bss_end, entry = KLUDGE_FIELDS.unpack_from(data, header.offset + KLUDGE_AT)
+    offset = header.offset - (at - start)
+    loaded = load_end or start + len(data) - offset
+    if at < start or not 0 <= offset <= header.offset or loaded <= at or (bss_end and bss_end < loaded):
+        raise BadInput("the load addresses in the multiboot header contradict each other")
+    if offset + loaded - start > len(data):
+        raise BadInput("the file is truncated: the load addresses in its multiboot header go beyond its end")
+    return Kludge(offset, start, loaded, bss_end or loaded, entry, load_end == 0)
+
+
+def check_kludge(image: Image) -> None:
+    """Raise BadInput when a multiboot header's load addresses say otherwise than the program headers."""
+    header = multiboot(image.data)
+    if header is None or not header.kludge:
+        return
+    loads = kludge(image.data, header)
+    for segment in image.segments:
+        physical_end = segment.paddr + segment.filesz
+        inside = loads.start <= segment.paddr and physical_end <= loads.load_end
+        if segment.data and not (inside and loads.offset_of(segment.paddr) == segment.file_offset):
+            raise BadInput(
+                f"the load addresses in the multiboot header (flag bit 16) don't load the segment at "
+                f"{segment.vaddr:#x} as its program header does"
+            )
+    text = entry_segment(image)
+    entry = image.entry if entry_is_physical(image) else image.entry - text.offset
+    if loads.entry != entry:
+        raise BadInput(
+            f"the multiboot header's entry point {loads.entry:#x} is not that of the ELF header, {entry:#x}"
+        )
 
 
 def symbol_values(data: bytes, names: Sequence[str]) -> dict[str, int]:
@@ -262,6 +329,8 @@ def _segments(data: bytes, header: Header) -> tuple[Segment, ...]:
         segments.append(Segment(vaddr, paddr, content, memory_size, Access(flags & 7), offset))
     if not segments:
         raise BadInput("the file has no loadable segment")
+    if len(segments) > MAX_SEGMENTS:
+        raise BadInput(f"expected at most {MAX_SEGMENTS} loadable segments, got {len(segments)}")
     segments.sort(key=lambda segment: segment.vaddr)
     for low, high in pairwise(segments):
         if low.vaddr + low.memsz > high.vaddr:
@@ -294,6 +363,12 @@ def _check_sections(data: bytes, header: Header, sections: Sequence[tuple[int, .
                 )
     if sections:
         _check_names(sections, header.shstrndx, "the names of the sections")
+    tables = sum(fields[1] == SHT_SYMTAB for fields in sections)
+    if tables > 1:
+        raise BadInput(f"expected one symbol table at most, got {tables}")
+    claimed = sum(fields[5] for fields in sections if fields[1] != SHT_NOBITS)
+    if claimed > MAX_SHARING * len(data):
+        raise BadInput(f"the sections claim {claimed} bytes of the file, and it has {len(data)}")
 
 
 def _check_names(sections: Sequence[tuple[int, ...]], index: int, what: str) -> None:
@@ -319,8 +394,7 @@ def _slice(data: bytes, fields: Sequence[int]) -> bytes:
 
 
 def _string(table: bytes, offset: int) -> str:
-    end = table.find(b"\0", offset)
-    return table[offset : end if end >= 0 else len(table)].decode("utf-8", "replace")
+    return table[offset : offset + MAX_NAME].partition(b"\0")[0].decode("utf-8", "replace")
 
 
 def _raw_symbols(data: bytes, sections: Sequence[tuple[int, ...]]) -> list[tuple[str, int, int, int, int]]:

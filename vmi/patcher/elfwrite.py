@@ -10,6 +10,9 @@ LIEF does the writing. Kernels force three habits on us, all of them checked aga
   one page in the file (no address changes).
 * The physical address must be set on the object that LIEF returns; one set before is ignored.
 * No section header is added, so those of the original stay valid as they are.
+
+LIEF chooses where in the file a new segment's bytes go. Where that is not free to choose, because someone
+loads the file by offsets and not by its program headers, they are put in their place here.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import lief
 
@@ -26,8 +30,10 @@ from vmi.patcher.elf import (
     MULTIBOOT_SEARCH,
     PAGE,
     PROGRAM_HEADER,
+    PT_LOAD,
     SECTION_HEADER,
     SHT_NOBITS,
+    kludge,
     multiboot,
     program_headers,
     read_header,
@@ -35,26 +41,42 @@ from vmi.patcher.elf import (
 )
 from vmi.patcher.model import Image
 
+PT_NULL = 0
 PT_GNU_STACK = 0x6474E551
+NEEDLESS = (PT_GNU_STACK, PT_NULL, 0x6474E550, 0x6474E552, 0x6474E553)
+"""Program headers that mean nothing to a boot loader, best first: GNU_STACK, NULL, GNU_EH_FRAME, GNU_RELRO,
+GNU_PROPERTY."""
+RWX = 7
+NO_EDITS: Mapping[int, bytes] = MappingProxyType({})
 
 lief.logging.disable()
 
 
 @dataclass(frozen=True, slots=True)
 class NewSegment:
-    """A segment to add: readable, writable, executable, wholly in the file."""
+    """A segment to add: readable, writable, executable, wholly in the file, where ``file_offset`` says."""
 
     vaddr: int
     paddr: int
     content: bytes = field(repr=False)
+    file_offset: int | None = None
 
 
-def write(image: Image, edits: Mapping[int, bytes], segment: NewSegment, entry: int) -> bytes:
+def write(
+    image: Image,
+    edits: Mapping[int, bytes],
+    segment: NewSegment,
+    entry: int,
+    file_edits: Mapping[int, bytes] = NO_EDITS,
+) -> bytes:
     """Return the ELF file with ``edits`` (virtual address to bytes), the new segment and entry.
 
-    Same input, same bytes. Raises BadInput when the file has no room for one more program header.
+    ``file_edits`` are by offset in the image's file. Same input, same bytes. Raises BadInput when the file
+    has no room for one more program header.
     """
     data = bytearray(image.data)
+    for offset, replacement in file_edits.items():
+        data[offset : offset + len(replacement)] = replacement
     for vaddr, replacement in edits.items():
         home = image.segment_at(vaddr)
         if home is None or vaddr + len(replacement) > home.end:
@@ -62,6 +84,8 @@ def write(image: Image, edits: Mapping[int, bytes], segment: NewSegment, entry: 
         offset = home.file_offset + vaddr - home.vaddr
         data[offset : offset + len(replacement)] = replacement
     prepared = with_placeholder(bytes(data))
+    if segment.file_offset is not None:
+        return _written_at(prepared, segment, segment.file_offset, len(prepared) - len(data), entry)
     binary = lief.ELF.parse(prepared)
     if binary is None:
         raise BadInput("the ELF library can't read the file")
@@ -87,17 +111,61 @@ def write(image: Image, edits: Mapping[int, bytes], segment: NewSegment, entry: 
     return bytes(output)
 
 
+def _written_at(data: bytes, segment: NewSegment, offset: int, moved: int, entry: int) -> bytes:
+    """The file with the segment's bytes at ``offset``; ``moved``: by how much its contents were moved up.
+
+    What lies behind the loaded bytes (symbols, section headers) goes behind the segment when it is in the
+    way, or when the bytes up to the segment are loaded too.
+    """
+    found = multiboot(data)
+    header = read_header(data)
+    programs = program_headers(data, header)
+    tail = max(p[1] + p[4] for p in programs if p[0] == PT_LOAD)
+    in_the_way = len(data) > offset
+    if found is not None and found.kludge:
+        loads = kludge(data, found)
+        offset += moved
+        tail = len(data) if loads.whole else loads.offset_of(loads.load_end)
+        in_the_way = len(data) > tail
+    if tail > offset:
+        raise BadInput(f"the file has loaded bytes up to {tail:#x}, where the .vmi segment must begin")
+    end = offset + len(segment.content)
+    delta = -(-(end - tail) // PAGE) * PAGE if in_the_way else 0
+    output = bytearray(data[:tail] if in_the_way else data).ljust(offset, b"\0") + segment.content
+    if in_the_way:
+        output = output.ljust(tail + delta, b"\0") + data[tail:]
+    kinds = [fields[0] for fields in programs]
+    for index, (kind, at, *rest) in enumerate(programs):
+        here = header.phoff + index * PROGRAM_HEADER.size
+        if index == kinds.index(PT_GNU_STACK):
+            size = len(segment.content)
+            new = (PT_LOAD, offset, segment.vaddr, segment.paddr, size, size, RWX, PAGE)
+            PROGRAM_HEADER.pack_into(output, here, *new)
+        elif kind != PT_LOAD and at >= tail:
+            PROGRAM_HEADER.pack_into(output, here, kind, at + delta, *rest)
+    if header.shnum and header.shoff >= tail:
+        struct.pack_into("<I", output, 32, header.shoff + delta)
+    table = header.shoff + (delta if header.shoff >= tail else 0)
+    for index, fields in enumerate(section_headers(data, header)):
+        if index and fields[4] >= tail:
+            struct.pack_into("<I", output, table + index * SECTION_HEADER.size + 16, fields[4] + delta)
+    struct.pack_into("<I", output, 24, entry)
+    return bytes(output)
+
+
 def with_placeholder(data: bytes) -> bytes:
-    """Return the file with an empty PT_GNU_STACK program header, adding one if there is none."""
+    """Return the file with an empty PT_GNU_STACK program header, made from a needless one or added."""
     header = read_header(data)
     kinds = [fields[0] for fields in program_headers(data, header)]
-    if PT_GNU_STACK not in kinds:
+    found = next((kind for kind in NEEDLESS if kind in kinds), None)
+    if found is None:
         if not _room_after_table(data):
             data = _shifted(data)
             header = read_header(data)
         kinds.append(PT_GNU_STACK)
+        found = PT_GNU_STACK
     grown = bytearray(data)
-    at = header.phoff + kinds.index(PT_GNU_STACK) * PROGRAM_HEADER.size
+    at = header.phoff + kinds.index(found) * PROGRAM_HEADER.size
     PROGRAM_HEADER.pack_into(grown, at, PT_GNU_STACK, 0, 0, 0, 0, 0, 6, 16)
     struct.pack_into("<H", grown, 44, len(kinds))
     return bytes(grown)

@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Turn a plan into bytes: the contents of the `.vmi` segment and the edits to the kernel's text.
+"""Turn a plan into bytes: the contents of the `.vmi` segment and the edits to the kernel's text and tables.
 
 Nothing here touches a file. The parts are laid out first, since all sizes follow from the plan; then
-trampolines, adaptors and tables are built at their final addresses. ``verify`` checks the result
-against the plan with other eyes.
+trampolines, adaptors and tables are built at their final addresses, and whatever knew the moved
+instructions by address is told. ``verify`` checks the result against the plan with other eyes.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from vmi.errors import BadInput
-from vmi.patcher import adaptors, elf, trampoline
-from vmi.patcher.activation import activation_code
+from vmi.patcher import adaptors, displaced, elf, faulttable, trampoline, words
+from vmi.patcher.activation import activation
 from vmi.patcher.adaptorcode import Adaptor
+from vmi.patcher.entry import entry_edit, entry_window, kludge_edit
 from vmi.patcher.model import Plan, Site
-from vmi.patcher.place import COMMAND_LINE_SIZE, MAX_SIZE, ROM_RESERVE, Place
+from vmi.patcher.place import COMMAND_LINE_SIZE, ROM_RESERVE, Place
 from vmi.patcher.trampoline import PlacedSlot, Trampoline
 from vmi.sitetable import (
     INLINE,
@@ -37,12 +39,20 @@ ALIGNMENT = 16
 
 @dataclass(frozen=True, slots=True)
 class PlacedSite:
-    """What finally became of a site: its record in the table, if it has one, or the reason why not."""
+    """What finally became of a site: its records in the table, or the reason why it has none.
+
+    Only a site that stays where it is, with copies on the ways to it, has more than one.
+    """
 
     site: Site
     tactic: Tactic
     reason: str
-    record: SiteRecord | None
+    records: tuple[SiteRecord, ...]
+
+    @property
+    def record(self) -> SiteRecord | None:
+        """The first record, None when there is none."""
+        return self.records[0] if self.records else None
 
     def __repr__(self) -> str:
         return f"PlacedSite({self.site.address:#x}, {self.site.form}, {self.tactic})"
@@ -60,7 +70,12 @@ class PlacedAdaptor:
 
 @dataclass(frozen=True, slots=True)
 class Emission:
-    """Everything that goes into the output file, and how it came about."""
+    """Everything that goes into the output file, and how it came about.
+
+    ``edits`` are by virtual address, and no two overlap; ``file_edits`` are by offset in the original file,
+    for what is not loaded. ``displaced`` is what ``Image.displaced`` becomes: sorted, without the words of
+    the `.vmi` segment other than those in trampolines.
+    """
 
     plan: Plan
     place: Place
@@ -71,6 +86,11 @@ class Emission:
     sites: tuple[PlacedSite, ...] = field(repr=False)
     adaptors: tuple[PlacedAdaptor, ...] = field(repr=False)
     trampolines: tuple[Trampoline, ...] = field(repr=False)
+    displaced: tuple[int, ...] = field(default=(), repr=False)  # the segment's own words included
+    first: Trampoline | None = field(
+        default=None, repr=False
+    )  # whose window jumps to activation, and it here
+    file_edits: dict[int, bytes] = field(default_factory=dict, repr=False)
 
     @property
     def base(self) -> int:
@@ -80,7 +100,7 @@ class Emission:
     @property
     def records(self) -> tuple[SiteRecord, ...]:
         """The site records, in slot order."""
-        found = (placed.record for placed in self.sites if placed.record is not None)
+        found = (record for placed in self.sites for record in placed.records)
         return tuple(sorted(found, key=lambda record: record.slot))
 
     @property
@@ -94,10 +114,17 @@ class Emission:
 
 
 def emit(plan: Plan, where: Place) -> Emission:
-    """Build the segment and the edits for a plan; raises BadInput when the segment would be too large."""
+    """Build the segment and the edits for a plan; raises BadInput when the segment would be too large.
+
+    A Linux kernel gets one window more, at its entry point.
+    """
     image = plan.image
+    window_at_entry = entry_window(plan) if where.linux else None
+    if window_at_entry is not None:
+        windows = sorted((*plan.windows, window_at_entry), key=lambda window: window.start)
+        plan = replace(plan, windows=tuple(windows))
     layout = where.layout
-    choice = _Choice(plan)
+    choice = _Choice(plan, where.hide_nx)
     links_at = layout.tables + choice.record_count * SITE_SIZE
     end = _align(links_at + choice.link_count * LINK_SIZE)
     placed_adaptors = []
@@ -107,41 +134,70 @@ def emit(plan: Plan, where: Place) -> Emission:
     trampolines = []
     for window in plan.windows:
         trampolines.append(trampoline.build(window, end))
-        end = _align(end + len(trampolines[-1].code))
-    size = -(-(end + COMMAND_LINE_SIZE - layout.base) // elf.PAGE) * elf.PAGE
-    if size > MAX_SIZE:
-        raise BadInput(f"the .vmi segment would have {size} bytes, the limit is {MAX_SIZE}")
+        if not window.pads:
+            end = _align(end + len(trampolines[-1].code))
+    trampolines = trampoline.link(trampolines)
     text = elf.entry_segment(image)
     physical = elf.entry_is_physical(image)
     original_entry = image.entry + text.offset if physical else image.entry
+    header = Header(
+        size=0,
+        rom_reserve=layout.rom_reserve,
+        rom_reserve_size=ROM_RESERVE,
+        sites=layout.tables,
+        site_count=choice.record_count,
+        links=links_at,
+        link_count=choice.link_count,
+        original_entry=original_entry,
+        activation_entry=layout.activation,
+        image_flags=_image_flags(where, elf.multiboot(image.data) is not None, physical),
+        bias=layout.bias & 0xFFFFFFFF,
+        stack_top=layout.stack_top,
+    )
+    edits = trampoline.edits(trampolines)
+    first = next((built for built in trampolines if built.window is window_at_entry), None)
+    moving = words.displaced(image, trampolines, edits)
+    entry = layout.physical(layout.activation) if physical else layout.activation
+    if first is None:
+        end += COMMAND_LINE_SIZE
+    else:
+        header = replace(header, displaced=end)
+        own = activation(layout, header, first.start).words
+        moving = tuple(sorted((*moving, *own)))
+        header = replace(header, displaced_size=len(displaced.pack(moving)))
+        end += header.displaced_size
+        edits[first.window.start] = entry_edit(first.window, layout.activation)
+        entry = image.entry
+    size = -(-(end - layout.base) // elf.PAGE) * elf.PAGE
+    if size > where.limit:
+        raise BadInput(f"the .vmi segment would have {size} bytes, the limit is {where.limit}")
+    loads = kludge_edit(image, layout.physical(layout.base + size), layout.physical(layout.activation))
     emission = Emission(
         plan=plan,
         place=where,
-        header=Header(
-            size=size,
-            rom_reserve=layout.rom_reserve,
-            rom_reserve_size=ROM_RESERVE,
-            sites=layout.tables,
-            site_count=choice.record_count,
-            links=links_at,
-            link_count=choice.link_count,
-            original_entry=original_entry,
-            activation_entry=layout.activation,
-            image_flags=_image_flags(elf.multiboot(image.data) is not None, physical),
-            bias=layout.bias & 0xFFFFFFFF,
-            stack_top=layout.stack_top,
-        ),
+        header=replace(header, size=size),
         segment=b"",
-        edits={at: raw for built in trampolines for at, raw in trampoline.edits(built).items()},
-        entry=layout.physical(layout.activation) if physical else layout.activation,
+        edits=edits | _table_edit(plan, trampolines) | loads,
+        entry=entry,
         sites=choice.placed(trampolines, placed_adaptors),
         adaptors=tuple(placed_adaptors),
         trampolines=tuple(trampolines),
+        displaced=moving,
+        file_edits=words.relocation_edits(image, trampolines, edits),
+        first=first,
     )
     return _with_segment(emission)
 
 
-def _image_flags(multiboot: bool, physical: bool) -> ImageFlag:
+def _table_edit(plan: Plan, trampolines: list[Trampoline]) -> dict[int, bytes]:
+    if plan.fault_table is None:
+        return {}
+    return faulttable.edit(plan.image, plan.fault_table, trampolines)
+
+
+def _image_flags(where: Place, multiboot: bool, physical: bool) -> ImageFlag:
+    if where.linux:
+        return ImageFlag.LINUX
     flags = ImageFlag(0)
     if multiboot:
         flags |= ImageFlag.MULTIBOOT
@@ -160,14 +216,17 @@ def _with_segment(emission: Emission) -> Emission:
     records, links = emission.records, emission.links
     if (len(records), len(links)) != (header.site_count, header.link_count):
         raise ValueError("the tables don't have the sizes that they were laid out with")
+    first = emission.first
     parts = {
         layout.base: header.pack(),
-        layout.activation: activation_code(layout, header),
+        layout.activation: activation(layout, header, first.start if first else 0).code,
         header.sites: pack_sites(records),
         header.links: pack_links(links),
     }
     parts.update({placed.address: placed.adaptor.code for placed in emission.adaptors})
-    parts.update({built.start: built.code for built in emission.trampolines})
+    parts.update({built.start: built.code for built in emission.trampolines if not built.window.pads})
+    if first is not None:
+        parts[header.displaced] = displaced.pack(emission.displaced)
     content = bytearray(header.size)
     end = layout.base
     for address, part in sorted(parts.items()):
@@ -181,21 +240,23 @@ def _with_segment(emission: Emission) -> Emission:
 class _Choice:
     """Which slots get an adaptor and which none."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, hide_nx: bool) -> None:
         self.plan = plan
+        self.hide_nx = hide_nx
         self.codes: dict[int, bytes | None] = {}  # site address -> adaptor code, None = direct
         self.users: dict[tuple[int, bytes], int] = {}  # (call number, code) -> slots that use it
         self.holes: dict[bytes, int | None] = {}
+        self.copies = Counter(site.address for window in plan.windows for site in window.edges)
         for placement in plan.placements:
             if placement.tactic.has_slot:
                 self._choose(placement.site)
 
     def _choose(self, site: Site) -> None:
-        adaptor = adaptors.choose(site)
+        adaptor = adaptors.choose(site, self.hide_nx)
         self.codes[site.address] = None if adaptor is None else adaptor.code
         if adaptor is not None:
             key = (_number(site), adaptor.code)
-            self.users[key] = self.users.get(key, 0) + 1
+            self.users[key] = self.users.get(key, 0) + self.copies.get(site.address, 1)
             self.holes[adaptor.code] = adaptor.hole
 
     @property
@@ -206,25 +267,32 @@ class _Choice:
     @property
     def record_count(self) -> int:
         """Slots, and silent instructions without a slot."""
-        return sum(placement.tactic is not Tactic.LEFT for placement in self.plan.placements)
+        return sum(
+            self.copies.get(placement.site.address, 1)
+            for placement in self.plan.placements
+            if placement.tactic is not Tactic.LEFT
+        )
 
     def placed(self, trampolines: list[Trampoline], made: list[PlacedAdaptor]) -> tuple[PlacedSite, ...]:
         """Every site of the plan with its record, in address order."""
-        slots = {slot.site.address: slot for built in trampolines for slot in built.slots}
+        slots: dict[int, list[PlacedSlot]] = {}
+        for built in trampolines:
+            for slot in built.slots + built.edges:
+                slots.setdefault(slot.site.address, []).append(slot)
         for fixed in self.plan.slots:
-            slots[fixed.site.address] = PlacedSlot(fixed.start, fixed.length, fixed.site)
+            slots[fixed.site.address] = [PlacedSlot(fixed.start, fixed.length, fixed.site)]
         moved = {site.address: at for built in trampolines for at, site in built.traps}
         homes = {(placed.call, placed.adaptor.code): placed.address for placed in made}
         result = []
         for placement in self.plan.placements:
             site, tactic = placement.site, placement.tactic
-            record = None
+            records: tuple[SiteRecord, ...] = ()
             if tactic.has_slot:
-                record = self._slot_record(slots[site.address], tactic, homes)
+                records = tuple(self._slot_record(slot, tactic, homes) for slot in slots[site.address])
             elif tactic is Tactic.TRAP:
                 at = moved.get(site.address, site.address)
-                record = SiteRecord(at, site.length, NO_CALL, tactic, _flags(site, at), 0, site.address)
-            result.append(PlacedSite(site, tactic, placement.reason, record))
+                records = (SiteRecord(at, site.length, NO_CALL, tactic, _flags(site, at), 0, site.address),)
+            result.append(PlacedSite(site, tactic, placement.reason, records))
         return tuple(result)
 
     def _slot_record(
@@ -234,6 +302,8 @@ class _Choice:
         code = self.codes[site.address]
         home = 0 if code is None else homes[number, code]
         flags = _flags(site, slot.instruction)
+        if site.pad_after:
+            flags |= SiteFlag.PAD_AFTER
         return SiteRecord(slot.start, slot.length, number, tactic, flags, home, site.address)
 
 
@@ -255,4 +325,8 @@ def _flags(site: Site, at: int) -> SiteFlag:
         flags |= SiteFlag.NOP_OK
     if at != site.address:
         flags |= SiteFlag.MOVED
+    if site.recovered:
+        flags |= SiteFlag.RECOVERED
+    if site.isolated:
+        flags |= SiteFlag.ISOLATED
     return flags

@@ -25,6 +25,9 @@ R_386_PC32 = 2
 SIXTEEN_BIT_SHARE = 8
 """More than one instruction in so many with an address-size prefix: 16-bit code. Others have next to none."""
 
+_JUMP_BYTES = frozenset((0x0F, *range(0x70, 0x80), 0xE0, 0xE1, 0xE2, 0xE3, 0xE9, 0xEB))
+"""What direct jumps start with."""
+
 _MEMORY_PIN = "Other instructions read or write these bytes as data."
 _INSIDE_PIN = "Something refers to the middle of this instruction."
 _FAULT_PIN = "Data points at this instruction, which may fault: perhaps a recovery table."
@@ -34,17 +37,22 @@ _FAULT_PIN = "Data points at this instruction, which may fault: perhaps a recove
 class Code:
     """One listing with what control flow says about it.
 
-    ``labels``: a byte per text byte, nonzero where control may arrive. ``reached``: a byte per entry,
-    nonzero when a label leads there. ``pinned``: ranges that must stay, in address order.
+    ``labels``: a byte per text byte, 1 where control may arrive; ``hard`` are those of them at which it may
+    arrive by other ways than direct jumps of the text. ``reached``: a byte per entry, nonzero when a label
+    leads there. ``pinned``: ranges that must stay, in address order.
     """
 
     listing: Listing
     labels: bytearray
+    hard: bytearray
     reached: bytearray
     pinned: tuple[Pin, ...]
 
     def is_label(self, address: int) -> bool:
         return bool(self.labels[address - self.listing.start])
+
+    def is_hard(self, address: int) -> bool:
+        return bool(self.hard[address - self.listing.start])
 
     def label_inside(self, start: int, end: int) -> bool:
         """True when control may arrive strictly between ``start`` and ``end``."""
@@ -64,37 +72,80 @@ class Code:
 
 @dataclass(frozen=True)
 class Flow:
-    """Control flow of a whole image, one Code per listing of the scan."""
+    """Control flow of a whole image, one Code per listing of the scan.
+
+    ``recovered``: addresses of the instructions that the fault table names.
+    """
 
     scan: Scan
     codes: tuple[Code, ...]
     sixteen_bit: tuple[Skipped, ...]
+    recovered: frozenset[int] = frozenset()
+
+    def is_rewritten(self, address: int) -> bool:
+        """True when the kernel may put another instruction at ``address`` while it runs."""
+        return address in self.scan.hints.rewritten
 
     def code_at(self, address: int) -> Code | None:
-        for code in self.codes:
-            if code.listing.start <= address < code.listing.end:
-                return code
-        return None
+        at = bisect_right(self.codes, address, key=lambda code: code.listing.start) - 1
+        return self.codes[at] if at >= 0 and address < self.codes[at].listing.end else None
 
 
 def flow(scan: Scan) -> Flow:
     """Find labels, reached code and pins for every listing of ``scan``."""
-    branches = _branch_labels(scan)
+    named = _named(scan)
     pointers = set(word_pointers(scan))
-    known = branches | pointers | _numbers(scan)
+    jumps, calls = _branch_targets(scan)
+    hard = Marks(scan, named, calls, pointers, _numbers(scan))
+    labels = hard.copy()
+    labels.add(jumps)
     if not _has_relocations(scan.image):
+        words: set[int] = set()
         for listing in scan.listings:
-            reached = _reach(listing, _mark(listing, known))
-            pointers.update(_unreached_words(listing, reached, scan.bounds))
-        known |= pointers
+            reached = _reach(scan, listing, labels.of(listing))
+            words.update(_unreached_words(listing, reached, scan.bounds))
+        pointers |= words
+        hard.add(words)
+        labels.add(words)
+    branches = named.union(jumps, calls)
     codes = []
     sixteen: list[Skipped] = []
     for listing in scan.listings:
-        labels = _mark(listing, known)
-        reached = _reach(listing, labels)
+        mine = labels.of(listing)
         sixteen.extend(_sixteen_bit(listing))
-        codes.append(Code(listing, labels, reached, tuple(_pins(scan, listing, branches, pointers))))
-    return Flow(scan, tuple(codes), tuple(sixteen))
+        pins = tuple(_pins(scan, listing, branches, pointers))
+        codes.append(Code(listing, mine, hard.of(listing), _reach(scan, listing, mine), pins))
+    return Flow(scan, tuple(codes), tuple(sixteen), frozenset(scan.hints.recovered))
+
+
+class Marks:
+    """A byte for each byte of the text's hull, 1 at the addresses added."""
+
+    def __init__(self, scan: Scan, *addresses: Iterable[int]) -> None:
+        self.start = min((listing.start for listing in scan.listings), default=0)
+        self.end = max((listing.end for listing in scan.listings), default=0)
+        self.marks = bytearray(self.end - self.start)
+        for some in addresses:
+            self.add(some)
+
+    def __repr__(self) -> str:
+        return f"Marks({self.marks.count(1)} in {self.start:#x}-{self.end:#x})"
+
+    def add(self, addresses: Iterable[int]) -> None:
+        """Mark those of ``addresses`` that lie in the hull."""
+        marks, start, end = self.marks, self.start, self.end
+        for address in addresses:
+            if start <= address < end:
+                marks[address - start] = 1
+
+    def copy(self) -> Marks:
+        other = Marks.__new__(Marks)
+        other.start, other.end, other.marks = self.start, self.end, self.marks[:]
+        return other
+
+    def of(self, listing: Listing) -> bytearray:
+        """The part for ``listing``."""
+        return self.marks[listing.start - self.start : listing.end - self.start]
 
 
 def word_pointers(scan: Scan) -> Iterator[int]:
@@ -105,7 +156,7 @@ def word_pointers(scan: Scan) -> Iterator[int]:
     """
     image, bounds = scan.image, scan.bounds
     if _has_relocations(image):
-        yield from _relocated(image, bounds)
+        yield from _relocated(scan)
     else:
         yield from _scanned(scan)
     for one in scan.data:
@@ -119,10 +170,14 @@ def _has_relocations(image: Image) -> bool:
     return any(relocation.kind == R_386_32 for relocation in image.relocations)
 
 
-def _relocated(image: Image, bounds: Bounds) -> Iterator[int]:
+def _relocated(scan: Scan) -> Iterator[int]:
+    image, bounds, table = scan.image, scan.bounds, scan.hints.fault_table
+    # The places that a fault table names for going on are known already, and nothing jumps to the others.
+    low = table.start if table is not None else 0
+    high = low + table.count * table.entry if table is not None else 0
     for relocation in image.relocations:
         word = image.u32(relocation.address)
-        if word is None:
+        if word is None or low <= relocation.address < high:
             continue
         if relocation.kind == R_386_32:
             value = bounds.normal(word)
@@ -137,6 +192,9 @@ def _relocated(image: Image, bounds: Bounds) -> Iterator[int]:
 def _scanned(scan: Scan) -> Iterator[int]:
     low, high = scan.bounds.start, scan.bounds.end
     inside = [(listing.start, listing.end) for listing in scan.listings]
+    table = scan.hints.fault_table
+    if table is not None:
+        inside = sorted([*inside, (table.start, table.start + table.count * table.entry)])
     for segment in scan.image.segments:
         for start, end in _outside(segment.vaddr, segment.end, inside):
             data = segment.data[start - segment.vaddr : end - segment.vaddr]
@@ -172,15 +230,14 @@ def _unreached_words(listing: Listing, reached: bytearray, bounds: Bounds) -> It
         index = reached.find(0, last + 1)
 
 
-def _branch_labels(scan: Scan) -> set[int]:
-    """Addresses that branches, symbols, function starts or tables name: these are certain."""
+def _named(scan: Scan) -> set[int]:
+    """Addresses that symbols, function starts, tables or far jumps name: these are certain."""
     image = scan.image
     labels = {pin.start for pin in scan.pins} | {symbol.address for symbol in image.symbols}
     labels.update(scan.hints.functions, scan.hints.labels)
     if image.entry_virtual is not None:
         labels.add(image.entry_virtual)
     for listing in scan.listings:
-        labels.update(listing.targets.values())
         for reference in listing.references:
             if reference.role is Role.FAR:
                 labels.add(reference.value)
@@ -191,36 +248,63 @@ def _branch_labels(scan: Scan) -> set[int]:
     return labels
 
 
+def _branch_targets(scan: Scan) -> tuple[set[int], set[int]]:
+    """Where direct jumps of the text go to, and where direct calls do."""
+    jumps: set[int] = set()
+    calls: set[int] = set()
+    for listing in scan.listings:
+        data, start = listing.data, listing.start
+        for source, target in listing.targets.items():
+            # Whatever starts with a prefix counts as a call, which is the stricter of the two.
+            (jumps if data[source - start] in _JUMP_BYTES else calls).add(target)
+    return jumps, calls
+
+
 def _numbers(scan: Scan) -> set[int]:
     """Text addresses that instructions hold as numbers."""
     roles = (Role.IMMEDIATE, Role.DISPLACEMENT)
     return {r.value for listing in scan.listings for r in listing.references if r.role in roles}
 
 
-def _mark(listing: Listing, addresses: Iterable[int]) -> bytearray:
-    labels = bytearray(len(listing.data))
-    start, end = listing.start, listing.end
-    for address in addresses:
-        if start <= address < end:
-            labels[address - start] = 1
-    return labels
+_ENDS = bytes(0 if kind in FALLS_THROUGH else 1 for kind in range(256))
 
 
-def _reach(listing: Listing, labels: bytearray) -> bytearray:
-    """Entries that some label leads to by falling through."""
+def _reach(scan: Scan, listing: Listing, labels: bytearray) -> bytearray:
+    """Entries that some label leads to by falling through, run by run.
+
+    A run ends with an entry that doesn't fall through, or before data. A jump that the kernel may overwrite
+    with NOPs falls through.
+    """
     reached = bytearray(len(listing))
-    base, kinds, lengths = listing.start, listing.kinds, listing.lengths
+    base, starts, kinds = listing.start, listing.starts, listing.kinds
+    rewritten = scan.hints.rewritten
+    ends = kinds.translate(_ENDS)
+    breaks = [index - 1 for index in listing.after_gaps]
+    breaks.append(len(listing) - 1)
+    gaps = iter(breaks)
+    gap = next(gaps)
+    first = 0
     live = False
-    expected = -1
-    for index, start in enumerate(listing.starts):
-        live = (live and start == expected) or bool(labels[start - base])
-        kind = kinds[index]
-        if kind == Kind.BAD:
-            live = False
-        elif live:
-            reached[index] = 1
-            live = kind in FALLS_THROUGH
-        expected = start + lengths[index]
+    while first < len(listing):
+        last = ends.find(1, first)
+        while gap < first:
+            gap = next(gaps)
+        if not 0 <= last <= gap:
+            last = gap
+        bad = kinds[last] == Kind.BAD
+        if not live:
+            label = labels.find(1, starts[first] - base, listing.stop(last) - base)
+            index = -1
+            while label >= 0 and index < 0:
+                index = listing.at(label + base)
+                label = labels.find(1, label + 1, listing.stop(last) - base)
+        else:
+            index = first
+        stop = last if bad else last + 1
+        if 0 <= index < stop:
+            reached[index:stop] = b"\1" * (stop - index)
+        live = bool(reached[last]) and last != gap and starts[last] in rewritten
+        first = last + 1
     return reached
 
 
@@ -231,20 +315,20 @@ def _sixteen_bit(listing: Listing) -> list[Skipped]:
     instructions with an address-size prefix, which 16-bit compilers emit for most memory operands.
     """
     found: list[Skipped] = []
+    done = listing.start
     for start in listing.forms:
-        index = listing.at(start)
-        if found and start < found[-1].end:
-            continue
-        first = last = index
+        if start < done:
+            continue  # in a run that was looked at
+        first = last = listing.at(start)
         while first and listing.joined(first - 1):
             first -= 1
         while listing.joined(last):
             last += 1
+        done = listing.stop(last)
         prefixed = sum(b"\x67" in _prefixes(listing.raw(i)) for i in range(first, last + 1))
         far_jump = listing.raw(last).startswith(b"\x66\xea")
         if far_jump or (prefixed > 1 and prefixed * SIXTEEN_BIT_SHARE > last - first + 1):
-            end = listing.stop(last)
-            found.append(Skipped(listing.starts[first], end, "This looks like 16-bit code."))
+            found.append(Skipped(listing.starts[first], done, "This looks like 16-bit code."))
     return found
 
 
@@ -279,20 +363,37 @@ def _pins(scan: Scan, listing: Listing, branches: set[int], pointers: set[int]) 
 
 def _disjoint(pins: list[Pin]) -> list[Pin]:
     """Pins in address order without overlaps; where two overlap, the stricter one wins, then the first."""
-    ranked = sorted(pins, key=lambda p: (not p.untouchable, p.start, p.end, p.reason))
+    ranked = sorted(pins, key=lambda p: (p.start, p.end, p.reason))
+    strict = _first_wins(pin for pin in ranked if pin.untouchable)
+    others = _first_wins(pin for pin in ranked if not pin.untouchable)
+    return sorted([*strict, *_around(strict, others)], key=lambda p: p.start)
+
+
+def _first_wins(pins: Iterable[Pin]) -> list[Pin]:
+    """Pins that come in order of their starts, each without what those before it hold."""
     kept: list[Pin] = []
-    for pin in ranked:
-        start = pin.start
-        at = bisect_right(kept, start, key=lambda p: p.end)
-        while at < len(kept) and kept[at].start < pin.end:
-            if start < kept[at].start:
-                kept.insert(at, replace(pin, start=start, end=kept[at].start))
-                at += 1
-            start = kept[at].end
-            at += 1
+    for pin in pins:
+        start = max(pin.start, kept[-1].end) if kept else pin.start
         if start < pin.end:
-            kept.insert(at, replace(pin, start=start))
+            kept.append(replace(pin, start=start))
     return kept
+
+
+def _around(strict: list[Pin], others: list[Pin]) -> Iterator[Pin]:
+    """What the ``strict`` pins leave of the ``others``; both are disjoint and in address order."""
+    at = 0
+    for pin in others:
+        start = pin.start
+        while at < len(strict) and strict[at].end <= start:
+            at += 1
+        inside = at
+        while inside < len(strict) and strict[inside].start < pin.end:
+            if start < strict[inside].start:
+                yield replace(pin, start=start, end=strict[inside].start)
+            start = strict[inside].end
+            inside += 1
+        if start < pin.end:
+            yield replace(pin, start=start)
 
 
 def _may_fault(listing: Listing, index: int) -> bool:

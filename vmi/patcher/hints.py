@@ -2,8 +2,9 @@
 """What a kernel image says about its own code in tables: boot headers, unwind entries, self-patching lists.
 
 A stripped kernel still names much of its code. Boot headers lie in the text and look like instructions;
-unwind entries give every function's start; tables by which a kernel finds instructions again (to patch
-them, or to recover from their faults) name instructions that must stay at their addresses.
+unwind entries give every function's start; tables by which a kernel finds instructions again to patch them
+name instructions that must stay at their addresses. The table by which it recovers from faults can be
+rewritten, so the instructions that it names may move.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from vmi.errors import BadInput
-from vmi.patcher import elf, marks
-from vmi.patcher.model import Image, Section, Skipped
+from vmi.patcher import elf, jumplabels, marks
+from vmi.patcher.model import FaultTable, Image, Section, Skipped
 
 MULTIBOOT2_MAGIC = 0xE85250D6
 MULTIBOOT2_SEARCH = 32768
@@ -38,28 +39,55 @@ class Hints:
 
     ``data``: ranges that are no code. ``pins``: ranges whose instructions must stay, with the reason.
     ``functions``: addresses where an instruction surely starts. ``labels``: addresses control may reach.
+    ``recovered``: the instructions that ``fault_table`` names, in order. ``rewritten``: addresses at which
+    the kernel may put other instructions, so that control runs on behind what is a jump in the file.
     """
 
     data: tuple[Skipped, ...] = ()
     pins: tuple[Pin, ...] = ()
     functions: tuple[int, ...] = ()
     labels: tuple[int, ...] = ()
+    fault_table: FaultTable | None = None
+    recovered: tuple[int, ...] = ()
+    rewritten: frozenset[int] = frozenset()
 
 
 def read_hints(image: Image, is_code: IsCode) -> Hints:
     """Everything the image's tables say; ``is_code`` tells whether an address lies in an executable range."""
     pins: list[Pin] = []
     labels: list[int] = []
+    faults = fault_table(image, is_code)
+    recovered: list[int] = []
+    rewritten: set[int] = set()
+    if faults is not None:
+        recovered, fixups = fault_entries(image, faults)
+        labels.extend(fixups)
     for section in image.sections:
         family = _FAMILIES.get(section.name)
-        if family is not None:
+        if family is not None and (faults is None or section.name != FAULT_TABLE):
+            before = len(pins)
             _read_family(image, section, family, is_code, pins, labels)
+            if family.any_code:
+                rewritten.update(at for pin in pins[before:] for at in range(pin.start, pin.end))
+    for label in jumplabels.jump_labels(image, is_code, _FAMILIES):
+        end = label.start + label.size
+        pins.append(Pin(label.start, end, _PATCHED.format("jump labels"), True))
+        labels.append(label.target)
+        rewritten.update(range(label.start, end))
     for record in marks.kept(image):
         if not is_code(record.start) or not is_code(record.end - 1):
             raise BadInput(f"the annotation at {record.start:#x} is outside the kernel's code")
         pins.append(Pin(record.start, record.end, _KEPT, untouchable=True))
     functions = [start for start in unwind_starts(image) if is_code(start)]
-    return Hints(tuple(boot_headers(image)), tuple(pins), tuple(functions), tuple(labels))
+    return Hints(
+        tuple(boot_headers(image)),
+        tuple(pins),
+        tuple(functions),
+        tuple(labels),
+        faults,
+        tuple(sorted(recovered)),
+        frozenset(rewritten),
+    )
 
 
 # ---------------------------------------------------------------- boot headers
@@ -154,7 +182,58 @@ def _after_leb128(data: bytes, at: int) -> int:
     return at + 1
 
 
-# ---------------------------------------------------------------- self-patching and fault tables
+# ---------------------------------------------------------------- the fault table
+
+FAULT_TABLE = "__ex_table"
+MAX_FAULT_TYPE = 0x1F
+"""Where the third word is a number, its low byte is a small one: the kind of recovery."""
+
+
+def fault_table(image: Image, is_code: IsCode) -> FaultTable | None:
+    """The layout of `__ex_table`, None when there is none or when it fits none of the known layouts."""
+    section = image.section(FAULT_TABLE)
+    if section is None or not section.size:
+        return None
+    for entry, relative, third in (
+        (12, True, True),
+        (12, True, False),
+        (8, True, False),
+        (8, False, False),
+    ):
+        table = FaultTable(section.vaddr, section.size // entry, entry, relative, third)
+        if section.size % entry == 0 and _fits(image, table, is_code):
+            return table
+    return None
+
+
+def _fits(image: Image, table: FaultTable, is_code: IsCode) -> bool:
+    instructions, fixups = fault_entries(image, table)
+    if len(fixups) != table.count or not all(map(is_code, (*instructions, *fixups))):
+        return False
+    if table.entry == 8:
+        return True
+    for at in range(table.start + 8, table.start + table.count * 12, 12):
+        word = image.u32(at) or 0
+        if table.relative_third:
+            if not is_code((word + at) & 0xFFFFFFFF):
+                return False
+        elif word & 0xFF > MAX_FAULT_TYPE:
+            return False
+    return True
+
+
+def fault_entries(image: Image, table: FaultTable) -> tuple[list[int], list[int]]:
+    """(instructions, places to go on at) of a fault table, in the table's order; short if the file is."""
+    data = image.read(table.start, table.count * table.entry)
+    found: tuple[list[int], list[int]] = ([], [])
+    for record in range(0, len(data) - table.entry + 1, table.entry):
+        for addresses, at in zip(found, (record, record + 4), strict=True):
+            word = int.from_bytes(data[at : at + 4], "little")
+            addresses.append((word + table.start + at) & 0xFFFFFFFF if table.relative else word)
+    return found
+
+
+# ---------------------------------------------------------------- self-patching tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,11 +254,15 @@ class _Layout:
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """All layouts that a section of this name has had, newest first, and why its instructions stay."""
+    """All layouts that a section of this name has had, newest first, and why its instructions stay.
+
+    ``any_code``: the kernel may put quite other instructions there, NOPs in place of a jump among them.
+    """
 
     reason: str
     layouts: tuple[_Layout, ...]
     untouchable: bool = True
+    any_code: bool = False
 
 
 _KEPT = "The kernel's source wants these bytes left alone."
@@ -192,15 +275,8 @@ def _single(name: str, relative: bool = True) -> _Family:
 
 
 _FAMILIES: dict[str, _Family] = {
-    "__ex_table": _Family(
-        _FAULT,
-        (
-            _Layout(12, True, (0,), (4,)),
-            _Layout(8, True, (0,), (4,)),
-            _Layout(8, False, (0,), (4,)),
-        ),
-        untouchable=False,
-    ),
+    # Only read here when its layout is unknown: no layout, so whatever it may name stays.
+    FAULT_TABLE: _Family(_FAULT, (), untouchable=False),
     ".altinstructions": _Family(
         _PATCHED.format(".altinstructions"),
         (
@@ -209,13 +285,12 @@ _FAMILIES: dict[str, _Family] = {
             _Layout(12, False, (0,), (), 9),
             _Layout(11, False, (0,), (), 9),
         ),
+        any_code=True,
     ),
-    ".parainstructions": _Family(_PATCHED.format(".parainstructions"), (_Layout(8, False, (0,), (), 5),)),
+    ".parainstructions": _Family(
+        _PATCHED.format(".parainstructions"), (_Layout(8, False, (0,), (), 5),), any_code=True
+    ),
     ".smp_locks": _single(".smp_locks"),
-    "__jump_table": _Family(
-        _PATCHED.format("__jump_table"),
-        (_Layout(12, True, (0,), (4,)), _Layout(12, False, (0,), (4,))),
-    ),
     "__bug_table": _Family(
         "The kernel finds this instruction by its address when it traps (__bug_table).",
         tuple(_Layout(size, relative, (0,)) for relative in (True, False) for size in (12, 8, 4, 6)),

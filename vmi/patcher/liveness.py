@@ -123,6 +123,8 @@ class LivenessFinder:
         """The bits that must be taken as read after entry ``index``, and the entries control goes on to."""
         listing = code.listing
         kind = listing.kinds[index]
+        if self._flow.is_rewritten(listing.starts[index]):
+            return _ALL, []
         if kind == Kind.RET:
             return _ALL_REGISTERS | (FLAGS if self._return_reads(listing.starts[index]) else 0), []
         if kind == Kind.CALL_INDIRECT:

@@ -5,6 +5,7 @@ Each instruction that a VMI call stands for gets a slot if any tactic can make o
 accounted for with a reason. The same image always gives the same plan.
 """
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -12,11 +13,14 @@ from dataclasses import dataclass, replace
 from vmi.patcher import annotations, hints
 from vmi.patcher.annotations import Annotated
 from vmi.patcher.direction import set_direction
+from vmi.patcher.edges import rescue
+from vmi.patcher.entries import Entries
 from vmi.patcher.flow import Code, Flow, flow
 from vmi.patcher.forms import Effect, Form, pair
+from vmi.patcher.gaps import Gaps
 from vmi.patcher.liveness import LivenessFinder
 from vmi.patcher.mixed import refuse_mixed
-from vmi.patcher.model import MIN_SLOT, Image, Placement, Plan, Site, Skipped, Slot, Window
+from vmi.patcher.model import MIN_SLOT, Image, Pad, Placement, Plan, Site, Skipped, Slot, Window
 from vmi.patcher.pagetables import NOT_A_START
 from vmi.patcher.scan import scan
 from vmi.patcher.windows import Wanted, WindowPlanner
@@ -26,7 +30,7 @@ Refuse = Callable[[Site], str]
 """Gives a sentence when no adaptor can be made for a site, empty when one can."""
 
 UNREACHED = "Nothing in the kernel leads to these bytes, so they may be data."
-SHADOWED = "It runs in the interrupt shadow of the instruction before it, which padding would end."
+SHADOWED = "It holds off interrupts and must follow the instruction before it at once: no room for padding."
 
 
 def accept_all(_site: Site) -> str:
@@ -36,11 +40,15 @@ def accept_all(_site: Site) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A sensitive instruction (or pair) of a listing: entries [index, stop)."""
+    """A sensitive instruction (or pair) of a listing: entries [index, stop).
+
+    ``shadow``: it holds interrupts off for the instruction after it.
+    """
 
     site: Site
     index: int
     stop: int
+    shadow: bool
 
 
 def make_plan(image: Image, refuse: Refuse = accept_all, extra: Mapping[int, Form] | None = None) -> Plan:
@@ -70,6 +78,8 @@ def make_plan(image: Image, refuse: Refuse = accept_all, extra: Mapping[int, For
         skipped=tuple(hints.merged(skipped)),
         harmless=tuple(sorted(harmless.items())),
         instructions=found_flow.scan.instructions,
+        padding=tuple(pad for part in parts for pad in part.padding),
+        fault_table=found_flow.scan.hints.fault_table,
     )
 
 
@@ -101,6 +111,7 @@ class _Part:
     placements: list[Placement]
     skipped: list[Skipped]
     harmless: Counter[str]
+    padding: list[Pad]
 
 
 def _plan_code(
@@ -112,10 +123,11 @@ def _plan_code(
     refuse: Refuse,
 ) -> _Part:
     listing = code.listing
-    part = _Part([], [], [], [], Counter())
+    part = _Part([], [], [], [], Counter(), [])
     mine = {a.index: a for a in checked if listing.start <= a.record.start < listing.end}
     barriers = frozenset(index for a in mine.values() for index in range(listing.at(a.record.start), a.stop))
-    planner = WindowPlanner(whole, code, barriers)
+    gaps = Gaps(code, whole.sixteen_bit)
+    planner = WindowPlanner(Entries(whole, code, barriers), gaps)
     wanted: list[Wanted] = []
     reasons: dict[int, str] = {}
     sites: list[Site] = []
@@ -134,6 +146,8 @@ def _plan_code(
         else:
             wanted.append(Wanted(site, found.index, found.stop))
     planner.place(wanted)
+    rescue(planner)
+    _note_moved(planner, wanted)
     for one in planner.failed:
         reasons[one.site.address] = planner.why(one)
     for site in sites:
@@ -145,7 +159,15 @@ def _plan_code(
     slotted = {one.site.address: one.site for one in wanted if one.site.address in planner.tactics}
     traps = {p.site.address: p.site for p in part.placements if p.tactic is Tactic.TRAP}
     part.windows.extend(planner.windows(slotted, traps))
+    part.padding.extend(gaps.pads())
     return part
+
+
+def _note_moved(planner: WindowPlanner, wanted: list[Wanted]) -> None:
+    """Long sites that a window took along after all have their slot there."""
+    for one in wanted:
+        if planner.tactics.get(one.site.address) is Tactic.IN_PLACE and planner.draft_of(one.index):
+            planner.tactics[one.site.address] = Tactic.MERGED
 
 
 def _sites(
@@ -157,10 +179,15 @@ def _sites(
     done = -1
     for address in sorted(listing.forms):
         index = listing.at(address)
-        if index < done or any(one.start <= address < one.end for one in wide):
+        within = bisect_right(wide, address, key=lambda one: one.start) - 1
+        if index < done or (within >= 0 and address < wide[within].end):
             continue
         form = listing.forms[address]
         stop = index + 1
+        never = _never_runs(code, address)
+        if never:
+            part.skipped.append(Skipped(address, listing.stop(index), never))
+            continue
         if index not in mine and not code.reached[index]:
             if form.effect is not Effect.HARMLESS:
                 part.skipped.append(Skipped(address, listing.stop(index), UNREACHED))
@@ -175,7 +202,26 @@ def _sites(
             part.harmless[form.name] += 1
             continue
         done = stop
-        yield Found(_site(code, finder, form, index, stop), index, stop)
+        site = _site(code, finder, form, index, stop)
+        recovered = any(listing.starts[i] in whole.recovered for i in range(index, stop))
+        if index not in mine and (recovered or _in_shadow(code, index)):
+            site = replace(site, pad_after=True, recovered=recovered)
+        yield Found(site, index, stop, form.shadow)
+
+
+def _never_runs(code: Code, address: int) -> str:
+    """Why an instruction never runs where it is, empty when it may."""
+    pin = code.pin(address, address + 1)
+    return pin.reason if pin is not None and pin.reason in hints.NO_CODE_SECTIONS.values() else ""
+
+
+def _in_shadow(code: Code, index: int) -> bool:
+    """True when interrupts are still held off by the instruction before entry ``index``."""
+    listing = code.listing
+    if not index or not listing.joined(index - 1):
+        return False
+    before = listing.forms.get(listing.starts[index - 1])
+    return before is not None and before.shadow
 
 
 def _site(code: Code, finder: LivenessFinder, form: Form, index: int, stop: int) -> Site:
@@ -196,20 +242,15 @@ def _site(code: Code, finder: LivenessFinder, form: Form, index: int, stop: int)
 
 def _obstacle(code: Code, found: Found, refuse: Refuse, annotated: bool) -> str:
     """Why a site can't have a slot whatever surrounds it, empty when it may."""
-    site, listing = found.site, code.listing
+    site = found.site
     if site.call is None and not site.inline:
         return f"No VMI call stands for `{site.form}`."
     pin = code.pin(site.address, site.end)
     if pin is not None and not annotated:
         return pin.reason
-    reason = refuse(site)
-    if reason or annotated or site.length >= MIN_SLOT:
-        return reason
-    if found.index and listing.joined(found.index - 1):
-        before = listing.forms.get(listing.starts[found.index - 1])
-        if before is not None and before.shadow:
-            return SHADOWED
-    return ""
+    if site.pad_after and site.length < MIN_SLOT and found.shadow:
+        return SHADOWED
+    return refuse(site)
 
 
 def _leftover(code: Code, site: Site) -> Tactic:

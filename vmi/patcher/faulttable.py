@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Rewrite the table by which a kernel recovers from faults, after instructions named in it have moved.
+
+The kernel looks the faulting instruction's address up by halves, so the table must stay sorted, and its
+relative words are distances from where they stand: an entry that changes its place changes its words too.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from vmi.patcher.model import FaultTable, Image
+from vmi.patcher.trampoline import Trampoline
+
+MASK = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Entry:
+    """One entry in absolute addresses; ``third`` is what the table says it is, 0 in 8-byte entries."""
+
+    insn: int
+    fixup: int
+    third: int = 0
+
+    def __repr__(self) -> str:
+        return f"Entry({self.insn:#x} -> {self.fixup:#x})"
+
+
+def read(image: Image, table: FaultTable) -> tuple[Entry, ...]:
+    """The entries as they stand in the image; raises ValueError when they aren't all in the file."""
+    raw = image.read(table.start, table.count * table.entry)
+    if len(raw) != table.count * table.entry:
+        raise ValueError(f"the fault table at {table.start:#x} isn't in the file")
+    found = []
+    for at in range(0, len(raw), table.entry):
+        words = struct.unpack_from(f"<{table.entry // 4}I", raw, at)
+        found.append(Entry(*_turn(table, table.start + at, words, 1)))
+    return tuple(found)
+
+
+def pack(table: FaultTable, entries: Iterable[Entry]) -> bytes:
+    """The table's bytes for ``entries``, in the order given."""
+    raw = bytearray()
+    for entry in entries:
+        values = (entry.insn, entry.fixup, entry.third)[: table.entry // 4]
+        raw += struct.pack(f"<{len(values)}I", *_turn(table, table.start + len(raw), values, -1))
+    return bytes(raw)
+
+
+def _turn(table: FaultTable, at: int, words: Iterable[int], sign: int) -> tuple[int, ...]:
+    """Words to addresses (sign 1) or back (-1); the first of them stands at ``at``."""
+    relative = (table.relative, table.relative, table.relative_third)
+    return tuple(
+        word + sign * (at + 4 * number) & MASK if relative[number] else word
+        for number, word in enumerate(words)
+    )
+
+
+def edit(image: Image, table: FaultTable, trampolines: Iterable[Trampoline]) -> dict[int, bytes]:
+    """The edit that makes the table right: address to bytes, empty when nothing named in it has moved.
+
+    Raises ValueError when the plan moved what can't be: the copy of an instruction that also stays, of
+    which the table could name one only, or an address inside a window where no instruction starts.
+    """
+    homes: dict[int, int] = {}
+    copied: set[int] = set()
+    inside: set[int] = set()
+    for built in trampolines:
+        inside.update(range(built.window.start, built.window.end))
+        for moved in built.moved:
+            if moved.copy:
+                copied.add(moved.insn.address)
+            else:
+                homes[moved.insn.address] = moved.at
+    before = read(image, table)
+    for entry in before:
+        if entry.insn in copied or (entry.insn in inside and entry.insn not in homes):
+            raise ValueError(f"the plan moves {entry.insn:#x}, which the fault table can't follow")
+    after = sorted(_moved(before, homes), key=lambda entry: entry.insn)
+    return {} if after == list(before) else {table.start: pack(table, after)}
+
+
+def _moved(entries: Iterable[Entry], homes: Mapping[int, int]) -> Iterable[Entry]:
+    for entry in entries:
+        yield Entry(homes.get(entry.insn, entry.insn), entry.fixup, entry.third)

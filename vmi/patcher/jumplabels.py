@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Jump labels: places where a kernel turns a NOP into a jump, and back, while it runs.
+
+Linux keeps a table of them: where the code is, where the jump goes, and which key decides. The linker
+mostly puts that table among the read-only data without a name of its own, so it is searched for: two words
+that lead to code, the first one to a NOP or jump of the right size, hardly stand side by side otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from vmi.patcher.fillers import filled
+from vmi.patcher.model import Access, Image
+
+WORD = 4
+
+
+@dataclass(frozen=True, slots=True)
+class JumpLabel:
+    """[start, start + size) is the NOP or jump; ``target`` where the jump goes."""
+
+    start: int
+    size: int
+    target: int
+
+
+def jump_labels(
+    image: Image, is_code: Callable[[int], bool], others: Container[str] = ()
+) -> Iterator[JumpLabel]:
+    """All jump labels of an image, in the order of their tables; some may be none after all.
+
+    ``others`` are names of sections that hold other tables.
+    """
+    low, high = _hull(image)
+    for start, data in _readable(image, others):
+        words = memoryview(data[: len(data) // WORD * WORD]).cast("I")
+        # Relative: each word is the distance from itself.
+        shift, span = start - low, high - low
+        near = [i for i, word in enumerate(words) if (word + shift + WORD * i) & 0xFFFFFFFF < span]
+        for index in _followed(near):
+            at = start + WORD * index
+            code, target = (words[index] + at) & 0xFFFFFFFF, (words[index + 1] + at + WORD) & 0xFFFFFFFF
+            yield from _label(image, is_code, code, target)
+        fixed = [i for i, word in enumerate(words) if low <= word < high]
+        for index in _followed(fixed):
+            yield from _label(image, is_code, words[index], words[index + 1])
+
+
+def _followed(hits: list[int]) -> list[int]:
+    """Those numbers of an ascending list whose successor is in it too."""
+    return [here for here, following in pairwise(hits) if following == here + 1]
+
+
+def _label(image: Image, is_code: Callable[[int], bool], code: int, target: int) -> Iterator[JumpLabel]:
+    if is_code(code) and is_code(target):
+        size = _size(image.read(code, 5), code, target)
+        if size:
+            yield JumpLabel(code, size, target)
+
+
+def _size(raw: bytes, code: int, target: int) -> int:
+    """5 or 2 when the bytes at ``code`` may be a jump label for ``target``, else 0."""
+    if len(raw) < 5:
+        return 0
+    if raw[0] == 0xE9:
+        return 5 if (code + 5 + int.from_bytes(raw[1:5], "little")) & 0xFFFFFFFF == target else 0
+    if raw[0] == 0xEB:
+        return 2 if (code + 2 + int.from_bytes(raw[1:2], "little", signed=True)) == target else 0
+    if not raw[0] or raw[0] == 0xCC:
+        return 0
+    if filled(raw):
+        return 5
+    return 2 if filled(raw[:2]) and -128 <= target - code - 2 <= 127 else 0
+
+
+def _hull(image: Image) -> tuple[int, int]:
+    ranges = [(s.vaddr, s.end) for s in image.sections if s.executable and s.size]
+    ranges = ranges or [(s.vaddr, s.end) for s in image.segments if s.flags & Access.X]
+    return min((r[0] for r in ranges), default=0), max((r[1] for r in ranges), default=0)
+
+
+def _readable(image: Image, others: Container[str]) -> Iterator[tuple[int, bytes]]:
+    """Loaded data that is no code: by section where there are sections, else by segment."""
+    if image.sections:
+        for section in image.sections:
+            if not section.executable and section.name not in others:
+                yield section.vaddr, image.read(section.vaddr, section.size)
+        return
+    for segment in image.segments:
+        if not segment.flags & Access.X:
+            yield segment.vaddr, segment.data

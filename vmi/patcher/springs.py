@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Windows of two to four bytes: an 8-bit jump to a springboard, which holds the 32-bit jump.
+
+A springboard lies in padding close by, or in the unused bytes of a longer window, its host. A window close by
+that is too short for that is made longer when its neighbourhood allows.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import replace
+
+from vmi.patcher.model import MIN_SLOT, SPRING
+from vmi.patcher.windows import Draft, WindowPlanner
+from vmi.sitetable import Tactic
+
+HOST_SIZE = 2 * MIN_SLOT
+"""Bytes of a window that has room for its own jump and for a springboard."""
+
+REACH = 128
+
+
+def spring(planner: WindowPlanner, index: int, stop: int) -> tuple[Draft, Tactic] | None:
+    """A window of few bytes that holds entries [index, stop), which are in none; not yet inserted."""
+    entries = planner.entries
+    _, floor, ceiling = planner.neighbours(index)
+    for calls in (False, True):
+        last = planner.forward(index, stop, ceiling, calls, SPRING)
+        first = planner.open(planner.backward(index, last, floor, SPRING), floor)
+        closed = planner.close(last, ceiling, calls)
+        if first < 0 or closed is None or not SPRING <= entries.size(first, closed[0]) < MIN_SLOT:
+            continue
+        draft = Draft(first, *closed)
+        origin = entries.code.listing.starts[first] + SPRING
+        at = planner.gaps.near(origin)
+        if at >= 0:
+            planner.gaps.take(at, MIN_SLOT)
+            return replace(draft, springboard=at), Tactic.SPRINGBOARD
+        host = _host(planner, origin, range(first, closed[0] + 1))
+        if host is not None:
+            host.host = True
+            at = entries.code.listing.starts[host.first] + MIN_SLOT
+            return replace(draft, springboard=at), Tactic.HOST
+    return None
+
+
+def release(planner: WindowPlanner, draft: Draft) -> None:
+    """Give a draft's springboard and padding back."""
+    if draft.padding:
+        planner.gaps.give(planner.entries.code.listing.stop(draft.stop - 1), draft.padding)
+    if draft.springboard is None:
+        return
+    index = planner.entries.code.listing.covering(draft.springboard)
+    host = planner.draft_of(index) if index >= 0 else None
+    if host is None:
+        planner.gaps.give(draft.springboard, MIN_SLOT)
+    else:
+        host.host = False
+
+
+def _host(planner: WindowPlanner, origin: int, keep: range) -> Draft | None:
+    """A window with room for a springboard that a jump ending at ``origin`` reaches, perhaps made longer.
+
+    ``keep`` are entries that no window may grow over.
+    """
+    listing = planner.entries.code.listing
+    low, high = origin - REACH - MIN_SLOT, origin + REACH - 1 - MIN_SLOT
+    at = bisect_left(planner.drafts, low, key=lambda d: listing.starts[d.first])
+    near: list[Draft] = []
+    while at < len(planner.drafts) and listing.starts[planner.drafts[at].first] <= high:
+        draft = planner.drafts[at]
+        if draft.springboard is None and not draft.host:
+            near.append(draft)
+        at += 1
+    for draft in near:
+        if _length(planner, draft) >= HOST_SIZE:
+            return draft
+    for draft in near:
+        grown = _grown(planner, draft, keep)
+        if grown is not None and low <= listing.starts[grown.first]:
+            return grown
+    return None
+
+
+def _length(planner: WindowPlanner, draft: Draft) -> int:
+    return planner.entries.size(draft.first, draft.stop) + draft.padding
+
+
+def _grown(planner: WindowPlanner, draft: Draft, keep: range) -> Draft | None:
+    """``draft`` with more of the instructions around it, so that it can be a host; None when it can't."""
+    if draft.padding or draft.tail >= 0 or draft.edges:
+        return None
+    at, floor, _ = planner.neighbours(draft.first)
+    drafts = planner.drafts
+    ceiling = drafts[at + 1].first if at + 1 < len(drafts) else len(planner.entries.code.listing)
+    if keep.start >= draft.stop:
+        ceiling = min(ceiling, keep.start)
+    else:
+        floor = max(floor, keep.stop)
+    stop = planner.forward(draft.first, draft.stop, ceiling, False, HOST_SIZE)
+    first = planner.open(planner.backward(draft.first, stop, floor, HOST_SIZE), floor)
+    closed = planner.close(stop, ceiling, False)
+    if first < 0 or closed is None or planner.entries.size(first, closed[0]) < HOST_SIZE:
+        return None
+    grown = Draft(first, *closed)
+    planner.remove(draft)
+    planner.insert(grown)
+    return grown

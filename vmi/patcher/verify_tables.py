@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Check the tables of a patched file: our own records, and the kernel's that name moved instructions.
+
+The kernel's tables are compared with those of the original, with each address replaced by where the walk
+through the trampolines (``verify_flow``) really found the instruction.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from iced_x86 import FlowControl
+
+from vmi.patcher.adaptorcode import same
+from vmi.patcher.displaced import unpack
+from vmi.patcher.emit import Emission
+from vmi.patcher.model import Branch, FaultTable, Image, Plan, Site
+from vmi.patcher.readback import Memory, check, is_nop, open_elf
+from vmi.patcher.verify_flow import Followed, Found
+from vmi.sitetable import INLINE, SiteFlag, SiteRecord, Tactic
+
+REL_ENTRY = struct.Struct("<II")
+SHF_ALLOC = 2
+
+
+def check_records(emission: Emission, memory: Memory) -> None:
+    """Each record against the plan and the bytes it names; each adaptor against its link."""
+    image = emission.plan.image
+    sites = {site.address: site for site in emission.plan.sites}
+    copies = Counter(site.address for window in emission.plan.windows for site in window.edges)
+    wanted: Counter[int] = Counter()
+    for placement in emission.plan.placements:
+        if placement.tactic is not Tactic.LEFT:
+            wanted[placement.site.address] = copies.get(placement.site.address, 1)
+    recorded = [record.site for record in emission.records]
+    check(
+        Counter(recorded) == wanted,
+        f"there are {len(recorded)} records for {wanted.total()} sites with a slot or to be trapped",
+    )
+    adaptors = {placed.address: placed.call for placed in emission.adaptors}
+    links = {link.address: link.call for link in emission.links}
+    previous_end = 0
+    for record in emission.records:
+        check(record.slot >= previous_end, f"the slots before and at {record.slot:#x} overlap")
+        previous_end = record.slot + record.length
+        site = sites.get(record.site)
+        check(site is not None, f"there is a record for {record.site:#x}, where no site is")
+        assert site is not None
+        unmoved = image.read(site.address, site.length) == site.raw
+        check(unmoved, f"the site at {site.address:#x} isn't there in the original")
+        if record.has_call:
+            _check_slot(record, site, memory)
+            check(
+                record.adaptor == 0 or adaptors.get(record.adaptor) == record.call,
+                f"the slot at {record.slot:#x} has no adaptor at {record.adaptor:#x} for call {record.call}",
+            )
+        else:
+            unchanged = memory.read(record.slot, record.length) == site.raw
+            check(unchanged, f"the instruction to be trapped is not at {record.slot:#x}")
+    for address, call in adaptors.items():
+        _check_adaptor(address, call, memory, links)
+
+
+def _check_slot(record: SiteRecord, site: Site, memory: Memory) -> None:
+    where = f"the slot at {record.slot:#x}"
+    check(record.length >= 5, f"{where} has only {record.length} bytes")
+    wanted = INLINE if site.inline else site.call and site.call.number
+    check(wanted == record.call, f"{where} has the wrong call")
+    check(record.adaptor != 0 or not site.inline, f"{where} needs an adaptor and has none")
+    for flag, expected in (
+        (SiteFlag.PAD_AFTER, site.pad_after),
+        (SiteFlag.RECOVERED, site.recovered),
+        (SiteFlag.ISOLATED, site.isolated),
+        (SiteFlag.FLAGS_LIVE, site.flags_live),
+    ):
+        check(bool(record.flags & flag) == expected, f"{where} has the wrong flag {flag.name}")
+    end = record.slot + record.length
+    at = record.slot if site.pad_after else end - site.length
+    held = memory.read(at, site.length) == site.raw
+    side, low, high = ("after", at + site.length, end) if site.pad_after else ("before", record.slot, at)
+    while low < high:
+        insn = memory.decode(low)
+        check(is_nop(insn), f"{where} has something else than NOPs {side} the instruction")
+        low = insn.next_ip32
+    ends = "start" if site.pad_after else "end"
+    check(low == high, f"{where} does not {ends} with the original instruction")
+    check(held, f"{where} does not hold the original instruction")
+
+
+def _check_adaptor(address: int, call: int, memory: Memory, links: dict[int, int]) -> None:
+    """Straight code with exactly one call, which is linked to the right entry, up to a return."""
+    at, seen = address, 0
+    while True:
+        insn = memory.decode(at)
+        if same(insn.flow_control, FlowControl.RETURN):
+            break
+        if same(insn.flow_control, FlowControl.CALL):
+            seen += 1
+            check(links.get(at) == call, f"the call at {at:#x} in an adaptor is not linked to call {call}")
+            check(insn.next_ip32 == insn.near_branch32, f"the call at {at:#x} is not empty before linking")
+        else:
+            straight = same(insn.flow_control, FlowControl.NEXT)
+            check(straight, f"the adaptor at {address:#x} is not straight code")
+        at = insn.next_ip32
+    inline = call == INLINE
+    wanted = "none" if inline else "one"
+    check(seen == (not inline), f"the adaptor at {address:#x} makes {seen} calls instead of {wanted}")
+
+
+# --- the kernel's own tables --------------------------------------------------------------------
+
+
+def check_fault_table(plan: Plan, memory: Memory, found: Followed) -> None:
+    """Sorted, and the original's entries with the addresses of moved instructions replaced, each once."""
+    table = plan.fault_table
+    if table is None:
+        return
+    size = table.count * table.entry
+    before = _entries(table, plan.image.read(table.start, size))
+    after = _entries(table, memory.read(table.start, size))
+    kept = {copy.insn.address for copy in found.copies}
+    for insn, *_ in before:
+        check(
+            insn not in kept, f"the fault table names {insn:#x}, of which there is a copy that it can't name"
+        )
+    expected = [(_moved_to(found, insn), *rest) for insn, *rest in before]
+    addresses = [insn for insn, *_ in after]
+    check(addresses == sorted(addresses), f"the fault table at {table.start:#x} isn't sorted")
+    check(Counter(after) == Counter(expected), "the fault table doesn't name the instructions where they are")
+
+
+def _entries(table: FaultTable, raw: bytes) -> list[tuple[int, ...]]:
+    """The entries as absolute addresses (and a number)."""
+    found = []
+    words = table.entry // 4
+    for at in range(0, len(raw), table.entry):
+        values = list(struct.unpack_from(f"<{words}I", raw, at))
+        for number in range(words):
+            if table.relative_third if number == 2 else table.relative:
+                values[number] = (values[number] + table.start + at + 4 * number) % (1 << 32)
+        found.append(tuple(values))
+    return found
+
+
+def _moved_to(found: Followed, address: int) -> int:
+    moved = found.moved.get(address)
+    return address if moved is None else moved.start
+
+
+def check_displaced(emission: Emission, memory: Memory, found: Followed) -> None:
+    """The address words are the old ones where they are now, with the same contents, each once.
+
+    Words of the `.vmi` segment that lie in no trampoline are not the plan's.
+    """
+    image = emission.plan.image
+    header = emission.header
+    if header.displaced:
+        packed = memory.read(header.displaced, header.displaced_size)
+        check(unpack(packed) == emission.displaced, "the list of address words reads back differently")
+    taken = _Ranges(_taken(emission.plan))
+    expected: dict[int, int] = {word: word for word in image.displaced if not taken.holds(word, word + 4)}
+    for one in [*found.moved.values(), *found.copies]:
+        first = bisect_left(image.displaced, one.insn.address)
+        for word in image.displaced[first : bisect_left(image.displaced, one.insn.end)]:
+            check(one.insn.branch is None, f"the word at {word:#x} is in a branch")
+            expected[one.start + word - one.insn.address] = word
+    trampolines = _Ranges(found.ranges)
+    end = emission.base + emission.header.size
+    named = [
+        word
+        for word in emission.displaced
+        if not (emission.base <= word < end and not trampolines.holds(word, word + 4))
+    ]
+    check(
+        list(emission.displaced) == sorted(set(emission.displaced)),
+        "the list of address words isn't in order",
+    )
+    check(named == sorted(expected), "the list of address words isn't that of the original, moved")
+    for word, origin in expected.items():
+        unchanged = memory.read(word, 4) == image.read(origin, 4)
+        check(unchanged, f"the address word at {word:#x} isn't the one from {origin:#x}")
+
+
+def check_relocations(plan: Plan, sections: Sequence[Any], found: Followed) -> None:
+    """The relocations that the linker kept name moved words where they are now, and none that is gone."""
+    if not plan.image.relocations:
+        return
+    moved = sorted(found.moved.values(), key=lambda one: one.insn.address)
+    starts = [one.insn.address for one in moved]
+    taken = _Ranges(_taken(plan))
+    for before, after in zip(_relocations(_sections(plan.image)), _relocations(sections), strict=True):
+        for (address, info), (new, new_info) in zip(before, after, strict=True):
+            if not taken.holds(address, address + 1):
+                wanted = (address, info)
+            else:
+                index = bisect_right(starts, address) - 1
+                wanted = _relocated(moved[index], address, info) if index >= 0 else (address, info & ~0xFF)
+            check((new, new_info) == wanted, f"the relocation of the word at {address:#x} names {new:#x}")
+
+
+def _relocated(one: Found, address: int, info: int) -> tuple[int, int]:
+    """What a relocation becomes; ``one`` is the last instruction before its word that moved."""
+    insn = one.insn
+    gone = (address, info & ~0xFF)
+    if address >= insn.end:
+        return gone
+    if insn.branch is None:
+        return one.start + address - insn.address, info
+    wide = address + 4 == insn.end and one.end - one.start > 4 and insn.branch is not Branch.LOOP
+    return (one.end - 4, info) if wide else gone
+
+
+def _sections(image: Image) -> Sequence[Any]:
+    return list(open_elf(image.data).iter_sections())
+
+
+def _relocations(sections: Sequence[Any]) -> Iterable[list[tuple[int, int]]]:
+    """The entries of each section of relocations for loaded bytes."""
+    for section in sections:
+        if section["sh_type"] != "SHT_REL" or section["sh_info"] >= len(sections):
+            continue
+        if sections[section["sh_info"]]["sh_flags"] & SHF_ALLOC:
+            raw = section.data()
+            yield list(REL_ENTRY.iter_unpack(raw[: len(raw) // 8 * 8]))
+
+
+def _taken(plan: Plan) -> list[tuple[int, int]]:
+    """[start, end) of all that the plan overwrites in the text."""
+    ranges = [(window.start, window.end) for window in plan.windows]
+    ranges += [(pad.start, pad.end) for window in plan.windows for pad in window.pads]
+    return ranges + [(w.springboard, w.springboard + 5) for w in plan.windows if w.springboard is not None]
+
+
+class _Ranges:
+    """Ranges to look addresses up in; those that overlap or touch are one."""
+
+    def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
+        self.starts: list[int] = []
+        self.ends: list[int] = []
+        for start, end in sorted(ranges):
+            if self.ends and start <= self.ends[-1]:
+                self.ends[-1] = max(end, self.ends[-1])
+            else:
+                self.starts.append(start)
+                self.ends.append(end)
+
+    def holds(self, start: int, end: int) -> bool:
+        """True when a byte of [start, end) lies in one of the ranges."""
+        index = bisect_right(self.starts, end - 1) - 1
+        return index >= 0 and self.ends[index] > start
