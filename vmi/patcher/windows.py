@@ -150,7 +150,7 @@ class WindowPlanner:
 
     def _join(self, last: Draft, one: Wanted, gap: int) -> bool:
         """Grow the window before up to the site when at most ``gap`` bytes lie between."""
-        listing, entries = self.entries.code.listing, self.entries
+        listing = self.entries.code.listing
         if one.site.address - listing.stop(last.stop - 1) > gap:
             return False
         if not self._runs(last.stop, one.stop):
