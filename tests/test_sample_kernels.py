@@ -20,6 +20,8 @@ from iced_x86 import Decoder, Mnemonic
 from vmi import samples
 from vmi.errors import BadInput
 from vmi.native.machine import Machine, Outcome
+from vmi.native.pagetable_watch import PageTableWatch
+from vmi.patcher import elf, marks
 
 NAMES = samples.names()
 HOME = samples.directory()
@@ -76,7 +78,7 @@ def sections(image: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def test_the_set_is_complete() -> None:
-    assert NAMES == ["hello", "interrupts", "paging", "sched", "sched-annotated", "traps"]
+    assert NAMES == ["hello", "interrupts", "paging", "paging-annotated", "sched", "sched-annotated", "traps"]
     assert [sample.name for sample in samples.load_all()] == NAMES
     assert build.names() == NAMES
 
@@ -151,17 +153,17 @@ def test_image_layout(name: str) -> None:
     assert len(data) <= MAX_IMAGE_BYTES
     assert 0 <= data.find(struct.pack("<I", 0x1BADB002)) <= 8192 - 12
     with image.open("rb") as stream:
-        elf = ELFFile(stream)
-        segments = list(elf.iter_segments())
+        file = ELFFile(stream)
+        segments = list(file.iter_segments())
         assert [s["p_type"] for s in segments] == ["PT_LOAD", "PT_LOAD", "PT_GNU_STACK"]
-        assert elf.get_section_by_name(".symtab") is not None
+        assert file.get_section_by_name(".symtab") is not None
         loads = segments[:2]
         assert len({s["p_vaddr"] - s["p_paddr"] for s in loads}) == 1
         assert loads[0]["p_paddr"] == 0x100000
-        assert loads[0]["p_vaddr"] <= elf.header["e_entry"] < loads[0]["p_vaddr"] + loads[0]["p_filesz"]
+        assert loads[0]["p_vaddr"] <= file.header["e_entry"] < loads[0]["p_vaddr"] + loads[0]["p_filesz"]
         # A patcher appends its segment: below 4 MiB, which is what the kernels map.
         assert max(s["p_paddr"] + s["p_memsz"] for s in loads) <= 0x300000
-        assert not any(s.name.startswith((".debug", ".note", ".comment")) for s in elf.iter_sections())
+        assert not any(s.name.startswith((".debug", ".note", ".comment")) for s in file.iter_sections())
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not samples.get(name).annotated])
@@ -301,9 +303,66 @@ def test_build_command_refuses_an_unknown_name() -> None:
     assert f"no sample kernel is called 'solitaire'; there are {', '.join(NAMES)}" in done.stderr
 
 
-def test_annotated_build_differs_by_one_definition() -> None:
-    texts = ((HOME / name / "kernel.toml").read_text() for name in ("sched", "sched-annotated"))
+@pytest.mark.parametrize("name", ["paging", "sched"])
+def test_annotated_build_differs_by_one_definition(name: str) -> None:
+    texts = ((HOME / one / "kernel.toml").read_text() for one in (name, f"{name}-annotated"))
     plain, annotated = (tomllib.loads(text) for text in texts)
     assert annotated["build"].pop("defines") == ["VMI_ANNOTATE"]
     assert annotated["build"] == plain["build"]
-    assert annotated["expected"] == "../sched/expected.txt"
+    assert annotated["expected"] == f"../{name}/expected.txt"
+
+
+MARKS_IN_C = """
+#include "vmi_guest.h"
+void guest(unsigned *p, unsigned v)
+{
+    VMI_SET_ENTRY(p, v);
+    VMI_SET_ENTRY(p + 1, 0x12345);
+    asm volatile (VMI_ENTRY("orl $1, %0") : "+m" (p[2]));
+    asm volatile (VMI_LONG_ENTRY("movl %1, %0") : "=m" (p[3]) : "r" (v));
+    asm volatile (VMI_KEEP("nop; nop; nop"));
+}
+"""
+MARKS_IN_ASSEMBLY = """
+#include "vmi_guest.h"
+    VMI_ENTRY movl %eax, (%edx)
+    VMI_ENTRY movl $0x12345, 4(%eax)
+    VMI_ENTRY orl $1, 8(%eax)
+    VMI_LONG_ENTRY movl %edx, 12(%eax)
+    VMI_KEEP_BEGIN
+    nop
+    nop
+    nop
+    VMI_KEEP_END
+"""
+
+
+@pytest.mark.parametrize(("suffix", "text"), [("c", MARKS_IN_C), ("S", MARKS_IN_ASSEMBLY)])
+def test_marks_of_stores_and_of_bytes_to_be_left_alone(suffix: str, text: str, tmp_path: Path) -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not installed: the header can't be compiled")
+    source, output = tmp_path / f"guest.{suffix}", tmp_path / "guest.o"
+    source.write_text(text)
+    found = []
+    for flag in ("-UVMI_ANNOTATE", "-DVMI_ANNOTATE"):
+        includes = [f"-I{include}" for include in build.INCLUDES]
+        subprocess.run(
+            ["gcc", *build.CFLAGS, flag, *includes, "-c", str(source), "-o", str(output)], check=True
+        )
+        found.append(sections(output))
+    assert ".vmi.annotations" not in found[0]
+    records = [(length, version >> 8) for _, length, version in slot_records(found[1])]
+    assert records == [(5, 1), (7, 1), (5, 1), (5, 2), (3, 3)]
+    assert len(found[1][".text"][1]) - len(found[0][".text"][1]) < 3 + 1 + 2 + 1
+
+
+def test_the_annotated_paging_kernel_marks_all_stores_that_a_run_shows() -> None:
+    image = elf.load(samples.get("paging-annotated").path.read_bytes())
+    marked = {r.start for r in marks.read(image) if r.kind is marks.Kind.ENTRY}
+    machine = Machine()
+    machine.load(image.data)
+    watch = PageTableWatch(machine.cpu)
+    machine.run(timeout_ns=60_000_000_000)
+    assert len(watch.code) > 15
+    starts = {start for start in marked for eip in watch.code if start <= eip < start + 5}
+    assert len(starts) == len(watch.code)

@@ -23,6 +23,9 @@
 #define INDEX(address) ((address) >> 12 & 1023)
 #define USER_PAGE (WINDOW + 1023 * PAGE_SIZE)           /* where ring 3 sees its code */
 
+/* Every entry is written this way: in the annotated kernel the store is in a slot. */
+#define SET_ENTRY(entry, value) VMI_SET_ENTRY(&(entry), value)
+
 /* Volatile: the compiler cannot know that one byte has several addresses. */
 static volatile u32 directory[1024] __attribute__((aligned(4096))), other[1024] __attribute__((aligned(4096)));
 static volatile u32 table[1024] __attribute__((aligned(4096))), other_table[1024] __attribute__((aligned(4096)));
@@ -46,7 +49,7 @@ void trap(struct frame *f)
 {
         if (f->vector == PAGE_FAULT && demand) {
                 faults++;
-                table[INDEX(read_cr2())] = TO_PHYSICAL(frames[next_frame++]) | PTE_P | PTE_W;
+                SET_ENTRY(table[INDEX(read_cr2())], TO_PHYSICAL(frames[next_frame++]) | PTE_P | PTE_W);
                 return;
         }
         if (f->vector == PAGE_FAULT) {
@@ -74,7 +77,7 @@ static u32 touch(int ring, int write, u32 address)
 
 static u8 *map(u32 address, int frame, u32 flags)
 {
-        table[INDEX(address)] = TO_PHYSICAL(frames[frame]) | flags;
+        SET_ENTRY(table[INDEX(address)], TO_PHYSICAL(frames[frame]) | flags);
         invlpg((void *)address);
         return (u8 *)address;
 }
@@ -114,19 +117,19 @@ static void permissions(void)
                 u32 upper = (i & 3) << 1, lower = (i >> 2 & 3) << 1;
                 int ring = i >> 4 & 1 ? 3 : 0, write = i >> 5 & 1, wp = i >> 6;
 
-                other_table[0] = TO_PHYSICAL(frames[1]) | lower | PTE_P;
-                directory[SLOT(address)] = TO_PHYSICAL(other_table) | upper | PTE_P;
+                SET_ENTRY(other_table[0], TO_PHYSICAL(frames[1]) | lower | PTE_P);
+                SET_ENTRY(directory[SLOT(address)], TO_PHYSICAL(other_table) | upper | PTE_P);
                 invlpg((void *)address);
                 write_protect(wp);
                 expect(touch(ring, write, address) == expected_fault(ring, write, upper, lower, wp), "4 KiB page");
 
-                directory[SLOT(address)] = upper | PTE_PS | PTE_P;
+                SET_ENTRY(directory[SLOT(address)], upper | PTE_PS | PTE_P);
                 invlpg((void *)address);
                 expect(touch(ring, write, address + TO_PHYSICAL(frames[1])) ==
                        expected_fault(ring, write, upper, upper, wp), "4 MiB page");
         }
         write_protect(1);
-        directory[SLOT(address)] = 0;
+        SET_ENTRY(directory[SLOT(address)], 0);
         invlpg((void *)address);
         verdict("user, writable and CR0.WP in all combinations, 4 KiB and 4 MiB pages");
 }
@@ -144,9 +147,9 @@ static void absent(void)
                 expect(touch(ring, 0, no_table + 1) == user, "load, absent table");
                 expect(touch(ring, 1, no_table + 2) == (user | PF_W), "store, absent table");
         }
-        directory[SLOT(no_table)] = 1 << 21 | PTE_PS | PTE_W | PTE_P;
+        SET_ENTRY(directory[SLOT(no_table)], 1 << 21 | PTE_PS | PTE_W | PTE_P);
         expect(touch(0, 0, no_table) & PF_RSVD, "reserved bit of a 4 MiB page");
-        directory[SLOT(no_table)] = 0;
+        SET_ENTRY(directory[SLOT(no_table)], 0);
         invlpg((void *)no_table);
         write_cr2(0x12345678);
         expect(read_cr2() == 0x12345678, "CR2 is writable");
@@ -173,7 +176,7 @@ static void accessed_dirty(void)
 {
         volatile u32 *pte = &table[INDEX(WINDOW)], *pde = &directory[SLOT(LARGE)];
 
-        directory[SLOT(WINDOW)] &= ~PTE_A;
+        SET_ENTRY(directory[SLOT(WINDOW)], directory[SLOT(WINDOW)] & ~PTE_A);
         write_cr3(TO_PHYSICAL(directory));
         map(WINDOW, 4, PTE_P | PTE_W);
         expect(!(*pte & (PTE_A | PTE_D)), "clear at first");
@@ -182,12 +185,12 @@ static void accessed_dirty(void)
         expect(directory[SLOT(WINDOW)] & PTE_A, "accessed, in the directory");
         touch(0, 1, WINDOW);
         expect((*pte & (PTE_A | PTE_D)) == (PTE_A | PTE_D), "dirty by a store");
-        *pte &= ~(PTE_A | PTE_D);
+        SET_ENTRY(*pte, *pte & ~(PTE_A | PTE_D));
         invlpg((void *)WINDOW);
         touch(0, 0, WINDOW);
         expect((*pte & (PTE_A | PTE_D)) == PTE_A, "set again after invlpg");
 
-        *pde &= ~(PTE_A | PTE_D);
+        SET_ENTRY(*pde, *pde & ~(PTE_A | PTE_D));
         invlpg((void *)LARGE);
         touch(0, 0, LARGE + TO_PHYSICAL(frames[4]));
         expect((*pde & (PTE_A | PTE_D)) == PTE_A, "4 MiB page accessed");
@@ -203,22 +206,22 @@ static void invalidation(void)
         frames[5][0] = 55;
         frames[6][0] = 66;
         expect(p[0] == 55, "first frame");
-        table[0] = TO_PHYSICAL(frames[6]) | PTE_P | PTE_W;
+        SET_ENTRY(table[0], TO_PHYSICAL(frames[6]) | PTE_P | PTE_W);
         invlpg((void *)(WINDOW + 0x800));
         expect(p[0] == 66, "another frame after invlpg, by any address of the page");
-        table[0] = TO_PHYSICAL(frames[5]) | PTE_P | PTE_W;
+        SET_ENTRY(table[0], TO_PHYSICAL(frames[5]) | PTE_P | PTE_W);
         write_cr3(read_cr3());
         expect(p[0] == 55, "another frame after a CR3 load");
         map(WINDOW, 5, 0);
         expect(touch(0, 0, WINDOW) == 0, "gone after invlpg");
-        table[0] = TO_PHYSICAL(frames[6]) | PTE_P;
+        SET_ENTRY(table[0], TO_PHYSICAL(frames[6]) | PTE_P);
         expect(p[0] == 66, "absence is never remembered");
         invlpg((void *)WINDOW);
         expect(touch(0, 1, WINDOW) == (PF_P | PF_W), "read-only");
-        directory[SLOT(LARGE)] = 0;
+        SET_ENTRY(directory[SLOT(LARGE)], 0);
         invlpg((void *)(LARGE + 0x123456));
         expect(touch(0, 0, LARGE) == 0, "4 MiB page gone after invlpg");
-        directory[SLOT(LARGE)] = PTE_PS | PTE_W | PTE_P;
+        SET_ENTRY(directory[SLOT(LARGE)], PTE_PS | PTE_W | PTE_P);
         verdict("invlpg and CR3 loads");
 }
 
@@ -227,11 +230,11 @@ static void recursive(void)
         volatile u32 *tables = (u32 *)RECURSIVE, *mirror = (u32 *)0xfffff000;
 
         expect(mirror[SLOT(WINDOW)] == directory[SLOT(WINDOW)], "the directory in itself");
-        tables[INDEX(WINDOW) + SLOT(WINDOW) * 1024] = TO_PHYSICAL(frames[7]) | PTE_P | PTE_W;
+        SET_ENTRY(tables[INDEX(WINDOW) + SLOT(WINDOW) * 1024], TO_PHYSICAL(frames[7]) | PTE_P | PTE_W);
         invlpg((void *)WINDOW);
         frames[7][9] = 77;
         expect(*(volatile u8 *)(WINDOW + 9) == 77, "mapped through the recursive slot");
-        tables[INDEX(WINDOW) + SLOT(WINDOW) * 1024] = 0;
+        SET_ENTRY(tables[INDEX(WINDOW) + SLOT(WINDOW) * 1024], 0);
         invlpg((void *)WINDOW);
         expect(touch(0, 0, WINDOW) == 0, "unmapped through the recursive slot");
         verdict("page tables seen through the directory's own slot");
@@ -242,9 +245,9 @@ static void address_spaces(void)
         volatile u8 *p = map(WINDOW, 8, PTE_P | PTE_W);
 
         for (int i = 0; i < 1024; i++)
-                other[i] = directory[i];
-        other[SLOT(WINDOW)] = TO_PHYSICAL(other_table) | PTE_P | PTE_W;
-        other_table[0] = TO_PHYSICAL(frames[9]) | PTE_P | PTE_W;
+                SET_ENTRY(other[i], directory[i]);
+        SET_ENTRY(other[SLOT(WINDOW)], TO_PHYSICAL(other_table) | PTE_P | PTE_W);
+        SET_ENTRY(other_table[0], TO_PHYSICAL(frames[9]) | PTE_P | PTE_W);
         frames[8][0] = frames[9][0] = 0;
         for (int i = 0; i < 10; i++) {
                 write_cr3(TO_PHYSICAL(i & 1 ? other : directory));
@@ -284,10 +287,11 @@ void kmain(void)
         idt_init();
         idt[LEAVE] = gate(KERNEL_CS, vectors[LEAVE], GATE_INTERRUPT | GATE_USER);
 
-        directory[SLOT(KERNEL_BASE)] = directory[SLOT(LARGE)] = PTE_PS | PTE_W | PTE_P;
-        directory[SLOT(WINDOW)] = TO_PHYSICAL(table) | PTE_P | PTE_W | PTE_U;
-        directory[SLOT(RECURSIVE)] = TO_PHYSICAL(directory) | PTE_P | PTE_W;
-        table[INDEX(USER_PAGE)] = TO_PHYSICAL(user_start) | PTE_P | PTE_U;
+        SET_ENTRY(directory[SLOT(LARGE)], PTE_PS | PTE_W | PTE_P);
+        SET_ENTRY(directory[SLOT(KERNEL_BASE)], PTE_PS | PTE_W | PTE_P);
+        SET_ENTRY(directory[SLOT(WINDOW)], TO_PHYSICAL(table) | PTE_P | PTE_W | PTE_U);
+        SET_ENTRY(directory[SLOT(RECURSIVE)], TO_PHYSICAL(directory) | PTE_P | PTE_W);
+        SET_ENTRY(table[INDEX(USER_PAGE)], TO_PHYSICAL(user_start) | PTE_P | PTE_U);
         write_cr3(TO_PHYSICAL(directory));
 
         aliases();

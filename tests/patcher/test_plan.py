@@ -94,28 +94,57 @@ def test_a_last_instruction_takes_the_padding_behind_it() -> None:
 
 def test_padding_that_something_refers_to_is_not_taken() -> None:
     source = "start: pop ebx\n jmp short out\nout: iretd\n .byte 0x90, 0x90\nnamed: .byte 0x90, 0x90, 0xc3"
-    plan, _ = plan_source(source, words=("named",))
+    plan, _ = plan_source(source, words=("named", "out"))
     assert left_reason(plan, "iret")[0] is Tactic.TRAP
 
 
-def test_a_springboard_lies_in_padding_within_reach() -> None:
-    source = """
+SHORT = """
     start: test eax, eax
            jz short out
-           nop
+           {before}
     here:  mov ebx, ecx
            cli
     out:   dec eax
            jnz short here
-           ret
-           .byte 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc
-    """
-    plan, labels = plan_source(source)
+           {after}
+"""
+
+
+def test_a_springboard_lies_in_padding_within_reach() -> None:
+    source = SHORT.format(before="nop", after="ret\n .byte 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc")
+    plan, labels = plan_source(source, words=("here", "out"))
     window = only_window(plan)
     assert tactics(plan) == [("cli", Tactic.SPRINGBOARD)]
     assert (window.start, window.length) == (labels["here"], 3)
     # The breakpoint behind the return stays.
     assert window.springboard == BASE + len(plan.image.segments[0].data) - 5
+    assert plan.padding == ()
+
+
+def test_a_springboard_lies_in_a_longer_window_close_by() -> None:
+    source = SHORT.format(before="mov eax, 1\n mov [ebx], eax\n mov [ebx + 4], eax\n sti\n nop", after="ret")
+    plan, labels = plan_source(source, words=("here", "out"))
+    host, short = plan.windows
+    assert tactics(plan) == [("sti", Tactic.BACKWARD), ("cli", Tactic.HOST)]
+    assert (short.start, short.length, short.springboard) == (labels["here"], 3, host.start + 5)
+    assert host.length >= 10
+
+
+def test_a_window_grows_to_be_a_host() -> None:
+    source = SHORT.format(before="nop", after="jmp start\n push ebx\nmore: sti\n" + "inc eax\n" * 12 + "ret")
+    plan, labels = plan_source(source, words=("here", "out", "more"))
+    short, host = plan.windows
+    assert tactics(plan) == [("cli", Tactic.HOST), ("sti", Tactic.FORWARD)]
+    assert (host.start, host.length, short.springboard) == (labels["more"], 10, labels["more"] + 5)
+
+
+def test_there_is_no_host_out_of_reach() -> None:
+    far = "jmp start\n" + ".byte 0xcc\n" * 128 + "more: sti\n" + "inc eax\n" * 12 + "ret"
+    plan, _ = plan_source(SHORT.format(before="nop", after=far), words=("here", "out", "more"))
+    assert left_reason(plan, "cli")[0] is Tactic.SPRINGBOARD
+    far = far.replace("0xcc", "0x40")
+    plan, _ = plan_source(SHORT.format(before="nop", after=far), words=("here", "out", "more"))
+    assert left_reason(plan, "cli")[0] is Tactic.LEFT
 
 
 def test_a_call_moves_only_when_nothing_else_works() -> None:
@@ -143,8 +172,11 @@ def test_branches_move_with_their_targets() -> None:
     assert found == [(Branch.JCC, labels["out"]), (Branch.LOOP, labels["out"])]
 
 
+BETWEEN = "start: nop\nhere: {}\nback: dec eax\n jnz short here\n jmp short back"
+
+
 def test_a_site_between_two_labels_is_left_when_it_traps() -> None:
-    plan, _ = plan_source("start: nop\nhere: cli\nback: dec eax\n jnz short here\n jmp short back")
+    plan, _ = plan_source(BETWEEN.format("cli"), words=("here", "back"))
     assert left_reason(plan, "cli") == (
         Tactic.LEFT,
         "Jump targets and instructions that must stay leave 1 bytes around it, a jump needs 5.",
@@ -153,8 +185,95 @@ def test_a_site_between_two_labels_is_left_when_it_traps() -> None:
 
 
 def test_a_site_between_two_labels_is_trapped_when_it_is_silent() -> None:
-    plan, _ = plan_source("start: nop\nhere: pushfd\nback: dec eax\n jnz short here\n jmp short back")
+    plan, _ = plan_source(BETWEEN.format("pushfd"), words=("here", "back"))
     assert left_reason(plan, "pushf")[0] is Tactic.TRAP
+
+
+# ---------------------------------------------------------------- windows across jump targets
+
+
+def test_a_window_may_hold_a_label_that_only_its_own_jumps_know() -> None:
+    plan, labels = plan_source(BETWEEN.format("cli"))
+    window = only_window(plan)
+    assert tactics(plan) == [("cli", Tactic.FORWARD)]
+    assert (window.start, window.end, window.resume) == (labels["here"], labels["back"] + 5, None)
+    assert window.inner == (labels["back"],)
+
+
+def test_a_window_ends_before_a_label_that_something_else_knows() -> None:
+    source = "start: jz here\n mov eax, 5\nhere: cli\nback: dec eax\n jmp short back"
+    plan, labels = plan_source(source, words=("back",))
+    window = only_window(plan)
+    assert tactics(plan) == [("cli", Tactic.BACKWARD)]
+    assert (window.start, window.end, window.inner) == (BASE, labels["back"], (labels["here"],))
+
+
+def test_jumps_to_a_label_inside_a_window_get_windows_too() -> None:
+    source = """
+    start: test eax, eax
+           jz away
+    here:  cli
+    back:  mov ebx, 1
+           jmp ebx
+    away:  mov ecx, 2
+           jmp back
+    """
+    plan, labels = plan_source(source, words=("here",))
+    first, second = plan.windows
+    assert (first.start, first.length, first.inner) == (labels["here"], 6, ())
+    assert [insn.target for insn in second.insns] == [labels["back"]]
+    assert (second.sites, second.inner) == ((), (labels["back"],))
+
+
+def test_a_label_that_a_call_or_an_unmovable_jump_knows_is_never_inside() -> None:
+    source = "start: jmp away\nhere: cli\nback: mov ebx, 1\n jmp ebx\naway: mov ecx, 2\n {}"
+    for last in ("call back\n ret", "mov eax, [{jump}]\njump: jmp back"):
+        plan, _ = plan_source(source.replace("{}", last), words=("here",))
+        assert left_reason(plan, "cli")[0] is Tactic.LEFT
+
+
+# ---------------------------------------------------------------- sites that stay
+
+
+EDGES = """
+start: test eax, eax
+       jz here
+       jmp other
+here:  cli
+back:  mov ebx, 1
+       jmp ebx
+other: mov ecx, 2
+       jmp here
+"""
+
+
+def test_a_site_that_stays_is_copied_on_each_way_to_it() -> None:
+    plan, labels = plan_source(EDGES, words=("back",))
+    assert tactics(plan) == [("cli", Tactic.EDGE)]
+    assert [[site.address for site in window.edges] for window in plan.windows] == [[labels["here"]]] * 2
+    assert all(window.sites == () for window in plan.windows)
+
+
+def test_the_instruction_before_a_site_that_stays_is_a_way_to_it() -> None:
+    source = "start: jmp more\nmore: {}\nhere: cli\nback: jmp ebx\nf: mov eax, 1\n ret\nother: jmp here"
+    plan, labels = plan_source(source.format("call f"), words=("back", "more", "f", "other"))
+    assert left_reason(plan, "cli")[0] is Tactic.EDGE
+    before, jump = plan.windows
+    assert (before.start, before.resume) == (labels["more"], labels["here"])
+    assert [[site.form for site in window.edges] for window in plan.windows] == [["cli"], ["cli"]]
+    assert jump.start == labels["other"]
+    plan, labels = plan_source(source.format("call eax"), words=("back", "more", "f", "other"))
+    assert left_reason(plan, "cli")[0] is Tactic.LEFT
+
+
+def test_a_site_that_something_else_knows_is_not_copied() -> None:
+    plan, _ = plan_source(EDGES, words=("back", "here"))
+    assert left_reason(plan, "cli")[0] is Tactic.LEFT
+
+
+def test_a_site_that_holds_off_interrupts_is_not_copied_alone() -> None:
+    plan, _ = plan_source(EDGES.replace("cli", "sti"), words=("back",))
+    assert left_reason(plan, "sti")[0] is Tactic.LEFT
 
 
 def test_without_a_call_there_is_no_slot() -> None:

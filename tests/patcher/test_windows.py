@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
 from hypothesis import given, settings
@@ -58,13 +59,30 @@ def layout(parts: list[Part]) -> tuple[bytes, list[int], set[int]]:
     return bytes(code), addresses, targets
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """An image of random code, where control may come to in it, and by which jumps it does."""
+
+    image: Image
+    targets: set[int]
+    named: set[int]
+    jumps: dict[int, int]
+
+
 @st.composite
-def kernels(draw: st.DrawFn) -> tuple[Image, set[int]]:
-    """An image of random code, and every address that control may come to."""
-    code, addresses, targets = layout(draw(parts_of_code()))
+def kernels(draw: st.DrawFn) -> Kernel:
+    parts = draw(parts_of_code())
+    code, addresses, targets = layout(parts)
     words = draw(st.lists(st.sampled_from(addresses), max_size=5))
     data = b"".join(struct.pack("<I", word) for word in words)
-    return code_image(code + b"\xc3", data=data), targets | set(words) | {BASE}
+    image = code_image(code + b"\xc3", data=data)
+    jumps = {
+        address: addresses[number % len(parts)]
+        for (what, number), address in zip(parts, addresses, strict=True)
+        if what in BRANCHES and code[address - BASE] != 0x66
+    }
+    named = set(words) | {BASE} | {at for source, at in jumps.items() if code[source - BASE] == 0xE8}
+    return Kernel(image, targets | named, named, jumps)
 
 
 def walk(image: Image, start: int, windows: dict[int, Window]) -> Iterator[int]:
@@ -85,38 +103,59 @@ def walk(image: Image, start: int, windows: dict[int, Window]) -> Iterator[int]:
 
 
 def overwritten(plan: Plan) -> list[range]:
+    """All that changes in the text; springboards in hosts are checked here."""
     ranges = [range(w.start, w.end) for w in plan.windows]
-    ranges += [range(w.springboard, w.springboard + 5) for w in plan.windows if w.springboard is not None]
     ranges += [range(s.start, s.start + s.length) for s in plan.slots]
-    return sorted(ranges, key=lambda r: r.start)
+    boards = [w.springboard for w in plan.windows if w.springboard is not None]
+    assert len(boards) == len(set(boards))
+    hosts = {w.start + 5: w for w in plan.windows if w.length >= 10}
+    for board in boards:
+        if board in hosts:
+            assert hosts[board].springboard is None
+        else:
+            ranges.append(range(board, board + 5))
+    return ranges
+
+
+def moved_by(plan: Plan) -> dict[int, Window]:
+    """The window of each instruction that is no longer where it was."""
+    return {i.address: w for w in plan.windows for i in w.insns if w.start <= i.address < w.end}
 
 
 @settings(max_examples=150, deadline=None)
 @given(kernels())
-def test_windows_are_disjoint_long_enough_and_hold_no_label(kernel: tuple[Image, set[int]]) -> None:
-    image, targets = kernel
-    plan = make_plan(image)
-    ranges = overwritten(plan)
-    for first, second in pairwise(ranges):
+def test_windows_are_disjoint_and_only_moved_jumps_lead_inside(kernel: Kernel) -> None:
+    plan = make_plan(kernel.image)
+    free = [range(pad.start, pad.end) for pad in plan.padding]
+    for first, second in pairwise(sorted(overwritten(plan) + free, key=lambda r: r.start)):
         assert first.stop <= second.start
+    moved = moved_by(plan)
     for window in plan.windows:
-        assert not any(window.start < label < window.end for label in targets)
-        assert window.sites
+        assert window.sites or window.edges or window.inner
+        inside = range(window.start + 1, window.end)
+        assert not kernel.named.intersection(inside)
+        assert all(other.resume not in inside for other in plan.windows)
+        for source, target in kernel.jumps.items():
+            assert target not in inside or target in moved[source].inner
+        assert all(moved[at].start != at for at in window.inner)
         if window.springboard is None:
             assert window.length >= 5
         else:
             assert 2 <= window.length <= 4
             assert -128 <= window.springboard - window.start - 2 <= 127
-            assert not any(window.springboard <= label < window.springboard + 5 for label in targets)
+            if not any(w.start <= window.springboard < w.end for w in plan.windows):
+                free.append(range(window.springboard, window.springboard + 5))
+    assert not any(kernel.targets.intersection(one) for one in free)
 
 
 @settings(max_examples=150, deadline=None)
 @given(kernels())
-def test_the_same_instructions_run_in_the_same_order(kernel: tuple[Image, set[int]]) -> None:
-    image, targets = kernel
+def test_the_same_instructions_run_in_the_same_order(kernel: Kernel) -> None:
+    image = kernel.image
     plan = make_plan(image)
     windows = {window.start: window for window in plan.windows}
-    for label in sorted(targets):
+    inner = {at for window in plan.windows for at in window.inner}
+    for label in sorted(kernel.targets - inner):
         if flow(scan(image)).codes[0].listing.at(label) < 0:
             continue
         before = list(walk(image, label, {}))
@@ -136,12 +175,20 @@ def _is_pair(plan: Plan, address: int) -> bool:
 
 @settings(max_examples=150, deadline=None)
 @given(kernels())
-def test_every_site_is_accounted_for_once(kernel: tuple[Image, set[int]]) -> None:
-    image, _ = kernel
+def test_every_site_is_accounted_for_once(kernel: Kernel) -> None:
+    image = kernel.image
     plan = make_plan(image)
     homes = [site for window in plan.windows for site in window.sites] + [slot.site for slot in plan.slots]
-    slotted = [p.site for p in plan.placements if p.tactic.has_slot]
+    slotted = [p.site for p in plan.placements if p.tactic.has_slot and p.tactic is not Tactic.EDGE]
     assert sorted(homes, key=lambda s: s.address) == slotted
+    moved = moved_by(plan)
+    split = {p.site for p in plan.placements if p.tactic is Tactic.EDGE}
+    assert split == {site for window in plan.windows for site in window.edges}
+    for site in split:
+        assert site.address not in moved
+        assert site.address not in kernel.named
+        ways = [moved[source] for source, at in kernel.jumps.items() if at == site.address]
+        assert all(site in window.edges for window in ways)
     assert all((site.call is not None) != site.inline for site in slotted)
     assert all(bool(p.reason) != p.tactic.has_slot for p in plan.placements)
     addresses = [address for p in plan.placements for address in range(p.site.address, p.site.end)]
@@ -157,8 +204,8 @@ def test_every_site_is_accounted_for_once(kernel: tuple[Image, set[int]]) -> Non
 
 @settings(max_examples=150, deadline=None)
 @given(kernels())
-def test_nothing_comes_between_a_shadow_and_its_instruction(kernel: tuple[Image, set[int]]) -> None:
-    image, _ = kernel
+def test_nothing_comes_between_a_shadow_and_its_instruction(kernel: Kernel) -> None:
+    image = kernel.image
     plan = make_plan(image)
     listing = scan(image).listings[0]
     windows = {window.start: window for window in plan.windows}
@@ -179,8 +226,8 @@ def test_nothing_comes_between_a_shadow_and_its_instruction(kernel: tuple[Image,
 
 @settings(max_examples=50, deadline=None)
 @given(kernels())
-def test_calls_and_ends_are_last_and_the_plan_is_always_the_same(kernel: tuple[Image, set[int]]) -> None:
-    image, _ = kernel
+def test_calls_and_ends_are_last_and_the_plan_is_always_the_same(kernel: Kernel) -> None:
+    image = kernel.image
     plan = make_plan(image)
     for window in plan.windows:
         for insn in window.insns[:-1]:

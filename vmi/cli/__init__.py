@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from vmi.cli import abi, compare, demo, inspect, patch, prove, rom, run, unpatch, version
+from vmi.cli import abi, compare, demo, header, inspect, patch, prove, rom, run, unpatch, version
 from vmi.version import __version__
 
 __all__ = ["app", "main"]
@@ -33,6 +33,7 @@ for verb, command in (
     ("run", run.command),
     ("compare", compare.command),
     ("demo", demo.command),
+    ("header", header.command),
     ("abi", abi.command),
     ("version", version.command),
 ):

@@ -54,7 +54,7 @@ from vmi.native.engine import (
 )
 from vmi.native.engine import U32 as C_U32
 from vmi.native.registers import Registers, Segment
-from vmi.native.wiring import Bus, Stop
+from vmi.native.wiring import Bus, Stop, StoreWatch
 from vmi.x86 import TSS_AVAILABLE_32, U32, Cr0, Eflags, GuestFault, Seg, Vector
 
 _INTERRUPT_HARD = 2  # the library's name for "an external interrupt waits"
@@ -93,6 +93,8 @@ class Cpu(Registers):
         self.failure = 0  # the library's error number of a run that ended as Stop.FAILED
         self.a20_mask = U32
         self.code_pages: set[int] = set()  # numbers of the pages of RAM that translated code lies in
+        self.watched_pages: set[int] = set()
+        self.store_watch: StoreWatch | None = None
         self._refused: tuple[int, ...] | None = None
         self._refusal = GuestFault(Vector.GP)
         self._trouble: BaseException | None = None
@@ -236,6 +238,26 @@ class Cpu(Registers):
         if not self._dropping:
             self.settle_flags()
 
+    def watch_pages(self, pages: set[int]) -> None:
+        """Have :attr:`store_watch` told of each of the guest's stores into these pages of RAM, by number."""
+        added = pages - self.watched_pages
+        self.watched_pages = pages
+        for page in sorted(added):
+            host = self.host_page(page)
+            if host is not None:  # stores through what is cached of translations take the long way again
+                self._lib.tlb_reset_dirty_x86_64(self._state, U64(host), U64(PAGE_SIZE))
+
+    def storing_into_watched(self, address: int, size: int) -> None:
+        """A store into a watched page; the library has not done it yet."""
+        watch = self.store_watch
+        if watch is not None and self._running and not self._dropping:
+            self._guard(lambda: watch.storing(address, size))
+
+    def control_changed(self) -> None:
+        """CR0, CR3 or CR4 has a new value."""
+        if self.store_watch is not None:
+            self._guard(self.store_watch.control_changed)
+
     def _on_invalid(self, _uc: int, _user: int) -> bool:
         self.settle_flags()
         is_int = self.exception_is_int
@@ -353,6 +375,8 @@ class Cpu(Registers):
         MOV SS shadow: the interrupt window.
         """
         self._trouble = self._refused = None
+        if self.store_watch is not None:
+            self.store_watch.begin_run()
         self._window = False
         self._alone = (0, 0)
         self._interrupt_request.value = _INTERRUPT_HARD if stop_when_interruptible else 0

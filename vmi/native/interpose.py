@@ -38,6 +38,7 @@ _CALL = ctypes.CFUNCTYPE(None, _POINTER, _INT)
 _RESET_DIRTY = ctypes.CFUNCTYPE(None, _POINTER, _U64, _U64)
 _LOCK = ctypes.CFUNCTYPE(_U64, _POINTER, _U64, _U64)
 _UNLOCK = ctypes.CFUNCTYPE(None, _U64)
+_CONTROL = ctypes.CFUNCTYPE(None, _POINTER, _U32)
 _TIME = ctypes.CFUNCTYPE(_INT, _POINTER, _POINTER)
 _TIME_SIZE = 16  # bytes of what gettimeofday() fills
 
@@ -51,6 +52,7 @@ class Owner(Protocol):
     """What a CPU offers to the functions that replace the library's."""
 
     code_pages: set[int]
+    watched_pages: set[int]  # stores into these are told too
     host_cpu: int  # address of the library's CPU structure
 
     def host_page(self, page: int) -> int | None:
@@ -70,6 +72,12 @@ class Owner(Protocol):
 
     def stored_into_code(self) -> None:
         """A store into a page of code; the library may do that instruction again."""
+
+    def storing_into_watched(self, address: int, size: int) -> None:
+        """The current instruction is about to store into a watched page."""
+
+    def control_changed(self) -> None:
+        """CR0, CR3 or CR4 was loaded."""
 
 
 #: Instructions that a CPU does itself: the library's function, its kind, and what is done instead.
@@ -116,7 +124,8 @@ def install(library: Any) -> None:
         set_page(cpu, linear, physical, attributes, access, mode, size)
         if access & _WRITABLE:
             owner = _by_cpu.get(cpu)
-            if owner is not None and physical // PAGE_SIZE not in owner.code_pages:
+            page = physical // PAGE_SIZE
+            if owner is not None and page not in owner.code_pages and page not in owner.watched_pages:
                 set_dirty(cpu, linear)  # has no effect on ROM and devices
 
     def on_set_dirty(cpu: int, linear: int) -> None:
@@ -148,7 +157,9 @@ def install(library: Any) -> None:
     storing: list[Any] = [None]
 
     def on_lock(engine: int, start: int, end: int) -> int:
-        storing[0] = _by_engine.get(engine)
+        owner = storing[0] = _by_engine.get(engine)
+        if owner is not None and start // PAGE_SIZE in owner.watched_pages:
+            owner.storing_into_watched(start, end - start)
         locked: int = lock(engine, start, end)
         return locked
 
@@ -158,6 +169,17 @@ def install(library: Any) -> None:
         if owner is not None:
             owner.stored_into_code()
 
+    def control(name: str) -> Any:
+        original = own(name, _CONTROL)
+
+        def function(state: int, value: int) -> None:
+            original(state, value)
+            owner = _by_state.get(state)
+            if owner is not None:
+                owner.control_changed()
+
+        return _CONTROL(function)
+
     replaced = {
         "tlb_set_page_with_attrs": _SET_PAGE(on_set_page),
         "tlb_set_dirty": _PAGE_OF_CODE(on_set_dirty),
@@ -165,6 +187,9 @@ def install(library: Any) -> None:
         "tlb_unprotect_code": _PAGE_OF_CODE(on_unprotect),
         "page_collection_lock": _LOCK(on_lock),
         "page_collection_unlock": _UNLOCK(on_unlock),
+        "cpu_x86_update_cr0": control("cpu_x86_update_cr0"),
+        "cpu_x86_update_cr3": control("cpu_x86_update_cr3"),
+        "cpu_x86_update_cr4": control("cpu_x86_update_cr4"),
     }
     for name, kind, act in _HELPERS:
         replaced[name] = _for_owner(kind, own(name, kind), act)

@@ -46,3 +46,16 @@ class Bus(Protocol):
 
     def write_msr(self, index: int, value: int) -> bool:
         """WRMSR at CPL 0; False if there is no such register, or it does not take the value."""
+
+
+class StoreWatch(Protocol):
+    """Who is told of stores into pages of RAM. Nothing it does may change what the guest sees."""
+
+    def begin_run(self) -> None:
+        """The CPU is about to execute instructions."""
+
+    def control_changed(self) -> None:
+        """CR0, CR3 or CR4 was loaded."""
+
+    def storing(self, address: int, size: int) -> None:
+        """The instruction at EIP is about to store ``size`` bytes at a guest-physical address."""

@@ -73,6 +73,22 @@ def refusal(site: Site) -> str:
     return ""
 
 
+def saves(site: Site) -> tuple[str, ...]:
+    """Registers that the adaptor for a site with a call brings back when nothing is dead; EAX first.
+
+    Raises Refused as `choose`.
+    """
+    if site.call is None or site.form in JUMP_OK:
+        return ()
+    if site.form in _ON_THE_STACK:
+        return ("eax",)
+    insn = Decoder(32, site.raw).decode()
+    changed = set(site.call.clobbers)
+    if site.form not in _STORES:
+        changed = _spoiled(insn, shape_of(insn, site.form), site.call)
+    return Saved.what(changed, False, False).registers
+
+
 @dataclass(frozen=True, slots=True)
 class _Need:
     """What a site's surroundings ask of its adaptor."""
@@ -143,7 +159,7 @@ def _standard(insn: Instruction, shape: Shape, saved: Saved) -> Adaptor:
         name, size = register_of(insn, shape.destination)
         if shape.selector and size == 4:
             writer.widen("eax")
-        writer.deliver(name, size)
+        writer.deliver(name, 2 if shape.word else size)
     elif "eax" in shape.gives:
         writer.deliver("eax", 4)
     saved.leave(writer)

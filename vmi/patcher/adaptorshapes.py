@@ -7,7 +7,7 @@ already needs nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from iced_x86 import Instruction, OpKind, Register
 
@@ -31,6 +31,7 @@ class Shape:
     gives: tuple[str, ...] = ()  # registers that the native instruction changes just as the call does
     destination: int | None = None  # number of the operand that gets the call's EAX
     selector: bool = False  # the result is 16 bits wide, zero-extended in a 32-bit register
+    word: bool = False  # the result is 16 bits wide, and the rest of a register stays
     lends: tuple[str, ...] = ()  # registers that the call changes and the native instruction doesn't
     upwards: bool = False  # the call takes the direction flag as clear, the native instruction as it is
 
@@ -76,8 +77,10 @@ def shape_of(insn: Instruction, form: str) -> Shape:
     if form == "mov dr,r":
         number = int(insn.op0_register) - Register.DR0
         return Shape(arguments=(("edx", VALUE), ("eax", number)), operand=1)
-    if form == "smsw rm" or form.startswith("mov r,cr"):
+    if form.startswith("mov r,cr"):
         return _result_shape(insn)
+    if form == "smsw rm":
+        return replace(_result_shape(insn), gives=(), word=True)  # what it does to a high half is undefined
     if form.startswith("mov cr"):
         return Shape(arguments=(("eax", VALUE),), operand=1)
     raise Refused(f"No adaptor is known for the form {form!r}.")

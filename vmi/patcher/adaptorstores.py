@@ -76,6 +76,8 @@ def report_entry(insn: Instruction, raw: bytes, saved: Saved, entry: int) -> Ada
     ``entry``: size of an entry in bytes, 4 or 8.
     """
     size = _check(insn, entry)
+    if any(_is_esp(insn, n) for n in range(1, insn.op_count)):
+        raise Refused("The value is the stack pointer, which is another one in an adaptor.")
     writer = Writer()
     early = _changes_its_address(insn)
     if early:
@@ -118,12 +120,13 @@ def _check(insn: Instruction, entry: int) -> int:
     size = MemorySizeExt.size(insn.memory_size)
     if not 0 < size <= entry:
         raise Refused(f"It stores {size} bytes, and an entry has {entry}.")
-    if insn.code not in PLAIN_STORES and any(
-        same(insn.op_kind(n), OpKind.REGISTER) and register_of(insn, n)[0] == "esp"
-        for n in range(1, insn.op_count)
-    ):
-        raise Refused("The value is the stack pointer, which is another one in an adaptor.")
     return size
+
+
+def _is_esp(insn: Instruction, operand: int) -> bool:
+    if not same(insn.op_kind(operand), OpKind.REGISTER):
+        return False
+    return same(RegisterExt.full_register32(insn.op_register(operand)), Register.ESP)
 
 
 def _changes_its_address(insn: Instruction) -> bool:

@@ -1,40 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Slots that the guest's own source made: the records of the annotation section, checked.
+"""Slots that the guest's own source made: the records of the annotation section, held against the code.
 
 A record is a promise that may be wrong (an old object file, a hand-written macro), and a wrong one would
-make activation overwrite code. So each is held against the bytes: NOPs, then exactly one sensitive
-instruction.
+make activation overwrite code. So each must be NOPs, then exactly one instruction of the kind it says.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 from iced_x86 import Mnemonic
 
 from vmi.errors import BadInput
-from vmi.patcher import elf
+from vmi.patcher import marks, pagetables
+from vmi.patcher.decode import Listing
 from vmi.patcher.flow import Flow
 from vmi.patcher.forms import Form, pair
-from vmi.patcher.model import MIN_SLOT, Image
-
-SECTION = ".vmi.annotations"
-RECORD = 8
-VERSION = 1
-MAX_SLOT = 255
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One annotated slot: [start, start+length)."""
-
-    start: int
-    length: int
-
-    @property
-    def end(self) -> int:
-        return self.start + self.length
+from vmi.patcher.marks import Kind, Record
+from vmi.patcher.model import Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,28 +31,8 @@ class Annotated:
 
 
 def records(image: Image) -> tuple[Record, ...]:
-    """The image's records in address order; raises BadInput when they contradict each other."""
-    # The section isn't loaded, so it is in the file but in no segment.
-    raw = elf.section_bytes(image.data, SECTION) if image.data else b""
-    if len(raw) % RECORD:
-        raise BadInput(f"{SECTION} must hold {RECORD}-byte records, but it has {len(raw)} bytes")
-    found: set[Record] = set()
-    for at in range(0, len(raw), RECORD):
-        start = int.from_bytes(raw[at : at + 4], "little")
-        length = int.from_bytes(raw[at + 4 : at + 6], "little")
-        version = int.from_bytes(raw[at + 6 : at + 8], "little")
-        if version != VERSION:
-            raise BadInput(f"the annotation at {start:#x} has version {version}, expected {VERSION}")
-        if not MIN_SLOT <= length <= MAX_SLOT:
-            raise BadInput(
-                f"the annotation at {start:#x} has {length} bytes, expected {MIN_SLOT} to {MAX_SLOT}"
-            )
-        found.add(Record(start, length))
-    ordered = sorted(found, key=lambda r: (r.start, r.length))
-    for first, second in pairwise(ordered):
-        if second.start < first.end:
-            raise BadInput(f"the annotations at {first.start:#x} and {second.start:#x} overlap")
-    return tuple(ordered)
+    """The image's slots in address order; raises BadInput when its records contradict each other."""
+    return marks.slots(image)
 
 
 def anchors(image: Image) -> frozenset[int]:
@@ -86,16 +49,21 @@ def check(flow: Flow, record: Record) -> Annotated:
     index = listing.at(record.start)
     while index >= 0 and listing.joined(index) and listing.decoded(index).mnemonic == Mnemonic.NOP:
         index += 1
-    form = listing.forms.get(listing.starts[index]) if index >= 0 else None
     stop = index + 1
+    form = None if index < 0 or listing.stop(index) > record.end else _form(listing, index, record)
     if form is not None and listing.stop(index) < record.end and listing.joined(index):
-        both = pair(form, listing.forms.get(listing.starts[stop]))
-        form, stop = both, stop + 1
+        form, stop = pair(form, listing.forms.get(listing.starts[stop])), stop + 1
     if form is None or listing.stop(stop - 1) != record.end:
         offset = record.start - listing.start
         raw = listing.data[offset : offset + record.length].hex()
+        wanted = "sensitive instruction" if record.kind is Kind.SLOT else "store of a page-table entry"
         raise BadInput(
-            f"the annotation at {record.start:#x} must hold NOPs and then one sensitive instruction,"
-            f" but it holds {raw}"
+            f"the annotation at {record.start:#x} must hold NOPs and then one {wanted}, but it holds {raw}"
         )
     return Annotated(record, form, index, stop)
+
+
+def _form(listing: Listing, index: int, record: Record) -> Form | None:
+    if record.kind is Kind.SLOT:
+        return listing.forms.get(listing.starts[index])
+    return pagetables.store_form(listing.decoded(index), long=record.kind is Kind.LONG_ENTRY)[0]

@@ -20,9 +20,6 @@ from vmi.sitetable import Tactic
 REACH = 24
 """Bytes on either side of a site that a window may take in beyond jump targets."""
 
-ACROSS = False
-"""Off until trampolines send jumps to instructions inside other windows to their copies."""
-
 MAX_SOURCES = 6
 """So many jumps to one target may have to get windows of their own."""
 
@@ -32,8 +29,7 @@ def rescue(planner: WindowPlanner) -> None:
     if not planner.failed:
         return
     ways = _Ways(planner)
-    attempts = (_merged, ways.within, _sprung, ways.beyond, ways.split) if ACROSS else (_merged, _sprung)
-    for attempt in attempts:
+    for attempt in (_merged, ways.within, _sprung, ways.beyond, ways.split):
         failed, planner.failed = planner.failed, []
         for one in failed:
             tactic = _merged(planner, one) or attempt(planner, one)

@@ -251,6 +251,31 @@ def section_bytes(data: bytes, name: str) -> bytes:
     return next((_slice(data, fields) for fields in found if fields[1] != SHT_NOBITS), b"")
 
 
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """What a linked file says of addresses: loaded sections (those without bytes left out), symbols, and
+    the relocations that the linker kept for bytes that are loaded."""
+
+    sections: tuple[Section, ...]
+    symbols: tuple[Symbol, ...]
+    relocations: tuple[Relocation, ...]
+
+
+def read_tables(data: bytes, segments: Sequence[Segment]) -> Tables:
+    """The tables of a file whose own segments don't matter: ``segments`` are those of the kernel it is of.
+
+    Raises BadInput as :func:`load` does.
+    """
+    header = read_header(data)
+    sections = section_headers(data, header)
+    _check_sections(data, header, sections)
+    return Tables(
+        _loaded_sections(data, header, sections),
+        tuple(_symbols(data, sections)),
+        tuple(_relocations(data, sections, segments)),
+    )
+
+
 def read_header(data: bytes) -> Header:
     """Check the ELF header and that both header tables lie in the file; raises BadInput."""
     if data[:4] != b"\x7fELF"[: len(data)] or not data:

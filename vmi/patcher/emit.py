@@ -136,6 +136,7 @@ def emit(plan: Plan, where: Place) -> Emission:
         trampolines.append(trampoline.build(window, end))
         if not window.pads:
             end = _align(end + len(trampolines[-1].code))
+    trampolines = trampoline.link(trampolines)
     text = elf.entry_segment(image)
     physical = elf.entry_is_physical(image)
     original_entry = image.entry + text.offset if physical else image.entry

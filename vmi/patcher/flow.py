@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from iced_x86 import Mnemonic, OpKind
 
+from vmi.patcher import paravirt
 from vmi.patcher.decode import FALLS_THROUGH, Bounds, Kind, Listing, Role
 from vmi.patcher.hints import Pin
 from vmi.patcher.model import Image, Skipped
@@ -340,6 +341,9 @@ def _prefixes(raw: bytes) -> bytes:
 
 def _pins(scan: Scan, listing: Listing, branches: set[int], pointers: set[int]) -> list[Pin]:
     pins = [p for p in scan.hints.pins + scan.pins if p.start < listing.end and p.end > listing.start]
+    references = [reference for one in scan.listings for reference in one.references]
+    copied = paravirt.templates(scan.image, listing, references, branches)
+    pins += [Pin(start, end, paravirt.REASON, True) for start, end in copied]
     for other in scan.listings:
         pins += [
             Pin(r.value, r.value + r.size, _MEMORY_PIN, True)

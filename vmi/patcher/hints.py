@@ -13,7 +13,8 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from vmi.patcher import elf, jumplabels
+from vmi.errors import BadInput
+from vmi.patcher import elf, jumplabels, marks
 from vmi.patcher.model import FaultTable, Image, Section, Skipped
 
 MULTIBOOT2_MAGIC = 0xE85250D6
@@ -73,6 +74,10 @@ def read_hints(image: Image, is_code: IsCode) -> Hints:
         pins.append(Pin(label.start, end, _PATCHED.format("jump labels"), True))
         labels.append(label.target)
         rewritten.update(range(label.start, end))
+    for record in marks.kept(image):
+        if not is_code(record.start) or not is_code(record.end - 1):
+            raise BadInput(f"the annotation at {record.start:#x} is outside the kernel's code")
+        pins.append(Pin(record.start, record.end, _KEPT, untouchable=True))
     functions = [start for start in unwind_starts(image) if is_code(start)]
     return Hints(
         tuple(boot_headers(image)),
@@ -260,6 +265,7 @@ class _Family:
     any_code: bool = False
 
 
+_KEPT = "The kernel's source wants these bytes left alone."
 _FAULT = "The kernel finds this instruction by its address when it faults (__ex_table)."
 _PATCHED = "The kernel rewrites these bytes itself ({})."
 

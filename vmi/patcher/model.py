@@ -203,7 +203,8 @@ class Branch(StrEnum):
     LOOP       loop/loopne/loope/jecxz, 8-bit only: ``op +2; jmp short +5; jmp rel32`` (no flags change)
     =========  =====================================================================================
 
-    A target is never inside a window (windows hold no jump target in their interior); it may be a window's
+    A target is only ever inside a window if all branches to it are in windows: those name it in
+    :attr:`Window.inner`, and the emitter sends them to where the instruction is now. It may be a window's
     first byte, and then the branch goes through that window's jump again, which is right.
     """
 
@@ -347,7 +348,8 @@ class Window:
 
     What the emitter may rely on:
 
-    * no jump target lies in (start, start+length), and windows, slots and springboards are disjoint;
+    * no jump target lies in (start, start+length) but those of ``inner``, and windows, slots and
+      springboards are disjoint;
     * all sites of ``sites`` have a call; ``traps`` are silent sites that get no slot; both in address order;
     * the instruction after sti / mov ss / pop ss follows it in ``insns`` and is not in ``sites`` unless its
       own raw has 5 bytes or it is padded after: so nothing ever comes between them. ``sti;hlt`` is a single
@@ -366,6 +368,9 @@ class Window:
       each is copied into a slot behind the trampoline's end, followed by ``jmp site.end``; branches of
       ``insns`` with ``target == site.address`` go to that copy, and so does the end of the trampoline when
       ``resume == site.address``. One such site may be in several windows: it then has several slots.
+    * ``inner``: targets of the window's branches that lie inside windows, this one or another one, and are
+      not their first byte: instructions that only moved branches lead to. Such a branch goes to the moved
+      instruction, in its long form. A window may be there for the sake of ``edges`` or ``inner`` alone.
     * ``pads`` empty: the trampoline is in the `.vmi` segment, in one piece. Else it is in these pads of the
       text, in this order: pieces of whole instructions (slots are never cut, nor is anything behind a
       shadow), each but the last ended by a ``jmp`` to the next one.
@@ -380,6 +385,7 @@ class Window:
     springboard: int | None = None
     edges: tuple[Site, ...] = ()
     pads: tuple[Pad, ...] = ()
+    inner: tuple[int, ...] = ()
 
     @property
     def end(self) -> int:

@@ -30,8 +30,9 @@ _SHORT = {Branch.JMP: 2, Branch.CALL: 5, Branch.JCC: 2}
 class Item:
     """One instruction of a trampoline. ``slot``: a site that gets a slot here; ``trap``: one to be trapped.
 
-    ``edge``: a copy of a site that stays where it is. ``local``: a branch to such a copy. ``added``: a jump
-    that the window doesn't have. ``falls``: control may go on behind it.
+    ``edge``: a copy of a site that stays where it is. ``local``: a branch to such a copy, or to an
+    instruction that moved. ``added``: a jump that the window doesn't have. ``falls``: control may go on
+    behind it.
     """
 
     insn: Insn
@@ -81,10 +82,11 @@ def items(window: Window) -> list[Item]:
     sites = {site.address: site for site in window.sites}
     traps = {site.address: site for site in window.traps}
     copies = {site.address for site in window.edges}
+    elsewhere = copies.union(window.inner)
     found = []
     for insn in window.insns:
         last = insn is window.insns[-1] and window.resume is None
-        local = insn.branch is not None and insn.target in copies
+        local = insn.branch is not None and insn.target in elsewhere
         found.append(
             Item(insn, sites.get(insn.address), traps.get(insn.address), local=local, falls=not last)
         )
@@ -127,7 +129,7 @@ def _unit(together: list[Item]) -> Unit:
         long = short + JMP8_SIZE + JMP32_SIZE
     else:
         long, short = _LONG[insn.branch], _SHORT[insn.branch]
-    # Where a copy will be is not known while the trampoline is being cut.
+    # Where a copy or a moved instruction will be is not known while the trampoline is being cut.
     short = long if last.local else short
     return Unit(tuple(together), lead, long, short, insn.target, last.falls)
 
@@ -140,6 +142,11 @@ def fixed_length(item: Item) -> int:
 def whole(cut: tuple[Unit, ...]) -> int:
     """Bytes of a trampoline in one piece, all branches in their long form."""
     return sum(unit.lead + unit.long for unit in cut)
+
+
+def shortest(cut: tuple[Unit, ...]) -> int:
+    """Bytes of a trampoline in one piece, all branches in their short form."""
+    return sum(unit.lead + unit.short for unit in cut)
 
 
 def fill(cut: tuple[Unit, ...], first: int, start: int, room: int, link: int) -> tuple[int, int]:
@@ -169,9 +176,8 @@ def link_size(start: int, following: int) -> int:
     return JMP8_SIZE if -NEAR <= following - start < 128 else JMP32_SIZE
 
 
-def step(cut: tuple[Unit, ...], first: int, start: int, room: int, following: int) -> tuple[int, int]:
-    """``fill`` for a piece that is followed by one at address ``following``."""
-    link = link_size(start, following)
+def step(cut: tuple[Unit, ...], first: int, start: int, room: int, link: int) -> tuple[int, int]:
+    """``fill`` for a piece that a jump of ``link_size`` ends."""
     return fill(cut, first, start, min(room, NEAR) if link == JMP8_SIZE else room, link)
 
 
@@ -210,4 +216,4 @@ def cuts(window: Window, start: int) -> tuple[Cut, ...]:
 def _fill(cut: tuple[Unit, ...], first: int, pad: Pad, following: int | None) -> tuple[int, int]:
     if following is None:
         return fill(cut, first, pad.start, pad.size, JMP32_SIZE)
-    return step(cut, first, pad.start, pad.size, following)
+    return step(cut, first, pad.start, pad.size, link_size(pad.start, following))

@@ -7,7 +7,7 @@ accounted for with a reason. The same image always gives the same plan.
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from vmi.patcher import annotations, hints
@@ -21,6 +21,7 @@ from vmi.patcher.gaps import Gaps
 from vmi.patcher.liveness import LivenessFinder
 from vmi.patcher.mixed import refuse_mixed
 from vmi.patcher.model import MIN_SLOT, Image, Pad, Placement, Plan, Site, Skipped, Slot, Window
+from vmi.patcher.pagetables import NOT_A_START
 from vmi.patcher.scan import scan
 from vmi.patcher.windows import Wanted, WindowPlanner
 from vmi.sitetable import Tactic
@@ -50,18 +51,24 @@ class Found:
     shadow: bool
 
 
-def make_plan(image: Image, refuse: Refuse = accept_all) -> Plan:
-    """Plan ``image``. ``refuse`` may veto slots. Raises BadInput for annotations that lie, or mixed text."""
+def make_plan(image: Image, refuse: Refuse = accept_all, extra: Mapping[int, Form] | None = None) -> Plan:
+    """Plan ``image``. ``refuse`` may veto slots.
+
+    ``extra`` makes sites of instructions that don't look like any, by address: stores of page-table entries.
+    One that isn't where an instruction starts is in ``Plan.skipped``. Raises BadInput for annotations that
+    lie, or mixed text.
+    """
     found_flow = flow(scan(image, annotations.anchors(image)))
     refuse_mixed(found_flow)
     finder = LivenessFinder(found_flow)
     backwards = set_direction(found_flow)
     checked = [annotations.check(found_flow, record) for record in annotations.records(image)]
+    lost = _add_forms(found_flow, checked, extra or {})
     parts = [_plan_code(found_flow, code, finder, backwards, checked, refuse) for code in found_flow.codes]
     harmless: Counter[str] = Counter()
     for part in parts:
         harmless.update(part.harmless)
-    skipped = [*found_flow.scan.data, *found_flow.sixteen_bit]
+    skipped = [*found_flow.scan.data, *found_flow.sixteen_bit, *lost]
     skipped += [one for part in parts for one in part.skipped]
     return Plan(
         image=image,
@@ -74,6 +81,25 @@ def make_plan(image: Image, refuse: Refuse = accept_all) -> Plan:
         padding=tuple(pad for part in parts for pad in part.padding),
         fault_table=found_flow.scan.hints.fault_table,
     )
+
+
+def _add_forms(whole: Flow, checked: list[Annotated], extra: Mapping[int, Form]) -> list[Skipped]:
+    """Enter forms that somebody gave for instructions that have none; gives those that are no instruction.
+
+    Only now, when pins are set: such a store may fault as any other.
+    """
+    lost = []
+    for one in checked:
+        code = whole.code_at(one.record.start)
+        if code is not None:
+            code.listing.forms.setdefault(code.listing.starts[one.index], one.form)
+    for address, form in sorted(extra.items()):
+        code = whole.code_at(address)
+        if code is None or code.listing.at(address) < 0:
+            lost.append(Skipped(address, address + 1, NOT_A_START))
+        else:
+            code.listing.forms.setdefault(address, form)
+    return lost
 
 
 @dataclass(slots=True)

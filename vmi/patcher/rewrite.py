@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from vmi.errors import NoSites
-from vmi.patcher import adaptors, container, elf, elfwrite, undo
+from vmi.patcher import adaptors, container, elf, elfwrite, pagetables, profile, symbols, undo
 from vmi.patcher.container import Container, Linux
 from vmi.patcher.emit import Emission, emit
 from vmi.patcher.model import Image, Plan
+from vmi.patcher.pads import into_padding
+from vmi.patcher.pagetables import PageTableSites
 from vmi.patcher.place import Choice, choice, place
 from vmi.patcher.plan import make_plan
 from vmi.patcher.report import Input, Report, make_report
@@ -43,11 +45,15 @@ class Options:
 
     :ivar allow_empty: accept a kernel without any sensitive instruction; only activation is added then.
     :ivar place: where the segment goes: ``auto``, a strategy's name, or an address (:func:`place.choice`).
+    :ivar symbols: a debug file of the same build, or a symbol map (:func:`vmi.patcher.symbols.merge`).
+    :ivar profile: what a run recorded of the kernel's page-table writes (:mod:`vmi.patcher.profile`).
     :ivar undo: put a record behind the file by which :mod:`vmi.patcher.undo` restores the original.
     """
 
     allow_empty: bool = False
     place: str = "auto"
+    symbols: bytes | None = field(default=None, repr=False)
+    profile: bytes | None = field(default=None, repr=False)
     undo: bool = True
 
 
@@ -64,9 +70,14 @@ def patch(data: bytes, options: Options = Options(), *, progress: Progress | Non
             source = container.open_container(data)
             image = _image(source)
             where = place(image, _choice(options.place, source))
+            stores = _stores(image, options)
+            if options.symbols is not None:
+                image = symbols.merge(image, options.symbols)
         recipe = beside.submit(undo.recipe, source) if options.undo else None
         with clock.phase("plan"):
-            plan = make_plan(image, adaptors.refusal)
+            plan = make_plan(image, adaptors.refusal, stores.forms)
+            if where.text_padding:
+                plan = into_padding(plan)
         if not plan.placements and not options.allow_empty:
             raise NoSites(f"there is no sensitive instruction among the {plan.instructions} of this kernel")
         with clock.phase("emit"):
@@ -83,7 +94,14 @@ def patch(data: bytes, options: Options = Options(), *, progress: Progress | Non
                 output = sealed.data
                 notes += [sealed.note] if sealed.note else []
         with clock.phase("report"):
-            report = make_report(emission, len(output), Input(source.kind.value, len(data), tuple(notes)))
+            given = Input(source.kind.value, len(data), tuple(notes))
+            report = make_report(
+                emission,
+                len(output),
+                given,
+                sources={address: source.value for address, source in stores.sources.items()},
+                refused=[(one.address, one.source.value, one.reason) for one in stores.refused],
+            )
     return Patched(output, report, clock.seconds)
 
 
@@ -102,6 +120,18 @@ def plan_of(data: bytes) -> Plan:
 
 def _image(source: Container) -> Image:
     return replace(elf.load(source.kernel), displaced=source.displaced)
+
+
+def _stores(image: Image, options: Options) -> PageTableSites:
+    """The stores of page-table entries that are known, from the run first, then from the line table."""
+    known: list[pagetables.Candidate] = []
+    if options.profile is not None:
+        recorded = profile.load(options.profile)
+        profile.check_kernel(recorded, image)
+        known += profile.candidates(recorded)
+    if options.symbols is not None:
+        known += pagetables.from_lines(options.symbols)
+    return pagetables.choose(image, known)
 
 
 def _choice(text: str, source: Container) -> Choice:

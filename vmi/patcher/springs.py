@@ -19,9 +19,6 @@ HOST_SIZE = 2 * MIN_SLOT
 
 REACH = 128
 
-HOSTS = False
-"""Off until windows can be written with a springboard inside."""
-
 
 def spring(planner: WindowPlanner, index: int, stop: int) -> tuple[Draft, Tactic] | None:
     """A window of few bytes that holds entries [index, stop), which are in none; not yet inserted."""
@@ -39,7 +36,7 @@ def spring(planner: WindowPlanner, index: int, stop: int) -> tuple[Draft, Tactic
         if at >= 0:
             planner.gaps.take(at, MIN_SLOT)
             return replace(draft, springboard=at), Tactic.SPRINGBOARD
-        host = _host(planner, origin, range(first, closed[0] + 1)) if HOSTS else None
+        host = _host(planner, origin, range(first, closed[0] + 1))
         if host is not None:
             host.host = True
             at = entries.code.listing.starts[host.first] + MIN_SLOT
@@ -80,7 +77,7 @@ def _host(planner: WindowPlanner, origin: int, keep: range) -> Draft | None:
             return draft
     for draft in near:
         grown = _grown(planner, draft, keep)
-        if grown is not None:
+        if grown is not None and low <= listing.starts[grown.first]:
             return grown
     return None
 
@@ -90,19 +87,22 @@ def _length(planner: WindowPlanner, draft: Draft) -> int:
 
 
 def _grown(planner: WindowPlanner, draft: Draft, keep: range) -> Draft | None:
-    """``draft`` with more of the instructions behind it, so that it can be a host; None when it can't."""
+    """``draft`` with more of the instructions around it, so that it can be a host; None when it can't."""
     if draft.padding or draft.tail >= 0 or draft.edges:
         return None
-    at, _, _ = planner.neighbours(draft.first)
+    at, floor, _ = planner.neighbours(draft.first)
     drafts = planner.drafts
     ceiling = drafts[at + 1].first if at + 1 < len(drafts) else len(planner.entries.code.listing)
     if keep.start >= draft.stop:
         ceiling = min(ceiling, keep.start)
+    else:
+        floor = max(floor, keep.stop)
     stop = planner.forward(draft.first, draft.stop, ceiling, False, HOST_SIZE)
+    first = planner.open(planner.backward(draft.first, stop, floor, HOST_SIZE), floor)
     closed = planner.close(stop, ceiling, False)
-    if closed is None or planner.entries.size(draft.first, closed[0]) < HOST_SIZE:
+    if first < 0 or closed is None or planner.entries.size(first, closed[0]) < HOST_SIZE:
         return None
+    grown = Draft(first, *closed)
     planner.remove(draft)
-    grown = Draft(draft.first, *closed)
     planner.insert(grown)
     return grown

@@ -10,7 +10,7 @@ text's padding: no flag, no register, no stack.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vmi.patcher.model import Branch, Insn, Site, Window
@@ -161,14 +161,16 @@ def slot_bytes(site: Site) -> bytes:
     return site.raw + padding if site.pad_after else padding + site.raw
 
 
-def build(window: Window, start: int) -> Trampoline:
+def build(window: Window, start: int, homes: Mapping[int, int] | None = None) -> Trampoline:
     """The trampoline for a window, at ``start`` unless the window has pads.
 
+    ``homes`` says where moved instructions are, by their old addresses, for the branches to ``inner`` ones.
     Raises ValueError when the pads are not those that it fills.
     """
     dense = bool(window.pads)
     laid = [(cut, _lay_out(cut, dense)) for cut in cuts(window, start)]
-    copies = {item.insn.address: at for _, placed in laid for item, at in placed if item.edge}
+    copies = {at: (homes or {}).get(at, at) for at in window.inner}
+    copies.update((item.insn.address, at) for _, placed in laid for item, at in placed if item.edge)
     slots: list[PlacedSlot] = []
     edges: list[PlacedSlot] = []
     traps: list[tuple[int, Site]] = []
@@ -223,6 +225,18 @@ def _link(start: int, at: int, following: int) -> bytes:
     if link_size(start, following) == JMP32_SIZE:
         return rel32(0xE9, at, following)
     return bytes([0xEB, following - (at + JMP8_SIZE) & 0xFF])
+
+
+def link(trampolines: Sequence[Trampoline]) -> list[Trampoline]:
+    """The trampolines with their branches to ``inner`` instructions led to where those are now.
+
+    For a site that is the start of its slot, NOPs and all.
+    """
+    homes: dict[int, int] = {}
+    for built in trampolines:
+        homes.update((moved.insn.address, moved.at) for moved in built.moved if not moved.copy)
+        homes.update((slot.site.address, slot.start) for slot in built.slots)
+    return [build(built.window, built.start, homes) if built.window.inner else built for built in trampolines]
 
 
 def edits(trampolines: Sequence[Trampoline]) -> dict[int, bytes]:

@@ -8,7 +8,7 @@ the walk is. What it finds is what the tables are checked against afterwards.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from iced_x86 import Decoder, Instruction
@@ -41,6 +41,8 @@ class Followed:
     moved: dict[int, Found] = field(default_factory=dict)
     copies: list[Found] = field(default_factory=list)
     ranges: list[tuple[int, int]] = field(default_factory=list)
+    entries: dict[int, int] = field(default_factory=dict)  # where a moved instruction is to be entered
+    pending: list[tuple[int, int, str]] = field(default_factory=list)  # branches to such: old, new, where
 
 
 def follow(emission: Emission, memory: Memory) -> Followed:
@@ -49,6 +51,7 @@ def follow(emission: Emission, memory: Memory) -> Followed:
     records = {record.slot: record for record in emission.records}
     boards = sorted(w.springboard for w in emission.plan.windows if w.springboard is not None)
     image = emission.plan.image
+    _check_targets(emission.plan.windows)
     for window in emission.plan.windows:
         for insn in window.insns:
             check(image.read(insn.address, insn.length) == insn.raw, f"the plan misread {insn.address:#x}")
@@ -63,7 +66,26 @@ def follow(emission: Emission, memory: Memory) -> Followed:
             inside = emission.base <= at < emission.base + emission.header.size
             check(inside, f"the window at {window.start:#x} jumps out of the .vmi segment")
         _Walk(memory, window, records, found, at).run()
+    for address, target, where in found.pending:
+        check(found.entries.get(address) == target, f"the branch at {where} has another target")
     return found
+
+
+def _check_targets(windows: Sequence[Window]) -> None:
+    """What the trampolines jump to is only inside a window where the plan says so."""
+    ranges = sorted((window.start, window.end) for window in windows)
+    starts = [start for start, _ in ranges]
+
+    def inside(address: int) -> bool:
+        at = bisect_right(starts, address) - 1
+        return at >= 0 and starts[at] < address < ranges[at][1]
+
+    for window in windows:
+        targets = {insn.target for insn in window.insns if insn.branch is not None}
+        named = f"the window at {window.start:#x}"
+        check(set(window.inner) == {at for at in targets if inside(at)}, f"{named} branches into a window")
+        back = window.resume is None or not inside(window.resume)
+        check(back, f"{named} comes back into the middle of a window")
 
 
 def _entered(memory: Memory, window: Window, boards: list[int]) -> int:
@@ -168,6 +190,8 @@ class _Walk:
 
     def _slot(self, site: Site, insn: Insn, shadowed: bool, copy: bool) -> None:
         where = self._where()
+        if not copy:
+            self.found.entries[insn.address] = self.at
         record = self.records.get(self.at)
         named = record is not None and record.site == site.address and record.has_call
         check(named, f"the record for {site.address:#x} names another slot than {where}")
@@ -187,9 +211,14 @@ class _Walk:
             target = self._branch(Decoder(32, insn.raw, ip=insn.address).decode(), where)
             if any(site.address == insn.target for site in self.window.edges):
                 self.pending.append((insn.target, target, where))
+            elif insn.target in self.window.inner:
+                self.found.pending.append((insn.target, target, where))
             else:
                 check(target == insn.target, f"the branch at {where} has another target")
-        self._note(insn, start, self.at, not self.window.start <= insn.address < self.window.end)
+        copy = not self.window.start <= insn.address < self.window.end
+        if not copy:
+            self.found.entries[insn.address] = start
+        self._note(insn, start, self.at, copy)
         self.falls = insn is not self.window.insns[-1] or self.window.resume is not None
 
     def _branch(self, old: Instruction, where: str) -> int:

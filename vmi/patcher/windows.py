@@ -256,6 +256,7 @@ class WindowPlanner:
     def windows(self, sites: dict[int, Site], traps: dict[int, Site]) -> Iterator[Window]:
         """The finished windows; ``sites`` get slots, ``traps`` are recorded, both by address."""
         listing = self.entries.code.listing
+        inside = {listing.starts[i] for draft in self.drafts for i in range(draft.first + 1, draft.stop)}
         for draft in self.drafts:
             insns = tuple(self._insns(draft.first, draft.stop, sites))
             last = draft.stop - 1
@@ -264,16 +265,18 @@ class WindowPlanner:
                 last = draft.tail
             start = listing.starts[draft.first]
             length = listing.stop(draft.stop - 1) + draft.padding - start
-            inside = [insn.address for insn in insns]
+            here = [insn.address for insn in insns]
+            inner = {insn.target for insn in insns if insn.branch is not None and insn.target in inside}
             yield Window(
                 start,
                 length,
                 insns,
-                tuple(sites[a] for a in inside if a in sites),
-                tuple(traps[a] for a in inside if a in traps),
+                tuple(sites[a] for a in here if a in sites),
+                tuple(traps[a] for a in here if a in traps),
                 listing.stop(last) if listing.kinds[last] in FALLS_THROUGH else None,
                 draft.springboard,
                 draft.edges,
+                inner=tuple(sorted(inner)),
             )
 
     def _insns(self, first: int, stop: int, sites: dict[int, Site]) -> Iterator[Insn]:

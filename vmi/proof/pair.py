@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from iced_x86 import FlowControl
 
-from vmi.abi import Call
+from vmi.abi import Call, Convention
 from vmi.proof import compare
 from vmi.proof.code import CodeView, Kind, Step
 from vmi.proof.connect import Connected
@@ -298,7 +298,8 @@ class _Watch:
                 noise = mix(noise, 1)
                 cpu.set_gpr(_NUMBERS[register], noise)
         for place, kind in results.items():
-            width = _WIDTHS.get(kind)
+            # A call in the instruction's own registers leaves alone what the instruction does.
+            width = None if call.convention is Convention.NATIVE else _WIDTHS.get(kind)
             if width is not None and place in _NUMBERS:
                 mask = (1 << width) - 1
                 cpu.set_gpr(_NUMBERS[place], cpu.gpr(_NUMBERS[place]) & mask | noise & ~mask & U32)
