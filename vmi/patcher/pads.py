@@ -32,6 +32,7 @@ NO_ROOM_ISOLATED = (
 NO_HOST = "The window that its short jump leads through found no room in the padding."
 FAR_BOARD = "Its short jump leads to another page, which may not be mapped."
 TABLES_CHANGE = "Its window changes how pages are mapped, at the end of one."
+OPEN_WAY = "A branch into its window found no room in the padding, so it comes to where it was."
 OPEN_EDGE = "On one of the ways to it the padding has no room for a copy of it."
 
 CHANGES_TABLES = frozenset(("mov cr0,r", "mov cr3,r", "mov cr4,r"))
@@ -71,10 +72,13 @@ def _give_up(windows: dict[int, Window], refused: Mapping[int, str], reasons: di
             if other.springboard is not None and window.start <= other.springboard < window.end:
                 todo.append((other.start, NO_HOST))
             edges = tuple(site for site in other.edges if site not in window.edges)
-            if edges != other.edges:
-                windows[other.start] = replace(other, edges=edges)
-                if not other.sites and not edges:
+            inner = tuple(target for target in other.inner if not window.start < target < window.end)
+            if (edges, inner) != (other.edges, other.inner):
+                windows[other.start] = replace(other, edges=edges, inner=inner)
+                if not (other.sites or edges or inner):
                     todo.append((other.start, OPEN_EDGE))
+            if any(other.start < target < other.end for target in window.inner):
+                todo.append((other.start, OPEN_WAY))
         reasons.update((site.address, OPEN_EDGE) for site in window.edges)
 
 
