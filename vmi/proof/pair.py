@@ -32,7 +32,6 @@ _SLOWER = 32  # connected instructions for one of the original
 _SCRATCH = 256  # bytes below ESP that connected code may use
 _MAY_DIFFER = frozenset(("eax", "ecx", "edx", "flags"))
 _NUMBERS = {name: number for number, name in enumerate(compare.GENERAL)}
-_WIDTHS = {"u8": 8, "u16": 16}
 
 
 class Territory:
@@ -202,6 +201,8 @@ class Pair:
             gone = last is not None and (last.insn.flow_control in _CARRY_NO_FLAGS or last.loads_flags)
             if gone or not (one ^ two) & ~self._undefined:
                 del found["flags"]
+        if last is not None and last.loads_esp:
+            found.pop("esp", None)
         return set(found)
 
     def _log(self, first: Run) -> str:
@@ -292,16 +293,11 @@ class _Watch:
         assert self.setting is not None
         noise = mix(self.setting.seed, call.number)
         cpu.eflags = cpu.eflags & ~ARITHMETIC_FLAGS | noise & ARITHMETIC_FLAGS
-        results = {place: result.type for result in call.results for place in result.places}
+        results = {place for result in call.results for place in result.places}
         for register in call.clobbers:
             if register not in results:
                 noise = mix(noise, 1)
                 cpu.set_gpr(_NUMBERS[register], noise)
-        for place, kind in results.items():
-            width = _WIDTHS.get(kind)
-            if width is not None and place in _NUMBERS:
-                mask = (1 << width) - 1
-                cpu.set_gpr(_NUMBERS[place], cpu.gpr(_NUMBERS[place]) & mask | noise & ~mask & U32)
 
 
 def _fault(fault: tuple[int, bool, int]) -> str:
