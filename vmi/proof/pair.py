@@ -202,6 +202,8 @@ class Pair:
             gone = last is not None and (last.insn.flow_control in _CARRY_NO_FLAGS or last.loads_flags)
             if gone or not (one ^ two) & ~self._undefined:
                 del found["flags"]
+        if last is not None and last.loads_esp:
+            found.pop("esp", None)
         return set(found)
 
     def _log(self, first: Run) -> str:
@@ -292,7 +294,7 @@ class _Watch:
         assert self.setting is not None
         noise = mix(self.setting.seed, call.number)
         cpu.eflags = cpu.eflags & ~ARITHMETIC_FLAGS | noise & ARITHMETIC_FLAGS
-        results = {place: result.type for result in call.results for place in result.places}
+        results = {place for result in call.results for place in result.places}
         for register in call.clobbers:
             if register not in results:
                 noise = mix(noise, 1)
