@@ -225,7 +225,9 @@ class Explainer:
         """The window's jump, then the trampoline with each original instruction beside what stands for it."""
         yield Line(title=f"window at {moved.start:#x}")
         size = 2 if moved.springboard else 5
-        yield from (Line(patched=row) for row in self._rows(Stretch(moved.start, self._read(moved.start, size))))
+        yield from (
+            Line(patched=row) for row in self._rows(Stretch(moved.start, self._read(moved.start, size)))
+        )
         if moved.springboard:
             yield Line(title=f"springboard at {moved.springboard:#x}")
             board = Stretch(moved.springboard, self._read(moved.springboard, 5))
@@ -277,7 +279,10 @@ class Explainer:
 
 _FLAGS = (
     (SiteFlag.PAD_AFTER, "the slot's NOPs stand behind the instruction"),
-    (SiteFlag.RECOVERED, "connected only to a call that faults at its caller: the kernel recovers by address"),
+    (
+        SiteFlag.RECOVERED,
+        "connected only to a call that faults at its caller: the kernel recovers by address",
+    ),
     (SiteFlag.ISOLATED, "not connected on a processor that has PAE: it may run with most memory unmapped"),
 )
 
