@@ -357,10 +357,9 @@ def _pins(scan: Scan, listing: Listing, branches: set[int], pointers: set[int]) 
             for r in other.references
             if r.role is Role.ABSOLUTE and listing.start <= r.value < listing.end
         ]
-    for label in branches:
-        index = listing.covering(label) if listing.start <= label < listing.end else -1
-        if index >= 0 and listing.starts[index] != label:
-            pins.append(Pin(listing.starts[index], listing.stop(index), _INSIDE_PIN))
+    for label in listing.inside(branches):
+        index = listing.covering(label)
+        pins.append(Pin(listing.starts[index], listing.stop(index), _INSIDE_PIN))
     for pointer in pointers:
         index = listing.at(pointer) if listing.start <= pointer < listing.end else -1
         if index > 0 and listing.joined(index - 1) and _may_fault(listing, index):
