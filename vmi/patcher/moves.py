@@ -230,10 +230,6 @@ class Finder:
         raw = self._image.read(record.slot, record.length)
         return max((insn.len for insn in list(Decoder(32, raw))[-1:]), default=0)
 
-    def _is_copy(self, target: int, pieces: list[Stretch]) -> bool:
-        record = self._slots.get(target)
-        return record is not None and record.tactic is Tactic.EDGE and all(target not in p for p in pieces)
-
     def _continues(self, insn: Instruction, window: int, pieces: list[Stretch]) -> bool:
         """True when a jump at a piece's end in the text's padding leads to the next piece."""
         target = insn.near_branch32

@@ -294,7 +294,7 @@ class _Watch:
         assert self.setting is not None
         noise = mix(self.setting.seed, call.number)
         cpu.eflags = cpu.eflags & ~ARITHMETIC_FLAGS | noise & ARITHMETIC_FLAGS
-        results = {place for result in call.results for place in result.places}
+        results = {place: result.type for result in call.results for place in result.places}
         for register in call.clobbers:
             if register not in results:
                 noise = mix(noise, 1)
