@@ -181,7 +181,10 @@ class Finder:
         explained = [(w.start, w.end) for w in self.windows if w.moved]
         explained += [(at, at + _JUMP_SIZE) for at in self._springboards]
         entry = self.table.header.original_entry
-        explained.append((entry, entry + _JUMP_SIZE))  # activation may be entered from the kernel's own text
+        after = entry + _JUMP_SIZE
+        while self._new.read(after, 1) == bytes((FILLER,)):
+            after += 1
+        explained.append((entry, after))  # activation may be entered from the kernel's own text
         for window in self.windows:
             target = self._target(window.start) if window.moved else None
             for at in self._walk(target) if target is not None else ():
