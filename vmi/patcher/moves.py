@@ -88,14 +88,12 @@ class Finder:
 
     def at(self, address: int) -> Moved | None:
         """The window that ``address`` lies in: its bytes, its springboard's or its trampoline's."""
-        index = bisect_right(self._starts, address) - 1
-        if index >= 0 and address < self.moved[index].end:
-            return self.moved[index]
         for moved in self.moved:
-            inside = any(address in piece for piece in moved.pieces)
-            if inside or (moved.springboard and moved.springboard <= address < moved.springboard + 5):
+            board = moved.springboard
+            if (board and board <= address < board + 5) or any(address in piece for piece in moved.pieces):
                 return moved
-        return None
+        index = bisect_right(self._starts, address) - 1
+        return self.moved[index] if index >= 0 and address < self.moved[index].end else None
 
     def records(self, moved: Moved) -> list[SiteRecord]:
         """The records of the slots in a window's trampoline."""
@@ -229,10 +227,6 @@ class Finder:
         """Length of the last instruction in a slot."""
         raw = self._image.read(record.slot, record.length)
         return max((insn.len for insn in list(Decoder(32, raw))[-1:]), default=0)
-
-    def _is_copy(self, target: int, pieces: list[Stretch]) -> bool:
-        record = self._slots.get(target)
-        return record is not None and record.tactic is Tactic.EDGE and all(target not in p for p in pieces)
 
     def _continues(self, insn: Instruction, window: int, pieces: list[Stretch]) -> bool:
         """True when a jump at a piece's end in the text's padding leads to the next piece."""
