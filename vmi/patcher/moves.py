@@ -88,14 +88,12 @@ class Finder:
 
     def at(self, address: int) -> Moved | None:
         """The window that ``address`` lies in: its bytes, its springboard's or its trampoline's."""
-        index = bisect_right(self._starts, address) - 1
-        if index >= 0 and address < self.moved[index].end:
-            return self.moved[index]
         for moved in self.moved:
-            inside = any(address in piece for piece in moved.pieces)
-            if inside or (moved.springboard and moved.springboard <= address < moved.springboard + 5):
+            board = moved.springboard
+            if (board and board <= address < board + 5) or any(address in piece for piece in moved.pieces):
                 return moved
-        return None
+        index = bisect_right(self._starts, address) - 1
+        return self.moved[index] if index >= 0 and address < self.moved[index].end else None
 
     def records(self, moved: Moved) -> list[SiteRecord]:
         """The records of the slots in a window's trampoline."""
