@@ -285,6 +285,76 @@ def test_a_window_for_edges_alone_goes_with_them() -> None:
     assert plan.padding == room
 
 
+def jumping_plan(*rooms: int) -> Plan:
+    """Two windows of a page: the first one's jump leads to the `in` that stands inside the second one."""
+    code = bytes.fromhex("fa 89c8 eb03 90 89c8 ec 89c8 c3").ljust(0x100, b"\x90") + b"\xc3" * 0x2F00
+    segment = Segment(TEXT, TEXT - 0xC0000000, code, len(code), Access.R | Access.X, 0x1000)
+    image = Image(b"", (segment,), TEXT)
+    cli = Site(TEXT, b"\xfa", "cli", abi.BY_INSTRUCTION["cli"], False, True)
+    read = Site(TEXT + 8, b"\xec", "in al", abi.BY_INSTRUCTION["in al"], False, True)
+    target = read.address
+    first = (
+        Insn(TEXT, b"\xfa", "cli"),
+        Insn(TEXT + 1, b"\x89\xc8"),
+        Insn(TEXT + 3, b"\xeb\x03", None, Branch.JMP, target),
+    )
+    second = (Insn(TEXT + 6, b"\x89\xc8"), Insn(target, b"\xec", "in al"), Insn(target + 1, b"\x89\xc8"))
+    windows = (
+        Window(TEXT, 5, first, (cli,), (), None, inner=(target,)),
+        Window(TEXT + 6, 5, second, (read,), (), TEXT + 11),
+    )
+    placements = (Placement(cli, Tactic.FORWARD), Placement(read, Tactic.BOTH))
+    padding = tuple(Pad(TEXT + 0x20 * (1 + number), room) for number, room in enumerate(rooms))
+    return Plan(image, windows, (), placements, padding=padding)
+
+
+def test_a_branch_into_a_window_is_kept_with_it() -> None:
+    plan = pads.into_padding(jumping_plan(14, 14))
+    assert [window.inner for window in plan.windows] == [(TEXT + 8,), ()]
+
+
+def test_a_window_is_given_up_with_a_branch_into_it() -> None:
+    before = jumping_plan(14)
+    long = replace(before.windows[0], insns=(Insn(TEXT + 0x80, b"\x90" * 15), *before.windows[0].insns))
+    plan = pads.into_padding(replace(before, windows=(long, before.windows[1])))
+    assert plan.windows == ()
+    assert [p.reason for p in plan.placements] == [
+        "The padding of the text has no room for its trampoline.",
+        "A branch into its window found no room in the padding, so it comes to where it was.",
+    ]
+
+
+def test_a_branch_into_a_window_that_is_given_up_is_an_ordinary_one() -> None:
+    before = jumping_plan(14)
+    long = replace(before.windows[1], insns=(Insn(TEXT + 0x80, b"\x90" * 15), *before.windows[1].insns))
+    plan = pads.into_padding(replace(before, windows=(before.windows[0], long)))
+    assert [(window.start, window.inner) for window in plan.windows] == [(TEXT, ())]
+    assert [p.tactic for p in plan.placements] == [Tactic.FORWARD, Tactic.LEFT]
+
+
+def branching(before: Plan, room: tuple[Pad, ...], start: int, size: int) -> Plan:
+    """The small plan with a window of ``size`` bytes that branches to the middle of the other."""
+    jump = Insn(start, b"\x74\x10", None, Branch.JCC, TEXT + 3)
+    filler = tuple(Insn(start + 2 + n, b"\x43") for n in range(size - 2))
+    branches = Window(start, size, (jump, *filler), (), (), start + size, inner=(TEXT + 3,))
+    return pads.into_padding(replace(before, windows=(before.windows[0], branches), padding=room))
+
+
+def test_a_window_goes_when_a_branch_into_it_stays() -> None:
+    plan = branching(small_plan(5), (Pad(TEXT + 0x10, 13),), TEXT + 0x40, 0x30)
+    assert plan.windows == ()
+    assert plan.padding == (Pad(TEXT + 0x10, 13),)
+    reason = "A branch into its window found no room in the padding, so it comes to where it was."
+    assert [(p.tactic, p.reason) for p in plan.placements] == [(Tactic.LEFT, reason)] * 2
+
+
+def test_a_branch_stays_when_the_window_that_it_leads_into_goes() -> None:
+    plan = branching(small_plan(5), (Pad(TEXT + 0x10, 12),), TEXT + 0x40, 2)
+    assert plan.windows == ()
+    assert plan.padding == (Pad(TEXT + 0x10, 12),)
+    assert {p.reason for p in plan.placements} == {"The padding of the text has no room for its trampoline."}
+
+
 def test_isolated_code_gets_no_springboard_in_another_page() -> None:
     before = small_plan(15, isolated=True)
     board = replace(before.windows[0], springboard=TEXT - 0x20)

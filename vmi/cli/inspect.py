@@ -60,6 +60,5 @@ def command(
         if calls:
             ui.show(*[""] * tactics, cross_table("call" if found.patched else "instruction", found.cross))
         if sites:
-            ui.show(
-                *[""] * (tactics or calls), "\n".join(found.site_lines()) or "no records: it isn't patched"
-            )
+            listed = "\n".join(found.site_lines()) or "there are no records: the file isn't patched"
+            ui.show(*[""] * (tactics or calls), listed)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,12 +14,16 @@ from vmi.cli.common import JsonOption, QuietOption, Ui, VerboseOption, guarded
 from vmi.cli.guest import KernelArgument
 from vmi.cli.tables import coverage_table, misses_table
 from vmi.errors import UsageError
-from vmi.files import check_writable, write_atomically
+from vmi.files import check_writable, read_input, write_atomically
 
 _PHASES = {
     "read": "reading", "plan": "planning", "emit": "making code", "write": "writing", "verify": "checking",
     "pack": "compressing", "report": "reporting",
 }  # fmt: skip
+
+
+_LARGEST_SYMBOLS = 1 << 30
+"""Bytes; the debug files of distributions' kernels have a third of that."""
 
 
 @guarded
@@ -45,6 +50,14 @@ def command(
             "--place", metavar="WHERE", help="auto, after-image, linux, low-memory, or an address (0x…)."
         ),
     ] = "auto",
+    symbols: Annotated[
+        Path | None,
+        typer.Option("--symbols", metavar="FILE", help="A debug file or symbol map of the same build."),
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option("--profile", metavar="FILE", help="What `vmi run --profile` recorded of the kernel."),
+    ] = None,
     no_undo: Annotated[
         bool, typer.Option("--no-undo", help="Without the record that `vmi unpatch` needs.")
     ] = False,
@@ -67,9 +80,10 @@ def command(
     if dry_run and report is not None:
         raise UsageError("--dry-run writes nothing: instead of --report FILE, --json prints the report")
     image = values.kernel(kernel)
+    inputs = [path for path in (image.path, symbols, profile) if path is not None]
     for target in (output, report):
         if target is not None:
-            _keep_input(image, target)
+            _keep_inputs(inputs, target)
             check_writable(target)
 
     from vmi.patcher import Options, patch
@@ -77,10 +91,16 @@ def command(
 
     # What is only looked at needs no record to be taken back by, which takes the most time for a bzImage.
     looked_at = output is None and report is None and not dry_run
-    options = Options(allow_empty=allow_empty, place=place, undo=not (no_undo or looked_at))
+    options = Options(
+        allow_empty=allow_empty,
+        place=place,
+        symbols=None if symbols is None else read_input(symbols, "symbol file", _LARGEST_SYMBOLS),
+        profile=None if profile is None else read_input(profile, "profile"),
+        undo=not (no_undo or looked_at),
+    )
     with ui.phases(f"patching {image.name}") as phase:
         done = patch(image.data, options, progress=lambda name: phase(_PHASES.get(name, name)))
-        explainer = None if explain is None else of_patch(image.data, done.data, done.report)
+        explainer = None if explain is None else of_patch(image.data, done.data, done.report, options.symbols)
     answer = None
     if explainer is not None and explain is not None:
         answer = explainer.explain(parse_address(explain, explainer.symbols))
@@ -105,6 +125,6 @@ def command(
     ui.detail(", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in done.seconds.items()))
 
 
-def _keep_input(image: values.Kernel, target: Path) -> None:
-    if image.path is not None and target.exists() and target.samefile(image.path):
+def _keep_inputs(inputs: Sequence[Path], target: Path) -> None:
+    if target.exists() and any(path.exists() and target.samefile(path) for path in inputs):
         raise UsageError(f"{str(target)!r} is the input; the output needs a name of its own")

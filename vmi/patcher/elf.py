@@ -17,7 +17,9 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NoReturn
 
+from vmi import sitetable
 from vmi.errors import BadInput
 from vmi.patcher.model import Access, Image, Relocation, Section, Segment, Symbol, SymbolKind
 
@@ -47,6 +49,7 @@ MAX_SEGMENTS = 64  # loadable ones
 MAX_SHARING = 4  # sections that may claim the same byte of the file, on average
 MAX_NAME = 4096  # bytes of a symbol's or section's name
 
+VMI_SECTION = ".vmi"
 VMI_MAGIC = b"VMIS"  # first bytes of a `.vmi` segment (see vmi/sitetable.py)
 
 
@@ -122,8 +125,22 @@ def load(data: bytes, patched: bool = False) -> Image:
     entry_segment(image)  # raises when the entry point is nowhere
     home = vmi_segment(image)
     if home is not None and not patched:
-        raise BadInput(f"the file is already patched: there is a .vmi segment at {home.vaddr:#x}")
+        _refuse_patched(home)
+    if section_bytes(data, VMI_SECTION):
+        raise BadInput(
+            f"the kernel has a section {VMI_SECTION} of its own, which no file has that vmi patched"
+        )
     return image
+
+
+def _refuse_patched(home: Segment) -> NoReturn:
+    try:
+        sitetable.parse(home.data, home.vaddr)
+    except BadInput as error:
+        raise BadInput(
+            f"the segment at {home.vaddr:#x} starts like a .vmi segment and is none: {error}"
+        ) from None
+    raise BadInput(f"the file is already patched: there is a .vmi segment at {home.vaddr:#x}")
 
 
 def vmi_segment(image: Image) -> Segment | None:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 
 from vmi import abi, sitetable
 from vmi.errors import UsageError
-from vmi.patcher import elf
+from vmi.patcher import elf, symbols
 from vmi.patcher.container import open_container
 from vmi.patcher.disassembly import Row, disassemble
 from vmi.patcher.model import Image, Symbol, SymbolKind
@@ -88,23 +88,25 @@ class Explanation:
         return f"{'>' if row.address <= self.address < row.address + len(row.code) else ' '} {row}"
 
 
-def of_patch(original: bytes, output: bytes, report: Report) -> Explainer:
-    """Answers about a patch run: its input, its output, its report."""
+def of_patch(original: bytes, output: bytes, report: Report, names: bytes | None = None) -> Explainer:
+    """Answers about a patch run: its input, its output, its report; ``names`` is the symbol file it had."""
     before, after = (open_container(data).kernel for data in (original, output))
     image = elf.load(after, patched=True)
     home = elf.vmi_segment(image)
     assert home is not None
-    return Explainer(image, sitetable.parse(home.data, home.vaddr), elf.load(before), report)
+    kernel = elf.load(before)
+    kernel = kernel if names is None else symbols.merge(kernel, names)
+    return Explainer(image, sitetable.parse(home.data, home.vaddr), kernel, report)
 
 
-def parse_address(text: str, symbols: tuple[Symbol, ...]) -> int:
+def parse_address(text: str, known: tuple[Symbol, ...]) -> int:
     """An address from ``c0100000``, ``0xc0100000``, ``name`` or ``name+0x12``; raises UsageError.
 
     A symbol's name wins over a number without ``0x``.
     """
     match = _OFFSET.fullmatch(text.strip())
     if match is not None:
-        found = sorted(symbol.address for symbol in symbols if symbol.name == match["name"])
+        found = sorted(symbol.address for symbol in known if symbol.name == match["name"])
         if len(set(found)) > 1:
             where = ", ".join(f"{address:#x}" for address in sorted(set(found)))
             raise UsageError(f"symbol {match['name']!r} has several addresses: {where}")

@@ -88,14 +88,12 @@ class Finder:
 
     def at(self, address: int) -> Moved | None:
         """The window that ``address`` lies in: its bytes, its springboard's or its trampoline's."""
-        index = bisect_right(self._starts, address) - 1
-        if index >= 0 and address < self.moved[index].end:
-            return self.moved[index]
         for moved in self.moved:
-            inside = any(address in piece for piece in moved.pieces)
-            if inside or (moved.springboard and moved.springboard <= address < moved.springboard + 5):
+            board = moved.springboard
+            if (board and board <= address < board + 5) or any(address in piece for piece in moved.pieces):
                 return moved
-        return None
+        index = bisect_right(self._starts, address) - 1
+        return self.moved[index] if index >= 0 and address < self.moved[index].end else None
 
     def records(self, moved: Moved) -> list[SiteRecord]:
         """The records of the slots in a window's trampoline."""
@@ -167,21 +165,28 @@ class Finder:
     def _length(self, start: int, springboard: int, resume: int) -> int:
         """Bytes of a window: its jump, and what fills the rest up to where control comes back."""
         end = start + (2 if springboard else 5)
+        if self._is_board(end) and self._byte(end + 5) == FILLER:
+            end += 5  # the springboard of a window close by
         known = start < resume < start + LONGEST
         limit = resume if known else start + LONGEST
         while end < limit:
-            if known and self._byte(end) == _JUMP and end == start + 5 and end + 5 <= limit:
-                end += 5  # the springboard of a window close by
+            if known and end == start + 5 and end + 5 <= limit and self._is_board(end):
+                end += 5
             elif self._byte(end) == FILLER:
                 end += 1
             else:
                 break
         return end - start
 
+    def _is_board(self, address: int) -> bool:
+        """True for a long jump into the segment, or to padding of its page."""
+        target = self._target(address) if self._byte(address) == _JUMP else -1
+        return self._low <= target < self._home.end or target // PAGE == address // PAGE
+
     def _walk(self, start: int, window: int) -> tuple[list[Stretch], int]:
         """The pieces of the trampoline at ``start``, and the address control goes back to (0: none)."""
         pieces: list[Stretch] = []
-        copies: list[int] = []  # what its conditional jumps lead to: copies of sites that stay
+        copies: list[int] = []  # what its jumps lead to, perhaps copies of sites that stay
         resume = 0
         begin = at = start
         for _ in range(MOST):
@@ -193,40 +198,40 @@ class Finder:
             if insn.is_invalid:
                 return [], 0
             at = insn.next_ip32
-            if same(insn.flow_control, FlowControl.CONDITIONAL_BRANCH):
-                copies.append(insn.near_branch32)
             jumps = same(insn.flow_control, FlowControl.UNCONDITIONAL_BRANCH)
+            if jumps or same(insn.flow_control, FlowControl.CONDITIONAL_BRANCH):
+                copies.append(insn.near_branch32)
             if not jumps and (same(insn.flow_control, FlowControl.NEXT) or _comes_back(insn)):
                 continue
+            if jumps and not resume and window < insn.near_branch32 <= window + LONGEST:
+                resume = insn.near_branch32
+            if at in copies and self._is_copy(at):
+                continue
             pieces.append(Stretch(begin, self._image.read(begin, at - begin)))
-            if jumps and self._continues(insn, insn.near_branch32, window, pieces):
+            if self._home.vaddr <= begin < self._home.end:
+                return pieces, resume
+            if jumps and self._continues(insn, window, pieces):
                 begin = at = insn.near_branch32
                 continue
-            if jumps and not resume:
-                resume = insn.near_branch32
-            while copies and not self._is_copy(copies[-1], pieces):
-                copies.pop()
-            if not copies:
+            rest = [copy for copy in copies if self._is_copy(copy) and all(copy not in p for p in pieces)]
+            if not rest:
                 return pieces, resume
-            begin = at = copies.pop()
+            begin = at = rest[0]
         return [], 0
+
+    def _is_copy(self, target: int) -> bool:
+        record = self._slots.get(target)
+        return record is not None and record.tactic is Tactic.EDGE
 
     def _native(self, record: SiteRecord) -> int:
         """Length of the last instruction in a slot."""
         raw = self._image.read(record.slot, record.length)
         return max((insn.len for insn in list(Decoder(32, raw))[-1:]), default=0)
 
-    def _is_copy(self, target: int, pieces: list[Stretch]) -> bool:
-        record = self._slots.get(target)
-        return record is not None and record.tactic is Tactic.EDGE and all(target not in p for p in pieces)
-
-    def _continues(self, insn: Instruction, target: int, window: int, pieces: list[Stretch]) -> bool:
-        """True when a jump at a piece's end leads to the next piece."""
-        if any(target in piece for piece in pieces):
-            return False
-        if self._low <= target < self._home.end:
-            return True
-        if self._home.vaddr <= insn.ip32 < self._home.end or target // PAGE != insn.ip32 // PAGE:
+    def _continues(self, insn: Instruction, window: int, pieces: list[Stretch]) -> bool:
+        """True when a jump at a piece's end in the text's padding leads to the next piece."""
+        target = insn.near_branch32
+        if target // PAGE != insn.ip32 // PAGE or any(target in piece for piece in pieces):
             return False
         return not window < target <= window + LONGEST
 

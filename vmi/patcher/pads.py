@@ -32,6 +32,7 @@ NO_ROOM_ISOLATED = (
 NO_HOST = "The window that its short jump leads through found no room in the padding."
 FAR_BOARD = "Its short jump leads to another page, which may not be mapped."
 TABLES_CHANGE = "Its window changes how pages are mapped, at the end of one."
+OPEN_WAY = "A branch into its window found no room in the padding, so it comes to where it was."
 OPEN_EDGE = "On one of the ways to it the padding has no room for a copy of it."
 
 CHANGES_TABLES = frozenset(("mov cr0,r", "mov cr3,r", "mov cr4,r"))
@@ -55,7 +56,7 @@ def into_padding(plan: Plan) -> Plan:
         packer.run()
         before = dict(windows)
         _give_up(windows, packer.refused, reasons)
-        if windows == {start: before[start] for start in before if start not in packer.refused}:
+        if all(before[start] == window for start, window in windows.items()):
             return _result(plan, packer, windows, reasons)
 
 
@@ -71,10 +72,13 @@ def _give_up(windows: dict[int, Window], refused: Mapping[int, str], reasons: di
             if other.springboard is not None and window.start <= other.springboard < window.end:
                 todo.append((other.start, NO_HOST))
             edges = tuple(site for site in other.edges if site not in window.edges)
-            if edges != other.edges:
-                windows[other.start] = replace(other, edges=edges)
-                if not other.sites and not edges:
+            inner = tuple(target for target in other.inner if not window.start < target < window.end)
+            if (edges, inner) != (other.edges, other.inner):
+                windows[other.start] = replace(other, edges=edges, inner=inner)
+                if not (other.sites or edges or inner):
                     todo.append((other.start, OPEN_EDGE))
+            if any(other.start < target < other.end for target in window.inner):
+                todo.append((other.start, OPEN_WAY))
         reasons.update((site.address, OPEN_EDGE) for site in window.edges)
 
 
@@ -220,8 +224,21 @@ def _result(plan: Plan, packer: _Packer, windows: Mapping[int, Window], reasons:
         windows=tuple(replace(window, pads=packer.pads[window.start]) for window in kept),
         slots=tuple(sorted(slots, key=lambda slot: slot.start)),
         placements=placements,
-        padding=tuple(pad for page in sorted(packer.free) for pad in packer.free[page]),
+        padding=tuple(_left(plan.padding, [pad for window in kept for pad in packer.pads[window.start]])),
     )
+
+
+def _left(padding: Sequence[Pad], taken: Sequence[Pad]) -> Iterator[Pad]:
+    """The parts of padding that are not taken, and long enough to be used."""
+    order = sorted(taken, key=lambda pad: pad.start)
+    starts = [pad.start for pad in order]
+    for piece in (piece for pad in padding for piece in _by_page(pad)):
+        at = piece.start
+        inside = order[bisect_left(starts, piece.start) : bisect_left(starts, piece.end)]
+        for start, end in [*((pad.start, pad.end) for pad in inside), (piece.end, piece.end)]:
+            if start - at >= MIN_SLOT:
+                yield Pad(at, start - at)
+            at = end
 
 
 def _placement(placement: Placement, reasons: Mapping[int, str]) -> Placement:
