@@ -24,7 +24,7 @@ MACHINE = BOTTOM | {"native"}
 TABLE = BOTTOM | {"abi", "sitetable"}
 HYPERVISOR = TABLE | {"rom", "native", "hypervisor"}
 PATCHER = TABLE | {"rom", "patcher"}
-LIBRARY = HYPERVISOR | PATCHER | {"abi_docs", "samples", "run", "conformance"}
+LIBRARY = HYPERVISOR | PATCHER | {"abi_docs", "samples", "run", "proof", "conformance"}
 
 #: Unit -> units it may import, besides itself. Hardware (native) knows nothing of the interface, and the
 #: patcher needs no emulator.
@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "samples": BOTTOM,
     "hypervisor": HYPERVISOR,
     "run": HYPERVISOR | PATCHER,
+    "proof": MACHINE | PATCHER,
     "conformance": HYPERVISOR | PATCHER | {"run", "samples"},
     "cli": LIBRARY,
     "__init__": LIBRARY,

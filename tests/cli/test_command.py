@@ -17,7 +17,7 @@ from vmi import abi
 from vmi.errors import ExitCode
 from vmi.version import __version__
 
-VERBS = ("patch", "inspect", "run", "compare", "demo", "abi", "version")
+VERBS = ("patch", "prove", "inspect", "run", "compare", "demo", "abi", "version")
 ROM_VERBS = ("build", "inspect", "list")
 
 

@@ -10,8 +10,14 @@ import pytest
 
 from tests.cli.conftest import Vmi, sentence
 from tests.patcher.elfs import VADDR, Piece, Plan, make
+from tests.patcher.schemas import breaches
 from vmi import samples
-from vmi.patcher import inspect_file, patch, rewrite
+from vmi.cli.common import PIPE_WIDTH
+from vmi.errors import VerifyError
+from vmi.patcher import Options, inspect_file, patch, rewrite
+from vmi.patcher.elf import load
+from vmi.patcher.explain import of_patch
+from vmi.patcher.report import schema
 from vmi.rom.assemble import assemble
 
 
@@ -55,12 +61,27 @@ def test_verbose_lists_every_miss(vmi: Vmi, hello: Path, tmp_path: Path) -> None
 
 
 def test_explain(vmi: Vmi, hello: Path) -> None:
-    report = patch(hello.read_bytes()).report
-    site = report.sites[0]
+    done = patch(hello.read_bytes())
+    site = done.report.sites[0]
+    expected = of_patch(hello.read_bytes(), done.data, done.report).explain(site.address)
     result = vmi("patch", hello, "--explain", f"{site.address:x}")
-    assert (result.exit_code, result.stdout) == (0, report.explain(site.address))
+    assert (result.exit_code, result.stdout) == (0, expected.to_text(PIPE_WIDTH))
     value = json.loads(vmi("patch", hello, "--explain", f"{site.address:x}", "--json").stdout)
-    assert value == {"address": site.address, "explanation": report.explain(site.address).splitlines()}
+    assert value == expected.to_json()
+
+
+def test_explain_by_name(vmi: Vmi, hello: Path) -> None:
+    image = load(hello.read_bytes())
+    start = next(symbol.address for symbol in image.symbols if symbol.name == "putchar")
+    by_name = vmi("patch", hello, "--explain", "putchar+2").stdout
+    assert by_name == vmi("patch", hello, "--explain", f"{start + 2:#x}").stdout
+    assert by_name.startswith(f"{start + 2:#x} (putchar+0x2)")
+    result = vmi("patch", hello, "--explain", "nowhere+2")
+    assert result.exit_code == 2
+    assert sentence(result) == (
+        "vmi: address 'nowhere+2' is not understood: expected up to 8 hexadecimal digits, like c0100000, or "
+        "a symbol of the kernel, like start+0x10"
+    )
 
 
 def test_explain_elsewhere(vmi: Vmi, hello: Path) -> None:
@@ -72,8 +93,62 @@ def test_nothing_to_do(vmi: Vmi, hello: Path) -> None:
     result = vmi("patch", hello)
     assert result.exit_code == 2
     assert sentence(result) == (
-        "vmi: nothing to do: name an output with -o, or ask with --report or --explain"
+        "vmi: nothing to do: name an output with -o, or ask with --report, --explain or --dry-run"
     )
+
+
+def test_a_dry_run_does_all_but_write(vmi: Vmi, hello: Path, tmp_path: Path) -> None:
+    result = vmi("patch", hello, "-o", tmp_path / "out", "--dry-run")
+    assert (result.exit_code, result.stderr) == (0, "vmi: nothing was written\n")
+    assert not (tmp_path / "out").exists()
+    assert result.stdout == vmi("patch", hello, "-o", tmp_path / "out").stdout
+    assert (tmp_path / "out").exists()
+
+
+def test_a_dry_run_checks_what_it_would_write(
+    vmi: Vmi, hello: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise VerifyError("the output doesn't match the plan: not today")
+
+    monkeypatch.setattr(rewrite, "verify", refuse)
+    for options in (("--dry-run",), ("-o", tmp_path / "out")):
+        result = vmi("patch", hello, *options)
+        assert (result.exit_code, result.stdout) == (6, "")
+        assert sentence(result) == "vmi: the output doesn't match the plan: not today"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_has_no_report_file(vmi: Vmi, hello: Path, tmp_path: Path) -> None:
+    result = vmi("patch", hello, "--dry-run", "--report", tmp_path / "report")
+    assert result.exit_code == 2
+    assert sentence(result) == (
+        "vmi: --dry-run writes nothing: instead of --report FILE, --json prints the report"
+    )
+    content = json.loads(vmi("patch", hello, "--dry-run", "--json").stdout)
+    assert list(breaches(content, schema(), schema())) == []
+
+
+def test_place(vmi: Vmi, hello: Path, tmp_path: Path) -> None:
+    assert vmi("patch", hello, "-o", tmp_path / "out", "--place", "low-memory").exit_code == 0
+    done = patch(hello.read_bytes(), Options(place="low-memory"))
+    assert (tmp_path / "out").read_bytes() == done.data
+    assert done.report.strategy == "low-memory"
+    result = vmi("patch", hello, "-o", tmp_path / "out", "--place", "somewhere")
+    assert result.exit_code == 2
+    assert sentence(result) == (
+        "vmi: expected auto, after-image, linux, low-memory or an address as the segment's place, "
+        "got 'somewhere'"
+    )
+
+
+def test_no_undo(vmi: Vmi, hello: Path, tmp_path: Path) -> None:
+    vmi("patch", hello, "-o", tmp_path / "out", "--no-undo")
+    assert (tmp_path / "out").read_bytes() == patch(hello.read_bytes(), Options(undo=False)).data
+    assert vmi("unpatch", tmp_path / "out", "-o", tmp_path / "again").exit_code == 4
+    vmi("patch", hello, "-o", tmp_path / "out")
+    assert vmi("unpatch", tmp_path / "out", "-o", tmp_path / "again").exit_code == 0
+    assert (tmp_path / "again").read_bytes() == hello.read_bytes()
 
 
 @pytest.mark.parametrize("option", ["-o", "--report"])
@@ -143,6 +218,42 @@ def test_inspect(vmi: Vmi, hello: Path, tmp_path: Path) -> None:
         assert vmi("inspect", path, "-v").stdout == found.to_text(sites=True)
         assert json.loads(vmi("inspect", path, "--json").stdout) == json.loads(found.to_json())
     assert json.loads(vmi("inspect", tmp_path / "out", "--json").stdout)["patched"] is True
+
+
+@pytest.mark.parametrize("options", [("--tactics",), ("--calls",), ("--tactics", "--calls", "--sites")])
+def test_inspect_tables(vmi: Vmi, hello: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    vmi("patch", hello, "-o", tmp_path / "out", "-q")
+    for path in (hello, tmp_path / "out"):
+        found = inspect_file(path.read_bytes())
+        result = vmi("inspect", path, *options)
+        assert (result.exit_code, result.stderr) == (0, "")
+        rows = [line.split() for line in result.stdout.splitlines()]
+        if "--tactics" in options:
+            for name, count in found.counts.items():
+                assert any(row[:2] == [name, str(count)] for row in rows)
+            assert all(f"    1  {reason}" in result.stdout for reason in found.reasons)
+        if "--calls" in options:
+            for name, count in found.forms.items():
+                assert any(row[: len(name.split()) + 1] == [*name.split(), str(count)] for row in rows)
+        if "--sites" in options:
+            lines = found.site_lines() or ["there are no records: the file isn't patched"]
+            assert result.stdout.endswith("\n".join(lines) + "\n")
+
+
+def test_inspect_explains(vmi: Vmi, hello: Path, tmp_path: Path) -> None:
+    vmi("patch", hello, "-o", tmp_path / "out", "-q")
+    found = inspect_file((tmp_path / "out").read_bytes())
+    assert found.table is not None
+    slot = found.table.sites[0].slot
+    answer = found.explainer().explain(slot)
+    assert vmi("inspect", tmp_path / "out", "--explain", f"{slot:x}").stdout == answer.to_text(PIPE_WIDTH)
+    value = json.loads(vmi("inspect", tmp_path / "out", "--explain", f"{slot:x}", "--json").stdout)
+    assert value == answer.to_json()
+    result = vmi("inspect", hello, "--explain", f"{slot:x}")
+    assert result.exit_code == 4
+    assert sentence(result) == (
+        "vmi: the file isn't patched: `vmi patch --explain` says what would become of it"
+    )
 
 
 def test_inspect_of_nothing(vmi: Vmi) -> None:

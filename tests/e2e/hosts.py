@@ -20,6 +20,7 @@ from vmi import run
 from vmi.hypervisor.domain import Domain
 from vmi.native import keyboard
 from vmi.native.boot.state import Module
+from vmi.native.cpuid import MODELS
 from vmi.native.disk import Disk
 from vmi.native.machine import Machine
 from vmi.native.screen import Screen
@@ -52,6 +53,8 @@ class Start:
     :ivar disk: the first IDE disk's image; what the guest writes can be read from the guest's ``disk``.
     :ivar rom: an option ROM to plug in.
     :ivar firmware: what starts if there is no kernel; QEMU runs its own before a kernel, too.
+    :ivar processor: its model, by the name that both know it by.
+    :ivar processors: how many; more than one only under QEMU.
     """
 
     kernel: Path | None = None
@@ -61,6 +64,8 @@ class Start:
     megabytes: int = 64
     rom: bytes | None = None
     firmware: Firmware | None = None
+    processor: str = "qemu32"
+    processors: int = 1
 
 
 class Guest(ABC):
@@ -136,6 +141,7 @@ class OurGuest(Guest):
 def in_qemu(start: Start, folder: Path) -> Iterator[Guest]:
     """Start under QEMU; the folder takes the files that it needs."""
     arguments: list[str | Path] = ["-m", str(start.megabytes), *CLOCK, *VIDEO, *PORTS]
+    arguments += ["-cpu", start.processor, "-smp", str(start.processors)]
 
     def file(name: str, data: bytes | None) -> Path:
         path = folder / name
@@ -161,6 +167,8 @@ def in_qemu(start: Start, folder: Path) -> Iterator[Guest]:
 @contextlib.contextmanager
 def on_ours(start: Start, folder: Path) -> Iterator[Guest]:
     """Start on our machine; what it does to the disk stays in memory."""
+    if start.processors != 1:
+        raise ValueError("our machine has one processor")
     setup = run.Setup(
         image=None if start.kernel is None else start.kernel.read_bytes(),
         append=start.append,
@@ -170,6 +178,7 @@ def on_ours(start: Start, folder: Path) -> Iterator[Guest]:
         disks=() if start.disk is None else (Disk.from_bytes(start.disk),),
         bios=None if start.firmware is None else start.firmware.bios.read_bytes(),
         video_bios=None if start.firmware is None else start.firmware.video.read_bytes(),
+        model=None if start.rom is not None else MODELS[start.processor],
     )
     guest = run.prepare(setup)
     yield OurGuest(guest.machine, guest.domain)

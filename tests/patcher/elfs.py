@@ -34,6 +34,7 @@ work:
     push ebx
     mov edx, 0x3f8
     in al, dx
+    mov ecx, ss
     mov ebx, cr3
     mov cr3, ebx
     pushfd

@@ -6,8 +6,9 @@ from __future__ import annotations
 import pytest
 from iced_x86 import Decoder
 
+from tests.patcher.encodings import all_forms, all_instructions
 from vmi import abi
-from vmi.patcher.forms import Effect, Form, classify, pair
+from vmi.patcher.forms import ALL_FORMS, Effect, Form, classify, pair
 
 SILENT, TRAPS, HARMLESS = Effect.SILENT, Effect.TRAPS, Effect.HARMLESS
 
@@ -180,6 +181,18 @@ def test_an_ordinary_instruction_has_no_form(raw: str) -> None:
 def test_every_instruction_of_the_abi_has_a_case() -> None:
     covered = {name for _, name, _ in WITH_CALL} | {"sti;hlt"}
     assert covered == set(abi.BY_INSTRUCTION)
+
+
+def test_every_privileged_instruction_of_the_decoder_has_a_form() -> None:
+    """Its own opinion is that of the manuals: what needs level 0, and what needs the I/O level."""
+    missing = {str(insn) for insn in all_instructions() if insn.is_privileged and classify(insn) is None}
+    assert missing == set()
+
+
+def test_the_decoder_knows_every_form() -> None:
+    assert set(all_forms()) == set(ALL_FORMS)
+    for name, (form, _) in all_forms().items():
+        assert form == ALL_FORMS[name]
 
 
 def test_only_interrupt_shadow_instructions_say_so() -> None:

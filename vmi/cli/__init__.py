@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from vmi.cli import abi, compare, demo, inspect, patch, rom, run, unpatch, version
+from vmi.cli import abi, compare, demo, header, inspect, patch, prove, rom, run, unpatch, version
 from vmi.version import __version__
 
 __all__ = ["app", "main"]
@@ -28,10 +28,12 @@ app.add_typer(rom.app, name="rom")
 for verb, command in (
     ("patch", patch.command),
     ("unpatch", unpatch.command),
+    ("prove", prove.command),
     ("inspect", inspect.command),
     ("run", run.command),
     ("compare", compare.command),
     ("demo", demo.command),
+    ("header", header.command),
     ("abi", abi.command),
     ("version", version.command),
 ):

@@ -73,6 +73,11 @@ class Ui:
         """Print what an object says of itself as one JSON value on stdout."""
         self.data(facts(source))
 
+    @property
+    def width(self) -> int:
+        """Columns that text on stdout may have."""
+        return _console(sys.stdout).width
+
     def note(self, sentence: str) -> None:
         """Tell the user something on stderr, unless quiet."""
         if not self.quiet:
@@ -91,6 +96,24 @@ class Ui:
             return
         with _console(sys.stderr).status(safe(what)):
             yield
+
+    @contextlib.contextmanager
+    def steps(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """As ``progress``; what it gives is told how much of how much is done."""
+        if self.quiet or not sys.stderr.isatty():
+            yield lambda done, total: None
+            return
+        with _console(sys.stderr).status(safe(what)) as line:
+            yield lambda done, total: line.update(safe(f"{what}: {done} of {total}"))
+
+    @contextlib.contextmanager
+    def phases(self, what: str) -> Iterator[Callable[[str], None]]:
+        """As ``progress``; what it gives is told what is being done now."""
+        if self.quiet or not sys.stderr.isatty():
+            yield lambda name: None
+            return
+        with _console(sys.stderr).status(safe(what)) as line:
+            yield lambda name: line.update(safe(f"{what}: {name}"))
 
 
 def facts(source: HasFacts) -> Any:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +12,18 @@ import typer
 from vmi.cli import values
 from vmi.cli.common import JsonOption, QuietOption, Ui, VerboseOption, guarded
 from vmi.cli.guest import KernelArgument
-from vmi.cli.tables import misses_table
+from vmi.cli.tables import coverage_table, misses_table
 from vmi.errors import UsageError
-from vmi.files import check_writable, write_atomically
+from vmi.files import check_writable, read_input, write_atomically
+
+_PHASES = {
+    "read": "reading", "plan": "planning", "emit": "making code", "write": "writing", "verify": "checking",
+    "pack": "compressing", "report": "reporting",
+}  # fmt: skip
+
+
+_LARGEST_SYMBOLS = 1 << 30
+"""Bytes; the debug files of distributions' kernels have a third of that."""
 
 
 @guarded
@@ -27,8 +37,30 @@ def command(
     ] = None,
     explain: Annotated[
         str | None,
-        typer.Option("--explain", metavar="ADDR", help="Say what becomes of the instruction there."),
+        typer.Option(
+            "--explain", metavar="ADDR", help="Show what becomes of the code there: c0100000 or NAME+0x10."
+        ),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Do and check everything, but write nothing.")
+    ] = False,
+    place: Annotated[
+        str,
+        typer.Option(
+            "--place", metavar="WHERE", help="auto, after-image, linux, low-memory, or an address (0x…)."
+        ),
+    ] = "auto",
+    symbols: Annotated[
+        Path | None,
+        typer.Option("--symbols", metavar="FILE", help="A debug file or symbol map of the same build."),
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option("--profile", metavar="FILE", help="What `vmi run --profile` recorded of the kernel."),
+    ] = None,
+    no_undo: Annotated[
+        bool, typer.Option("--no-undo", help="Without the record that `vmi unpatch` needs.")
+    ] = False,
     allow_empty: Annotated[
         bool, typer.Option("--allow-empty", help="Accept a kernel without any sensitive instruction.")
     ] = False,
@@ -38,41 +70,61 @@ def command(
 ) -> None:
     """Patch a kernel, so that it runs natively and under any VMI ROM.
 
-    The input is never changed. Without -o nothing but --report and --explain has an effect.
+    The input is never changed. Without -o nothing but --report, --explain and --dry-run has an effect.
     """
     ui = Ui(as_json, quiet, verbose)
-    if output is None and report is None and explain is None:
-        raise UsageError("nothing to do: name an output with -o, or ask with --report or --explain")
-    where = None if explain is None else values.address(explain)
+    if output is None and report is None and explain is None and not dry_run:
+        raise UsageError(
+            "nothing to do: name an output with -o, or ask with --report, --explain or --dry-run"
+        )
+    if dry_run and report is not None:
+        raise UsageError("--dry-run writes nothing: instead of --report FILE, --json prints the report")
     image = values.kernel(kernel)
+    inputs = [path for path in (image.path, symbols, profile) if path is not None]
     for target in (output, report):
         if target is not None:
-            _keep_input(image, target)
+            _keep_inputs(inputs, target)
             check_writable(target)
 
-    from vmi.patcher import patch
+    from vmi.patcher import Options, patch
+    from vmi.patcher.explain import of_patch, parse_address
 
-    with ui.progress(f"patching {image.name}"):
-        done = patch(image.data, allow_empty=allow_empty)
-    if output is not None:
+    # What is only looked at needs no record to be taken back by, which takes the most time for a bzImage.
+    looked_at = output is None and report is None and not dry_run
+    options = Options(
+        allow_empty=allow_empty,
+        place=place,
+        symbols=None if symbols is None else read_input(symbols, "symbol file", _LARGEST_SYMBOLS),
+        profile=None if profile is None else read_input(profile, "profile"),
+        undo=not (no_undo or looked_at),
+    )
+    with ui.phases(f"patching {image.name}") as phase:
+        done = patch(image.data, options, progress=lambda name: phase(_PHASES.get(name, name)))
+        explainer = None if explain is None else of_patch(image.data, done.data, done.report, options.symbols)
+    answer = None
+    if explainer is not None and explain is not None:
+        answer = explainer.explain(parse_address(explain, explainer.symbols))
+    if output is not None and not dry_run:
         write_atomically(output, done.data)
     if report is not None:
         write_atomically(report, done.report.to_json().encode())
 
-    if where is not None:
-        answer = done.report.explain(where)
+    if answer is not None:
         if ui.json:
-            ui.data({"address": where, "explanation": answer.splitlines()})
+            ui.data(answer.to_json())
         else:
-            ui.show(answer)
+            ui.show(answer.to_text(ui.width))
     elif ui.json:
         ui.facts(done.report)
     elif not ui.quiet:
         ui.show(done.report.to_text())
+    if dry_run:
+        ui.note("nothing was written")
+    ui.detail(coverage_table(done.report))
     ui.detail(misses_table(done.report))
     ui.detail(", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in done.seconds.items()))
 
 
-def _keep_input(image: values.Kernel, target: Path) -> None:
-    if image.path is not None and target.exists() and target.samefile(image.path):
+def _keep_inputs(inputs: Sequence[Path], target: Path) -> None:
+    if target.exists() and any(path.exists() and target.samefile(path) for path in inputs):
         raise UsageError(f"{str(target)!r} is the input; the output needs a name of its own")

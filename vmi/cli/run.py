@@ -24,6 +24,7 @@ from vmi.cli.guest import (
     RunTimeoutOption,
     UntilOption,
 )
+from vmi.cli.profiled import Profiled
 from vmi.cli.tables import counts_table, seconds
 from vmi.cli.watch import Watch
 from vmi.errors import BadInput, UsageError
@@ -105,6 +106,10 @@ def command(
     restore: Annotated[
         Path | None, typer.Option("--restore", metavar="FOLDER", help="Go on with a machine saved before.")
     ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option("--profile", metavar="FILE", help="Record which instructions write page tables."),
+    ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -118,18 +123,23 @@ def command(
     ui = Ui(as_json, quiet, verbose)
     for_kernel = {
         "--append": append, "--initrd": initrd, "--protocol": protocol, "--load-address": load_address,
-        "--full": full,
+        "--full": full, "--profile": profile,
     }  # fmt: skip
     for_machine = {"--rom": rom, "--memory": memory, "--cpu": cpu, "--video-bios": video_bios}
     _check_start(kernel, bios, restore, for_kernel, for_machine)
     if full and rom is not None:
         raise UsageError("--full runs without a ROM, so it can't be combined with --rom")
+    if profile is not None and (full or rom is not None):
+        raise UsageError("--profile needs a native run, so it can't be combined with --rom or --full")
     where, wanted = values.serial(serial), values.text(until)
     if ui.json and where.terminal:
         where = values.Serial(terminal=False)
     session = ConsoleSession(where, realtime=realtime, quiet=quiet)
     limit = values.duration(timeout if timeout is not None else "none" if session.interactive else TIMEOUT)
-    watch = Watch(session, log=log, log_file=log_file, screenshot=screenshot, save=save, keys=keys)
+    profiled = None if profile is None or kernel is None else Profiled(profile, values.kernel(kernel))
+    watch = Watch(
+        session, log=log, log_file=log_file, screenshot=screenshot, save=save, keys=keys, profiled=profiled
+    )
     name = kernel or bios or str(restore)
     # A spinner would fight with the guest or the log for the same terminal; their output is progress.
     busy = where.terminal or (log is not None and log_file is None)

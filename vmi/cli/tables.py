@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from vmi.cli.terminal import safe
+from vmi.sitetable import Tactic
 
 if TYPE_CHECKING:
+    from vmi.patcher.inspect import Cross
     from vmi.patcher.report import Report
     from vmi.run import Comparison, RunResult
 
@@ -57,12 +59,66 @@ def summary(report: Report) -> str:
 
 def misses_table(report: Report) -> Table:
     """Every site without a slot, and why."""
-    table = Table(title="sites without a slot", title_justify="left", box=None, pad_edge=False)
-    for heading in ("address", "instruction", "tactic", "reason"):
-        table.add_column(heading)
+    table = _plain("sites without a slot", "address", "instruction", "tactic", "reason")
     for site in report.sites:
         if site.reason:
-            table.add_row(f"{site.address:08x}", site.text, site.tactic, site.reason)
+            table.add_row(f"{site.address:08x}", safe(site.text), site.tactic, safe(site.reason))
+    return table
+
+
+def coverage_table(report: Report) -> Table:
+    """Sites and slots by the call that stands for them, largest first."""
+    table = _plain("slots by call", "call", "sites", "slots", "share", "")
+    for name, row in report.coverage(lambda site: site.call or NOTHING).items():
+        table.add_row(
+            name, f"{row['sites']:,}", f"{row['slots']:,}", f"{row['percent']:.1f} %", bar(row["percent"])
+        )
+    return table
+
+
+def tactics_table(counts: Mapping[str, int]) -> Table:
+    """Sites by what was done with them, in the order in which the tactics are tried."""
+    total = sum(counts.values())
+    table = _plain("sites by tactic", "tactic", "sites", "share", "")
+    for tactic in Tactic:
+        if count := counts.get(tactic.value, 0):
+            share = 100 * count / total
+            table.add_row(tactic.value, f"{count:,}", f"{share:.1f} %", bar(share))
+    table.add_row("total", f"{total:,}", "", "")
+    return table
+
+
+def cross_table(heading: str, cross: Cross) -> Table:
+    """Sites by call or instruction, each with its tactics; the last column is the share with a slot."""
+    tactics = [tactic for tactic in Tactic if any(tactic.value in row for row in cross.values())]
+    table = _plain(f"sites by {heading}", heading, "sites", *(tactic.value for tactic in tactics), "in slots")
+    for name, row in cross.items():
+        total = sum(row.values())
+        slots = sum(row.get(tactic.value, 0) for tactic in tactics if tactic.has_slot)
+        counts = (f"{row[tactic.value]:,}" if tactic.value in row else NOTHING for tactic in tactics)
+        table.add_row(safe(name), f"{total:,}", *counts, f"{100 * slots / total:.1f} %")
+    return table
+
+
+def reasons_table(reasons: Mapping[str, int]) -> Table:
+    """Why sites have no slot, most frequent first."""
+    table = _plain("sites without a slot", "count", "reason")
+    for reason, count in by_count(reasons):
+        table.add_row(f"{count:,}", safe(reason))
+    return table
+
+
+def bar(percent: float) -> str:
+    """A share as a bar of up to 20 characters; anything above nothing shows."""
+    return "█" * (max(1, round(percent / 5)) if percent else 0)
+
+
+def _plain(title: str, first: str, *others: str) -> Table:
+    """A table without lines; columns of numbers are to the right."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    words = {"", "reason", "instruction", "tactic", "call", "address"}
+    for heading in (first, *others):
+        table.add_column(heading, justify="left" if heading in words else "right")
     return table
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vmi.cli import values
 from vmi.cli.console import ConsoleSession
 from vmi.cli.log import LogOutput
+from vmi.cli.profiled import Profiled
 from vmi.errors import UsageError
 from vmi.files import check_writable, write_atomically
 from vmi.native.event_log import EventLog
@@ -38,6 +39,7 @@ class Watch:
         screenshot: Path | None = None,
         save: Path | None = None,
         keys: str | None = None,
+        profiled: Profiled | None = None,
     ) -> None:
         self._session = session
         if log_file is not None and log is None:
@@ -48,6 +50,7 @@ class Watch:
         self._log: EventLog | None = None
         self._screenshot = screenshot
         self._save = save
+        self._profiled = profiled
         self._keys = [] if keys is None else values.typed(keys)
         for path in (log_file, screenshot):
             if path is not None:
@@ -71,6 +74,8 @@ class Watch:
         from vmi.native.machine import Outcome
 
         cpu = machine.cpu
+        if self._profiled is not None:
+            self._profiled.begin(machine)
         if self._categories is not None:
             # not before there is something to log: an older log under that name is not lost for nothing
             self._output = LogOutput(self._log_file)
@@ -109,6 +114,8 @@ class Watch:
         finally:
             if self._screenshot is not None:
                 self._write_screenshot(machine, self._screenshot)
+            if self._profiled is not None:
+                self._profiled.end(machine)
 
     def _write_screenshot(self, machine: Machine, path: Path) -> None:
         screen = _screen(machine)

@@ -79,6 +79,17 @@ class Registers:
         self._raw = (ctypes.c_uint32 * (ENV_SIZE // 4)).from_address(address)
         self._d = memoryview(self._raw).cast("B").cast("I")
 
+    def freeze(self) -> bytes:
+        """The whole state structure, for :meth:`thaw` of the same CPU; only between runs.
+
+        Cached translations of addresses are not in it, nor is memory.
+        """
+        return bytes(self._raw)
+
+    def thaw(self, state: bytes) -> None:
+        """Put back what :meth:`freeze` gave; only between runs."""
+        ctypes.memmove(self._raw, state, ENV_SIZE)
+
     def gpr(self, number: int) -> int:
         """General register by encoding number (0 EAX, 1 ECX, 2 EDX, 3 EBX, 4 ESP, 5 EBP, 6 ESI, 7 EDI)."""
         return self._d[2 * number]

@@ -7,7 +7,7 @@ Reading order: model, forms, scan, flow, plan (what to do); table, adaptors, tra
 
 from vmi.patcher.inspect import Inspection, inspect_file
 from vmi.patcher.report import Report
-from vmi.patcher.rewrite import Patched, patch
+from vmi.patcher.rewrite import Options, Patched, patch
 from vmi.sitetable import SiteTable
 
-__all__ = ["Inspection", "Patched", "Report", "SiteTable", "inspect_file", "patch"]
+__all__ = ["Inspection", "Options", "Patched", "Report", "SiteTable", "inspect_file", "patch"]

@@ -18,6 +18,8 @@ class Refused(Exception):
 
 CALL_BYTES = b"\xe8\0\0\0\0"
 
+_SAVED_ORDER = ("eax", "ecx", "edx", "ebx")  # EAX first, so that the flags can follow it
+
 GPR = {
     "eax": Register.EAX, "ecx": Register.ECX, "edx": Register.EDX, "ebx": Register.EBX,
     "esp": Register.ESP, "ebp": Register.EBP, "esi": Register.ESI, "edi": Register.EDI,
@@ -60,6 +62,12 @@ def is_memory(insn: Instruction, operand: int) -> bool:
 def register_of(insn: Instruction, operand: int) -> tuple[str, int]:
     """A register operand as (name of the 32-bit register, size in bytes: 4, 2, or 1 for AL)."""
     return _NAMES[insn.op_register(operand)]
+
+
+def check_operand(insn: Instruction) -> None:
+    """Raise Refused for a memory operand that can't be reached from an adaptor."""
+    if same(insn.memory_base, Register.ESP) and insn.memory_displacement & 0x80000000:
+        raise Refused("The operand lies below the stack pointer, where the call's own frame goes.")
 
 
 def reads(insn: Instruction, operand: int, register: str) -> bool:
@@ -114,6 +122,10 @@ class Writer:
         """Load a register from a saved place."""
         self.put(Instruction.create_reg_mem(Code.MOV_R32_RM32, GPR[target], self.place(place)))
 
+    def keep(self, register: str, place: str) -> None:
+        """Store a register in a saved place."""
+        self.put(Instruction.create_mem_reg(Code.MOV_RM32_R32, self.place(place), GPR[register]))
+
     def constant(self, target: str, value: int) -> None:
         """Load a register with a number."""
         self.put(Instruction.create_reg_u32(Code.MOV_R32_IMM32, GPR[target], value))
@@ -121,11 +133,6 @@ class Writer:
     def widen(self, target: str) -> None:
         """Zero the upper half of a register."""
         self.put(Instruction.create_reg_reg(Code.MOVZX_R32_RM16, GPR[target], LOW_WORD[target]))
-
-    def check_operand(self, insn: Instruction) -> None:
-        """Raise Refused for a memory operand that can't be reached from here."""
-        if same(insn.memory_base, Register.ESP) and insn.memory_displacement & 0x80000000:
-            raise Refused("The operand lies below the stack pointer, where the call's own frame goes.")
 
     def operand(self, insn: Instruction) -> MemoryOperand:
         """The instruction's memory operand as it must be written here."""
@@ -170,6 +177,55 @@ class Writer:
         """Append the ending (`ret` by default) and give the adaptor."""
         self.raw(ending)
         return Adaptor(bytes(self.code), self.hole)
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What an adaptor brings back at its end: registers (EAX first), arithmetic flags, direction flag.
+
+    EAX is among the registers if any flag is: the flags travel in it.
+    """
+
+    registers: tuple[str, ...]
+    flags: bool
+    direction: bool
+
+    def __bool__(self) -> bool:
+        return bool(self.registers or self.flags or self.direction)
+
+    @classmethod
+    def what(cls, registers: set[str], flags: bool, direction: bool) -> Saved:
+        """``registers`` in the right order, with EAX if it is needed."""
+        wanted = registers | {"eax"} if flags or direction else registers
+        return cls(tuple(name for name in _SAVED_ORDER if name in wanted), flags, direction)
+
+    def enter(self, writer: Writer, needs_eax: bool) -> None:
+        """Save it all. ``needs_eax``: EAX must be as the kernel left it when the next code runs."""
+        for register in self.registers:
+            writer.save(register)
+            if register != "eax" or not (self.flags or self.direction):
+                continue
+            if self.flags:
+                writer.raw("9f 0f90c0")  # lahf; seto al
+                writer.save("eax", "flags")
+                if needs_eax:
+                    writer.load("eax", "eax")
+            if self.direction:
+                writer.raw("9c fc")  # pushfd; cld
+                writer.depth += 4
+
+    def leave(self, writer: Writer) -> None:
+        """Bring it all back; results must be where they belong, in a register or in its place."""
+        for register in reversed(self.registers):
+            if register == "eax" and self.direction:
+                # Only this flag of the old image: the others may have been changed for good.
+                writer.restore("eax")
+                writer.raw("2500040000")  # and eax, 0x400
+                writer.raw("9c 090424 9d")  # pushfd; or [esp], eax; popfd
+            if register == "eax" and self.flags:
+                writer.restore("eax")
+                writer.raw("047f 9e")  # add al, 0x7f; sahf
+            writer.restore(register)
 
 
 def _stack(offset: int) -> MemoryOperand:

@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING
 
 from iced_x86 import Code, Decoder, Instruction, MemoryOperand, Register, RegisterExt
 
-from vmi.patcher.adaptorcode import GPR, LOW_WORD, Adaptor, Refused, Writer, is_memory, register_of
+from vmi.patcher.adaptorcode import (
+    GPR,
+    LOW_WORD,
+    Adaptor,
+    Refused,
+    Writer,
+    check_operand,
+    is_memory,
+    register_of,
+)
 
 if TYPE_CHECKING:
     from iced_x86._iced_x86_py import Register as RegisterNumber
@@ -58,7 +67,7 @@ def _move(insn: Instruction, raw: bytes, dead: tuple[str, ...]) -> Adaptor:
 
 def _store(insn: Instruction, dead: tuple[str, ...]) -> Adaptor:
     writer = Writer()
-    writer.check_operand(insn)
+    check_operand(insn)
     (value, work), saved = _scratch(writer, 2, (insn.memory_base, insn.memory_index), dead)
     writer.put(Instruction.create_reg_reg(Code.MOV_R32M16_SREG, GPR[value], insn.op1_register))
     _subtract(writer, insn.op1_register, value, work, 4)

@@ -36,13 +36,17 @@ _LOADED_HIGH = 1
 _PAGE = 0x1000
 
 _SETUP_SECTS, _SYSSIZE, _VERSION, _LOADFLAGS = 0x1F1, 0x1F4, 0x206, 0x211
+_XLOADFLAGS, _KERNEL_64 = 0x236, 1
 _PAYLOAD_OFFSET, _PAYLOAD_LENGTH, _PREF_ADDRESS, _INIT_SIZE = 0x248, 0x24C, 0x258, 0x260
 _HEADER_END = 0x264
 
 _TAKES_INIT_SIZE = b"\x60\x02\x00\x00"
 """The offset of init_size in the zero page, as an instruction of the boot code's head has it."""
 
-ELF_CLASS_64 = 2
+_ELF_CLASS_64 = 2
+_FLAGS_64 = 0x20C
+"""The boot protocol that tells whether the kernel has 64 bits."""
+_ONLY_32 = "the kernel is a 64-bit Linux: only kernels for i386 can be patched"
 
 
 def recognise(data: bytes) -> bool:
@@ -72,11 +76,13 @@ class BzImage:
     """A bzImage whose parts all are where they should be.
 
     ``end`` is where the image ends; a signature may follow. ``input_at`` and ``output_at`` are the places
-    of the boot code's words with the payload's size and the unpacked size. ``checksum`` tells whether the
+    of the boot code's words with the payload's size and the unpacked size. ``protocol`` is the version of the
+    boot protocol (high byte major). ``checksum`` tells whether the
     image's last four bytes are its checksum.
     """
 
     data: bytes = field(repr=False)
+    protocol: int
     payload: Payload
     end: int
     input_at: int
@@ -176,6 +182,8 @@ def read(data: bytes) -> BzImage:
         raise BadInput(
             "the kernel is a zImage, made to be loaded below 640 KiB: only a bzImage can be patched"
         )
+    if version >= _FLAGS_64 and data[_XLOADFLAGS] & _KERNEL_64:
+        raise BadInput(_ONLY_32)
     code = ((data[_SETUP_SECTS] or _DEFAULT_SETUP_SECTORS) + 1) * _SECTOR
     end = code + _u32(data, _SYSSIZE) * 16
     if end > len(data):
@@ -196,6 +204,7 @@ def read(data: bytes) -> BzImage:
     _check_certificates(data, pe, end)
     return BzImage(
         data=data,
+        protocol=version,
         payload=payload,
         end=end,
         input_at=_only(data, stop, end, stop - start, "compressed"),
@@ -223,8 +232,8 @@ def _payload(data: bytes, start: int, stop: int) -> Payload:
         )
     if unpacked[:4] != b"\x7fELF":
         raise BadInput("the kernel's payload must unpack to an ELF file")
-    if unpacked[4:5] == bytes([ELF_CLASS_64]):
-        raise BadInput("the kernel is a 64-bit Linux: only kernels for i386 can be patched")
+    if unpacked[4:5] == bytes([_ELF_CLASS_64]):
+        raise BadInput(_ONLY_32)
     kernel_size, words = _split(unpacked)
     return Payload(start, stop, kind, unpacked, kernel_size, words)
 

@@ -24,6 +24,10 @@ from vmi.errors import BadInput
 LIMIT = 256 << 20
 """Most bytes that anything unpacks to; stops a small file from filling memory."""
 
+DICTIONARY = 64 << 20
+"""Largest dictionary that is used for making xz and lzma data: an encoder takes 12 times its memory."""
+
+_MEMORY = 512 << 20  # bytes that a decoder may take
 _STEP = 1 << 20  # bytes compressed between two looks at what came out
 
 
@@ -163,7 +167,7 @@ def unpack(packed: bytes, kind: Format) -> tuple[bytes, bytes]:
             data = decoder.decompress(packed, LIMIT + 1)
         else:
             decoder = lzma.LZMADecompressor(
-                lzma.FORMAT_XZ if kind is Format.XZ else lzma.FORMAT_ALONE, memlimit=2 * LIMIT
+                lzma.FORMAT_XZ if kind is Format.XZ else lzma.FORMAT_ALONE, memlimit=_MEMORY
             )
             data = decoder.decompress(packed, LIMIT + 1)
     except (lzma.LZMAError, OSError, EOFError, ValueError, zlib.error):
@@ -178,8 +182,8 @@ def unpack(packed: bytes, kind: Format) -> tuple[bytes, bytes]:
 def guesses(packed: bytes, kind: Format) -> Iterator[Recipe]:
     """Settings that may have made ``packed``, the likely ones first. All of them suit its decoder."""
     if kind is Format.BZIP2:
-        level = packed[3] - ord("0")
-        yield from [Recipe(kind, level)] if 1 <= level <= 9 else []
+        if packed[3:4] in (b"%d" % level for level in range(1, 10)):
+            yield Recipe(kind, int(packed[3:4]))
     elif kind is Format.GZIP:
         header = gzip_header(packed)
         yield from (Recipe(kind, level, header=header) for level in (9, 6, 8, 7, 5, 4, 3, 2, 1))
@@ -240,9 +244,7 @@ def _xz_base(packed: bytes) -> Recipe | None:
     if last != 0x21 or len(properties) != 1 or properties[0] > 40 or before not in ([], [(4, b"")]):
         return None
     code = properties[0]
-    dictionary = 0xFFFFFFFF if code == 40 else (2 | (code & 1)) << (code // 2 + 11)
-    if dictionary > LIMIT:
-        return None
+    dictionary = min(DICTIONARY, (2 | (code & 1)) << (code // 2 + 11))
     base = Recipe(Format.XZ, 6, check=check, x86=bool(before), dictionary=dictionary)
     block = 12 + (packed[12] + 1) * 4
     # The first chunk with LZMA data in it resets the state, and so names lc, lp and pb.
@@ -255,9 +257,9 @@ def _xz_base(packed: bytes) -> Recipe | None:
 def _lzma_base(packed: bytes) -> Recipe | None:
     literal = _literal(packed[0])
     dictionary = int.from_bytes(packed[1:5], "little")
-    if literal is None or not 4096 <= dictionary <= LIMIT:
+    if literal is None or dictionary < 4096:
         return None
-    return Recipe(Format.LZMA, 6, dictionary=dictionary, literal=literal)
+    return Recipe(Format.LZMA, 6, dictionary=min(DICTIONARY, dictionary), literal=literal)
 
 
 def _literal(byte: int) -> tuple[int, int, int] | None:

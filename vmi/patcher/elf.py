@@ -17,7 +17,9 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NoReturn
 
+from vmi import sitetable
 from vmi.errors import BadInput
 from vmi.patcher.model import Access, Image, Relocation, Section, Segment, Symbol, SymbolKind
 
@@ -43,7 +45,11 @@ GZIP_MAGIC = b"\x1f\x8b"
 MAX_UNPACKED = 256 << 20  # bytes; stops a small gzip file from filling memory
 EMPTY_SLACK = 1 << 16  # bytes
 MAX_HEADERS = 4096  # program or section headers; kernels have a few dozen
+MAX_SEGMENTS = 64  # loadable ones
+MAX_SHARING = 4  # sections that may claim the same byte of the file, on average
+MAX_NAME = 4096  # bytes of a symbol's or section's name
 
+VMI_SECTION = ".vmi"
 VMI_MAGIC = b"VMIS"  # first bytes of a `.vmi` segment (see vmi/sitetable.py)
 
 
@@ -119,8 +125,22 @@ def load(data: bytes, patched: bool = False) -> Image:
     entry_segment(image)  # raises when the entry point is nowhere
     home = vmi_segment(image)
     if home is not None and not patched:
-        raise BadInput(f"the file is already patched: there is a .vmi segment at {home.vaddr:#x}")
+        _refuse_patched(home)
+    if section_bytes(data, VMI_SECTION):
+        raise BadInput(
+            f"the kernel has a section {VMI_SECTION} of its own, which no file has that vmi patched"
+        )
     return image
+
+
+def _refuse_patched(home: Segment) -> NoReturn:
+    try:
+        sitetable.parse(home.data, home.vaddr)
+    except BadInput as error:
+        raise BadInput(
+            f"the segment at {home.vaddr:#x} starts like a .vmi segment and is none: {error}"
+        ) from None
+    raise BadInput(f"the file is already patched: there is a .vmi segment at {home.vaddr:#x}")
 
 
 def vmi_segment(image: Image) -> Segment | None:
@@ -326,6 +346,8 @@ def _segments(data: bytes, header: Header) -> tuple[Segment, ...]:
         segments.append(Segment(vaddr, paddr, content, memory_size, Access(flags & 7), offset))
     if not segments:
         raise BadInput("the file has no loadable segment")
+    if len(segments) > MAX_SEGMENTS:
+        raise BadInput(f"expected at most {MAX_SEGMENTS} loadable segments, got {len(segments)}")
     segments.sort(key=lambda segment: segment.vaddr)
     for low, high in pairwise(segments):
         if low.vaddr + low.memsz > high.vaddr:
@@ -358,6 +380,12 @@ def _check_sections(data: bytes, header: Header, sections: Sequence[tuple[int, .
                 )
     if sections:
         _check_names(sections, header.shstrndx, "the names of the sections")
+    tables = sum(fields[1] == SHT_SYMTAB for fields in sections)
+    if tables > 1:
+        raise BadInput(f"expected one symbol table at most, got {tables}")
+    claimed = sum(fields[5] for fields in sections if fields[1] != SHT_NOBITS)
+    if claimed > MAX_SHARING * len(data):
+        raise BadInput(f"the sections claim {claimed} bytes of the file, and it has {len(data)}")
 
 
 def _check_names(sections: Sequence[tuple[int, ...]], index: int, what: str) -> None:
@@ -383,8 +411,7 @@ def _slice(data: bytes, fields: Sequence[int]) -> bytes:
 
 
 def _string(table: bytes, offset: int) -> str:
-    end = table.find(b"\0", offset)
-    return table[offset : end if end >= 0 else len(table)].decode("utf-8", "replace")
+    return table[offset : offset + MAX_NAME].partition(b"\0")[0].decode("utf-8", "replace")
 
 
 def _raw_symbols(data: bytes, sections: Sequence[tuple[int, ...]]) -> list[tuple[str, int, int, int, int]]:

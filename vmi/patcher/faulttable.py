@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from vmi.errors import BadInput
 from vmi.patcher.model import FaultTable, Image
 from vmi.patcher.trampoline import Trampoline
 
@@ -62,8 +63,8 @@ def _turn(table: FaultTable, at: int, words: Iterable[int], sign: int) -> tuple[
 def edit(image: Image, table: FaultTable, trampolines: Iterable[Trampoline]) -> dict[int, bytes]:
     """The edit that makes the table right: address to bytes, empty when nothing named in it has moved.
 
-    Raises ValueError when the plan moved what can't be: the copy of an instruction that also stays, of
-    which the table could name one only, or an address inside a window where no instruction starts.
+    Raises ValueError when the plan moved what can't be, the copy of an instruction that also stays, of
+    which the table could name one only; BadInput when it names an address where no instruction starts.
     """
     homes: dict[int, int] = {}
     copied: set[int] = set()
@@ -77,7 +78,9 @@ def edit(image: Image, table: FaultTable, trampolines: Iterable[Trampoline]) -> 
                 homes[moved.insn.address] = moved.at
     before = read(image, table)
     for entry in before:
-        if entry.insn in copied or (entry.insn in inside and entry.insn not in homes):
+        if entry.insn in inside and entry.insn not in homes and entry.insn not in copied:
+            raise BadInput(f"the fault table names {entry.insn:#x}, where no instruction starts")
+        if entry.insn in copied:
             raise ValueError(f"the plan moves {entry.insn:#x}, which the fault table can't follow")
     after = sorted(_moved(before, homes), key=lambda entry: entry.insn)
     return {} if after == list(before) else {table.start: pack(table, after)}

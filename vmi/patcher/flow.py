@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from iced_x86 import Mnemonic, OpKind
 
+from vmi.patcher import paravirt
 from vmi.patcher.decode import FALLS_THROUGH, Bounds, Kind, Listing, Role
 from vmi.patcher.hints import Pin
 from vmi.patcher.model import Image, Skipped
@@ -91,10 +92,8 @@ class Flow:
         return address in self.scan.hints.rewritten
 
     def code_at(self, address: int) -> Code | None:
-        for code in self.codes:
-            if code.listing.start <= address < code.listing.end:
-                return code
-        return None
+        at = bisect_right(self.codes, address, key=lambda code: code.listing.start) - 1
+        return self.codes[at] if at >= 0 and address < self.codes[at].listing.end else None
 
 
 def flow(scan: Scan) -> Flow:
@@ -325,20 +324,20 @@ def _sixteen_bit(listing: Listing) -> list[Skipped]:
     instructions with an address-size prefix, which 16-bit compilers emit for most memory operands.
     """
     found: list[Skipped] = []
+    done = listing.start
     for start in listing.forms:
-        index = listing.at(start)
-        if found and start < found[-1].end:
-            continue
-        first = last = index
+        if start < done:
+            continue  # in a run that was looked at
+        first = last = listing.at(start)
         while first and listing.joined(first - 1):
             first -= 1
         while listing.joined(last):
             last += 1
+        done = listing.stop(last)
         prefixed = sum(b"\x67" in _prefixes(listing.raw(i)) for i in range(first, last + 1))
         far_jump = listing.raw(last).startswith(b"\x66\xea")
         if far_jump or (prefixed > 1 and prefixed * SIXTEEN_BIT_SHARE > last - first + 1):
-            end = listing.stop(last)
-            found.append(Skipped(listing.starts[first], end, "This looks like 16-bit code."))
+            found.append(Skipped(listing.starts[first], done, "This looks like 16-bit code."))
     return found
 
 
@@ -351,6 +350,9 @@ def _prefixes(raw: bytes) -> bytes:
 
 def _pins(scan: Scan, listing: Listing, branches: set[int], pointers: set[int]) -> list[Pin]:
     pins = [p for p in scan.hints.pins + scan.pins if p.start < listing.end and p.end > listing.start]
+    references = [reference for one in scan.listings for reference in one.references]
+    copied = paravirt.templates(scan.image, listing, references, branches)
+    pins += [Pin(start, end, paravirt.REASON, True) for start, end in copied]
     for other in scan.listings:
         pins += [
             Pin(r.value, r.value + r.size, _MEMORY_PIN, True)
@@ -369,20 +371,37 @@ def _pins(scan: Scan, listing: Listing, branches: set[int], pointers: set[int]) 
 
 def _disjoint(pins: list[Pin]) -> list[Pin]:
     """Pins in address order without overlaps; where two overlap, the stricter one wins, then the first."""
-    ranked = sorted(pins, key=lambda p: (not p.untouchable, p.start, p.end, p.reason))
+    ranked = sorted(pins, key=lambda p: (p.start, p.end, p.reason))
+    strict = _first_wins(pin for pin in ranked if pin.untouchable)
+    others = _first_wins(pin for pin in ranked if not pin.untouchable)
+    return sorted([*strict, *_around(strict, others)], key=lambda p: p.start)
+
+
+def _first_wins(pins: Iterable[Pin]) -> list[Pin]:
+    """Pins that come in order of their starts, each without what those before it hold."""
     kept: list[Pin] = []
-    for pin in ranked:
-        start = pin.start
-        at = bisect_right(kept, start, key=lambda p: p.end)
-        while at < len(kept) and kept[at].start < pin.end:
-            if start < kept[at].start:
-                kept.insert(at, replace(pin, start=start, end=kept[at].start))
-                at += 1
-            start = kept[at].end
-            at += 1
+    for pin in pins:
+        start = max(pin.start, kept[-1].end) if kept else pin.start
         if start < pin.end:
-            kept.insert(at, replace(pin, start=start))
+            kept.append(replace(pin, start=start))
     return kept
+
+
+def _around(strict: list[Pin], others: list[Pin]) -> Iterator[Pin]:
+    """What the ``strict`` pins leave of the ``others``; both are disjoint and in address order."""
+    at = 0
+    for pin in others:
+        start = pin.start
+        while at < len(strict) and strict[at].end <= start:
+            at += 1
+        inside = at
+        while inside < len(strict) and strict[inside].start < pin.end:
+            if start < strict[inside].start:
+                yield replace(pin, start=start, end=strict[inside].start)
+            start = strict[inside].end
+            inside += 1
+        if start < pin.end:
+            yield replace(pin, start=start)
 
 
 def _may_fault(listing: Listing, index: int) -> bool:

@@ -198,13 +198,35 @@ SENSITIVE: frozenset[int] = frozenset(_FIXED) | frozenset(_STRING) | frozenset(_
 """Decoder code numbers for which `classify` may give a form."""
 
 _STI_HLT = Form("sti;hlt", Effect.TRAPS)
-_CR = {Register.CR0 + n: f"cr{n}" for n in range(16)}
+_CR = {Register.CR0 + n: f"cr{n}" for n in (0, 2, 3, 4)}
+_MOVE_TO_CR = {register: Form(f"mov {name},r", Effect.TRAPS) for register, name in _CR.items()}
+_MOVE_FROM_CR = {register: Form(f"mov r,{name}", Effect.TRAPS) for register, name in _CR.items()}
+_MOVE_TO_DR = Form("mov dr,r", Effect.TRAPS)
+_MOVE_FROM_DR = Form("mov r,dr", Effect.TRAPS)
 # Only these two selectors show the privilege level; reading DS, ES, FS, GS gives back what was loaded.
 _READ_SREG = {
     Register.CS: Form("mov r,cs", Effect.SILENT, inline=True),
     Register.SS: Form("mov r,ss", Effect.SILENT, inline=True),
 }
 _LOAD_SS = Form("mov ss,r", Effect.TRAPS, shadow=True)
+_FLAT_STRING = {code: Form(name, Effect.TRAPS) for code, name in _STRING.items()}
+_SHORT_STRING = {code: Form(f"{name} a16", Effect.TRAPS) for code, name in _STRING.items()}
+
+ALL_FORMS: dict[str, Form] = {
+    form.name: form
+    for form in (
+        *_FIXED.values(),
+        *_MOVE_TO_CR.values(),
+        *_MOVE_FROM_CR.values(),
+        *(_MOVE_TO_DR, _MOVE_FROM_DR),
+        *_READ_SREG.values(),
+        _LOAD_SS,
+        *_FLAT_STRING.values(),
+        *_SHORT_STRING.values(),
+        _STI_HLT,
+    )
+}
+"""Every form that an opcode tells (or a pair of them), by name."""
 
 
 def classify(insn: Instruction) -> Form | None:
@@ -213,17 +235,16 @@ def classify(insn: Instruction) -> Form | None:
     fixed = _FIXED.get(code)
     if fixed is not None:
         return fixed
-    name = _STRING.get(code)
-    if name is not None:
-        return Form(name if _flat_string(insn) else f"{name} a16", Effect.TRAPS)
+    if code in _STRING:
+        return (_FLAT_STRING if _flat_string(insn) else _SHORT_STRING)[code]
     if code == Code.MOV_CR_R32:
-        return Form(f"mov {_CR[insn.op0_register]},r", Effect.TRAPS)
+        return _MOVE_TO_CR[insn.op0_register]
     if code == Code.MOV_R32_CR:
-        return Form(f"mov r,{_CR[insn.op1_register]}", Effect.TRAPS)
+        return _MOVE_FROM_CR[insn.op1_register]
     if code == Code.MOV_DR_R32:
-        return Form("mov dr,r", Effect.TRAPS)
+        return _MOVE_TO_DR
     if code == Code.MOV_R32_DR:
-        return Form("mov r,dr", Effect.TRAPS)
+        return _MOVE_FROM_DR
     if code in (Code.MOV_RM16_SREG, Code.MOV_R32M16_SREG):
         return _READ_SREG.get(insn.op1_register)
     if code in (Code.MOV_SREG_RM16, Code.MOV_SREG_R32M16) and insn.op0_register == Register.SS:
@@ -258,7 +279,7 @@ UPDATE_PTE_LONG = Form("update pte long", Effect.TRAPS, by="UpdatePxELong")
 PAGE_TABLE_FORMS: dict[str, Form] = {form.name: form for form in (SET_PTE, UPDATE_PTE, UPDATE_PTE_LONG)}
 
 _STORES = (OpAccess.WRITE, OpAccess.READ_WRITE, OpAccess.COND_WRITE, OpAccess.READ_COND_WRITE)
-_PLAIN_STORES: Codes = (
+PLAIN_STORES: Codes = (
     Code.MOV_RM32_R32,
     Code.MOV_RM32_IMM32,
     Code.MOV_MOFFS32_EAX,
@@ -276,4 +297,4 @@ def page_table_form(insn: Instruction, long: bool = False) -> Form | None:
         return None
     if long:
         return UPDATE_PTE_LONG
-    return SET_PTE if insn.code in _PLAIN_STORES else UPDATE_PTE
+    return SET_PTE if insn.code in PLAIN_STORES else UPDATE_PTE

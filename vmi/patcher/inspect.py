@@ -9,37 +9,91 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 
 from vmi import abi, sitetable
 from vmi.errors import BadInput
-from vmi.patcher import adaptors, elf
+from vmi.patcher import adaptors, elf, undo
+from vmi.patcher.container import Container, open_container
+from vmi.patcher.disassembly import one_line
+from vmi.patcher.explain import Explainer
 from vmi.patcher.model import Access, Image, Segment
 from vmi.patcher.plan import make_plan
-from vmi.patcher.report import disassemble
-from vmi.sitetable import SiteTable
+from vmi.sitetable import SiteTable, Tactic
+
+Cross = Mapping[str, Mapping[str, int]]
+"""Counts by name of an instruction or call, then by tactic."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Inspection:
-    """What a kernel file holds. ``table`` is None for a kernel that is not patched."""
+    """What a kernel file holds. ``table`` is None for a kernel that is not patched.
 
+    ``cross`` counts by instruction and tactic in a kernel that isn't patched, by call and tactic in one that
+    is. ``reasons`` counts the sites without a slot by why they have none; a patched file doesn't tell.
+    """
+
+    source: Container = field(repr=False)
     image: Image
     table: SiteTable | None
-    counts: dict[str, int]  # sites per tactic
-    forms: dict[str, int]  # unpatched: sites per normal form; patched: records per call name
+    cross: Cross
+    reasons: Mapping[str, int]
 
     @property
     def patched(self) -> bool:
         return self.table is not None
 
+    @property
+    def undoable(self) -> bool:
+        """The file ends with a record by which the original can be made again."""
+        return undo.MAGIC in self.source.data[-64:]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of sites per tactic, in the order of the tactics' names."""
+        total: Counter[str] = Counter()
+        for row in self.cross.values():
+            total.update(row)
+        return dict(sorted(total.items()))
+
+    @property
+    def forms(self) -> dict[str, int]:
+        """Number of sites per instruction, or of records per call, most frequent first."""
+        return {name: sum(row.values()) for name, row in self.cross.items()}
+
     def __repr__(self) -> str:
         return f"Inspection({'' if self.patched else 'not '}patched, {sum(self.counts.values())} sites)"
+
+    @cached_property
+    def original(self) -> Image | None:
+        """The kernel before it was patched, from the undo record; None where there is none, or no good one.
+
+        Takes as long as compressing a bzImage does.
+        """
+        if not self.undoable:
+            return None
+        try:
+            source = open_container(undo.restore(self.source.data).data)
+            return replace(elf.load(source.kernel), displaced=source.displaced)
+        except BadInput:
+            return None
+
+    def explainer(self) -> Explainer:
+        """Answers about addresses of a patched file; raises BadInput for another."""
+        if self.table is None:
+            raise BadInput("the file isn't patched: `vmi patch --explain` says what would become of it")
+        return Explainer(self.image, self.table, self.original)
+
+    # ------------------------------------------------------------ output
 
     def to_json(self) -> str:
         """All facts as JSON text; for a patched file with every record."""
         content: dict[str, object] = {
             "patched": self.patched,
+            "container": self.source.kind.value,
+            "undo": self.undoable,
             "entry": self.image.entry,
             "multiboot": elf.multiboot(self.image.data) is not None,
             "segments": [
@@ -54,6 +108,8 @@ class Inspection:
             ],
             "by_tactic": self.counts,
             "by_call" if self.patched else "by_form": self.forms,
+            "cross": {name: dict(row) for name, row in self.cross.items()},
+            "reasons": dict(self.reasons),
         }
         if self.table is not None:
             content["header"] = asdict(self.table.header)
@@ -76,7 +132,8 @@ class Inspection:
 
     def to_text(self, sites: bool = False) -> str:
         """Some lines for people; with ``sites`` one more line per record."""
-        lines = [f"entry {self.image.entry:#x}, " + ("patched" if self.patched else "not patched")]
+        kind = "" if self.source.kind == "elf" else f" ({self.source.kind.value})"
+        lines = [f"entry {self.image.entry:#x}, " + ("patched" if self.patched else "not patched") + kind]
         for segment in self.image.segments:
             where = f"{segment.vaddr:#010x}  pa {segment.paddr:#010x}"
             lines.append(f"  {where}  {segment.memsz:#9x} bytes  {rwx(segment)}")
@@ -89,51 +146,64 @@ class Inspection:
             lines += [
                 f"original entry {header.original_entry:#x}, activation {header.activation_entry:#x}",
                 f"room for a ROM of {header.rom_reserve_size} bytes at {header.rom_reserve:#x}",
-                f"{header.link_count} adaptors",
+                f"{header.link_count} adaptors that call the ROM",
+                "the original can be restored from the record at the file's end"
+                if self.undoable
+                else "no record to restore the original from",
             ]
-            if sites:
-                lines += self._site_lines(self.table)
+        if sites:
+            lines += self.site_lines()
         return "\n".join(lines) + "\n"
 
-    def _site_lines(self, found: SiteTable) -> list[str]:
+    def site_lines(self) -> list[str]:
+        """One line per record of a patched file: where it was, where the slot is, how it is connected."""
         lines = []
-        for record in found.sites:
-            raw = self.image.read(record.slot, record.length)
-            text = "; ".join(part for _, _, part in disassemble(raw, record.slot))
+        for record in self.table.sites if self.table is not None else ():
+            text = one_line(self.image.read(record.slot, record.length), record.slot)
             how = f"adaptor {record.adaptor:#x}" if record.adaptor else "direct" if record.has_call else ""
             where = f"{record.site:08x} -> {record.slot:08x}+{record.length}"
-            lines.append(f"  {where} {call_name(record.call):<18}{how:<20}{text}")
+            name = call_name(record.call)
+            lines.append(f"  {where} {name:<18}{record.tactic.value:<12}{how:<20}{text}")
         return lines
 
 
 def inspect_file(data: bytes) -> Inspection:
     """Inspect a kernel file's bytes; raises BadInput for what is no kernel or has damaged tables."""
-    image = elf.load(data, patched=True)
+    source = open_container(data)
+    image = replace(elf.load(source.kernel, patched=True), displaced=source.displaced)
     home = elf.vmi_segment(image)
     if home is None:
         plan = make_plan(image, adaptors.refusal)
-        counts = {tactic.value: count for tactic, count in sorted(plan.by_tactic.items())}
-        return Inspection(image, None, counts, dict(plan.by_form.most_common()))
+        pairs = ((p.site.form, p.tactic) for p in plan.placements)
+        reasons = Counter(p.reason for p in plan.placements if p.reason)
+        return Inspection(source, image, None, _cross(pairs), dict(reasons.most_common()))
     found = site_table(home)
-    tactics = Counter(record.tactic.value for record in found.sites)
-    calls = Counter(call_name(record.call) for record in found.sites)
-    return Inspection(image, found, dict(sorted(tactics.items())), dict(calls.most_common()))
+    return Inspection(source, image, found, _cross((call_name(r.call), r.tactic) for r in found.sites), {})
+
+
+def _cross(pairs: Iterable[tuple[str, Tactic]]) -> Cross:
+    rows: dict[str, Counter[str]] = {}
+    for name, tactic in pairs:
+        rows.setdefault(name, Counter())[tactic.value] += 1
+    ordered = sorted(rows, key=lambda name: (-rows[name].total(), name))
+    return {name: dict(sorted(rows[name].items())) for name in ordered}
 
 
 def site_table(segment: Segment) -> SiteTable:
     """The tables of a `.vmi` segment; raises BadInput when a record names no call that there is."""
     found = sitetable.parse(segment.data, segment.vaddr)
     numbers = {site.call for site in found.sites if site.has_call} | {link.call for link in found.links}
-    for number in sorted(numbers):
-        if number >= len(abi.CALLS) and number != sitetable.INLINE:
+    for number in sorted(numbers - {sitetable.INLINE}):
+        if number >= len(abi.CALLS):
             raise BadInput(f"a record of the .vmi segment names call {number}, which does not exist")
     return found
 
 
 def call_name(number: int) -> str:
-    """The name of a record's call, "trap" or "inline" for the numbers that mean none."""
-    names = {sitetable.NO_CALL: "trap", sitetable.INLINE: "inline"}
-    return names.get(number) or abi.CALLS[number].name
+    """The name of a record's call; "trap" and "inline" for the two numbers that mean none."""
+    if number == sitetable.NO_CALL:
+        return "trap"
+    return "inline" if number == sitetable.INLINE else abi.CALLS[number].name
 
 
 def rwx(segment: Segment) -> str:

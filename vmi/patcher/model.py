@@ -255,7 +255,7 @@ class Site:
     ``pad_after``: the slot's NOPs stand behind the instruction, because it runs in the interrupt shadow of
     the one before, or because its address is in a fault table. ``recovered``: the kernel recovers from a
     fault of this instruction by its address. ``isolated``: it may run while most of the kernel is not mapped
-    (entry code under page-table isolation).
+    (entry code under page-table isolation). ``direction``: the direction flag may be set when it runs.
     """
 
     address: int
@@ -270,6 +270,7 @@ class Site:
     pad_after: bool = False
     recovered: bool = False
     isolated: bool = False
+    direction: bool = False
 
     @property
     def length(self) -> int:
@@ -372,7 +373,8 @@ class Window:
       instruction, in its long form. A window may be there for the sake of ``edges`` or ``inner`` alone.
     * ``pads`` empty: the trampoline is in the `.vmi` segment, in one piece. Else it is in these pads of the
       text, in this order: pieces of whole instructions (slots are never cut, nor is anything behind a
-      shadow), each but the last ended by a ``jmp`` to the next one.
+      shadow), each but the last ended by a ``jmp`` to the next one, unless nothing falls out of it. Branches
+      have an 8-bit distance there when that is enough.
     """
 
     start: int

@@ -23,7 +23,7 @@ from vmi.patcher import forms, linetable, symbols
 from vmi.patcher.adaptorcode import same
 from vmi.patcher.decode import BITS
 from vmi.patcher.forms import Form
-from vmi.patcher.model import Image
+from vmi.patcher.model import Access, Image
 from vmi.patcher.scan import Scan
 
 HEADERS = ("pgtable*.h", "pgalloc*.h")
@@ -134,10 +134,9 @@ def from_lines(data: bytes) -> tuple[Candidate, ...]:
     data = symbols.unpacked(data)
     if data[:4] != b"\x7fELF":
         return ()
-    table, line_strings, strings = (
-        symbols.debug_section(data, name) for name in (".debug_line", ".debug_line_str", ".debug_str")
-    )
+    sections = (".debug_line", ".debug_line_str", ".debug_str")
     try:
+        table, line_strings, strings = (symbols.debug_section(data, name) for name in sections)
         spans = list(linetable.spans(table, line_strings, strings, _is_header))
     except BadInput as error:
         raise BadInput(f"the symbol file can't be used: {error}") from None
@@ -158,7 +157,7 @@ def _judged(image: Image, candidate: Candidate) -> Iterator[tuple[int, Form | No
     """(address, form, reason) for each store that a candidate names; form None with the reason."""
     address = candidate.address
     segment = image.segment_at(address)
-    if segment is None or not _executable(image, address):
+    if segment is None or not is_code(image, address):
         yield address, None, OUTSIDE
         return
     if not candidate.range_end:
@@ -180,12 +179,16 @@ def _judged(image: Image, candidate: Candidate) -> Iterator[tuple[int, Form | No
             yield insn.ip32, *store_form(insn, candidate.long)
 
 
-def _executable(image: Image, address: int) -> bool:
-    named = [s for s in image.sections if s.executable]
+def is_code(image: Image, address: int) -> bool:
+    """Whether an address lies in a section of code, or in a file without sections, in such a segment.
+
+    (The code that a kernel only starts with may lie in the segment of its data.)
+    """
+    named = [section for section in image.sections if section.executable]
     if named:
-        return any(s.vaddr <= address < s.end for s in named)
+        return any(section.vaddr <= address < section.end for section in named)
     segment = image.segment_at(address)
-    return segment is not None and bool(segment.flags & 1)
+    return segment is not None and bool(segment.flags & Access.X)
 
 
 def store_form(insn: Instruction, long: bool) -> tuple[Form | None, str]:

@@ -144,6 +144,11 @@ def whole(cut: tuple[Unit, ...]) -> int:
     return sum(unit.lead + unit.long for unit in cut)
 
 
+def shortest(cut: tuple[Unit, ...]) -> int:
+    """Bytes of a trampoline in one piece, all branches in their short form."""
+    return sum(unit.lead + unit.short for unit in cut)
+
+
 def fill(cut: tuple[Unit, ...], first: int, start: int, room: int, link: int) -> tuple[int, int]:
     """(stop, size): as many units from ``first`` on as fit in ``room`` bytes at ``start``, and their size.
 
@@ -171,9 +176,8 @@ def link_size(start: int, following: int) -> int:
     return JMP8_SIZE if -NEAR <= following - start < 128 else JMP32_SIZE
 
 
-def step(cut: tuple[Unit, ...], first: int, start: int, room: int, following: int) -> tuple[int, int]:
-    """``fill`` for a piece that is followed by one at address ``following``."""
-    link = link_size(start, following)
+def step(cut: tuple[Unit, ...], first: int, start: int, room: int, link: int) -> tuple[int, int]:
+    """``fill`` for a piece that a jump of ``link_size`` ends."""
     return fill(cut, first, start, min(room, NEAR) if link == JMP8_SIZE else room, link)
 
 
@@ -212,4 +216,4 @@ def cuts(window: Window, start: int) -> tuple[Cut, ...]:
 def _fill(cut: tuple[Unit, ...], first: int, pad: Pad, following: int | None) -> tuple[int, int]:
     if following is None:
         return fill(cut, first, pad.start, pad.size, JMP32_SIZE)
-    return step(cut, first, pad.start, pad.size, following)
+    return step(cut, first, pad.start, pad.size, link_size(pad.start, following))

@@ -5,12 +5,14 @@ Each instruction that a VMI call stands for gets a slot if any tactic can make o
 accounted for with a reason. The same image always gives the same plan.
 """
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from vmi.patcher import annotations, hints
 from vmi.patcher.annotations import Annotated
+from vmi.patcher.direction import set_direction
 from vmi.patcher.edges import rescue
 from vmi.patcher.entries import Entries
 from vmi.patcher.flow import Code, Flow, flow
@@ -60,10 +62,14 @@ def make_plan(image: Image, refuse: Refuse = accept_all, extra: Mapping[int, For
     found_flow = flow(scan(image, annotations.anchors(image)))
     refuse_mixed(found_flow)
     finder = LivenessFinder(found_flow)
+    backwards = set_direction(found_flow)
     checked = [annotations.check(found_flow, record) for record in annotations.records(image)]
     lost = _add_forms(found_flow, checked, extra or {})
     entry_code = isolated(found_flow)
-    parts = [_plan_code(found_flow, code, finder, checked, refuse, entry_code) for code in found_flow.codes]
+    parts = [
+        _plan_code(found_flow, code, finder, backwards, checked, refuse, entry_code)
+        for code in found_flow.codes
+    ]
     harmless: Counter[str] = Counter()
     for part in parts:
         harmless.update(part.harmless)
@@ -117,6 +123,7 @@ def _plan_code(
     whole: Flow,
     code: Code,
     finder: LivenessFinder,
+    backwards: frozenset[int],
     checked: list[Annotated],
     refuse: Refuse,
     entry_code: list[range],
@@ -131,6 +138,8 @@ def _plan_code(
     reasons: dict[int, str] = {}
     sites: list[Site] = []
     for found in _sites(whole, code, finder, mine, part):
+        if found.site.address in backwards:
+            found = replace(found, site=replace(found.site, direction=True))
         if any(found.site.address in one for one in entry_code):
             found = replace(found, site=replace(found.site, isolated=True))
         site = found.site
@@ -178,7 +187,8 @@ def _sites(
     done = -1
     for address in sorted(listing.forms):
         index = listing.at(address)
-        if index < done or any(one.start <= address < one.end for one in wide):
+        within = bisect_right(wide, address, key=lambda one: one.start) - 1
+        if index < done or (within >= 0 and address < wide[within].end):
             continue
         form = listing.forms[address]
         stop = index + 1

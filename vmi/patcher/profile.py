@@ -13,15 +13,17 @@ import json
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from iced_x86 import Decoder
 
 from vmi.errors import BadInput
+from vmi.patcher import elf
+from vmi.patcher.container import open_container
 from vmi.patcher.decode import BITS
-from vmi.patcher.model import Access, Image, Segment
-from vmi.patcher.pagetables import Candidate, Source
+from vmi.patcher.model import Image, Segment
+from vmi.patcher.pagetables import Candidate, Source, is_code
 
 FORMAT = "vmi page-table profile"
 VERSION = 1
@@ -32,6 +34,7 @@ LONGEST_CODE = 15  # bytes
 _U32 = 0xFFFFFFFF
 _PAGE = 4096
 _PIECE, _PIECES = 32, 16  # bytes and number of the pieces of text that are looked for in memory
+_TRIED = 8  # displacements
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -86,6 +89,12 @@ class Profile:
         return json.dumps(content, indent=1) + "\n"
 
 
+def image_of(file: bytes) -> Image:
+    """The kernel in a file, as a profile sees it; raises BadInput for what couldn't be patched either."""
+    container = open_container(file)
+    return replace(elf.load(container.kernel), displaced=container.displaced)
+
+
 def identity(image: Image) -> str:
     """What a profile knows a kernel by: the sha256 of its ELF file, however that is packed."""
     return hashlib.sha256(image.data).hexdigest()
@@ -99,7 +108,17 @@ def make(image: Image, seen: Iterable[Writer], ram: memoryview, instructions: in
 
     ``ram`` is the guest's memory from physical address 0, at the end of the run.
     """
-    moved = displacement(image, ram)
+    seen = list(seen)
+    best: Profile | None = None
+    for moved in displacements(image, ram):
+        found = _made(image, seen, moved, instructions)
+        if best is None or found.outside < best.outside:
+            best = found
+    assert best is not None
+    return best
+
+
+def _made(image: Image, seen: list[Writer], moved: int, instructions: int) -> Profile:
     counts: Counter[tuple[int, str, int, int, bytes]] = Counter()
     outside = 0
     for writer in seen:
@@ -116,22 +135,22 @@ def make(image: Image, seen: Iterable[Writer], ram: memoryview, instructions: in
     return Profile(identity(image), tuple(writers), moved, outside, instructions)
 
 
-def displacement(image: Image, ram: memoryview) -> int:
-    """How far from its linked place a kernel runs that can run elsewhere; 0 for all others.
+def displacements(image: Image, ram: memoryview) -> list[int]:
+    """How far from its linked place a kernel that can run elsewhere may run, the likeliest first.
 
-    Found by pieces of its text that no displacement changes; 0 too when they are nowhere.
+    Found by pieces of its text that no displacement changes: memory may hold other copies of some. Only 0
+    when they are nowhere, and for a kernel that always runs where it is linked.
     """
     text = image.text
     if not image.displaced or text is None:
-        return 0
+        return [0]
     votes: Counter[int] = Counter()
     for at in _pieces(image, text):
         piece, home = text.data[at : at + _PIECE], text.paddr + at
         for place in range(home % _PAGE, len(ram) - _PIECE, _PAGE):
             if ram[place : place + _PIECE] == piece:
                 votes[place - home] += 1
-    best = sorted(votes.items(), key=lambda item: (-item[1], abs(item[0]), item[0]))
-    return best[0][0] if best else 0
+    return sorted(votes, key=lambda moved: (-votes[moved], abs(moved), moved))[:_TRIED] or [0]
 
 
 def _pieces(image: Image, text: Segment) -> Iterator[int]:
@@ -153,8 +172,7 @@ def _pieces(image: Image, text: Segment) -> Iterator[int]:
 def _linked(image: Image, address: int, code: bytes, moved: int) -> int | None:
     """The linked virtual address of an instruction seen at ``address``, None if it is not the kernel's."""
     for place in (address, image.virtual(address)):
-        segment = None if place is None else image.segment_at(place)
-        if place is None or segment is None or not segment.flags & Access.X:
+        if place is None or not is_code(image, place):
             continue
         wanted = _instruction(image, place)
         if wanted and _undisplaced(image, place, code[: len(wanted)], moved) == wanted:

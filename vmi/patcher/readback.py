@@ -23,9 +23,13 @@ def check(condition: bool, otherwise: str) -> None:
 
 
 def open_elf(data: bytes) -> ELFFile:
-    """The file as the second library reads it; it wants the section header size even without sections."""
+    """The file as the second library reads it; it wants the section header size even without sections.
+
+    No section headers means none, wherever they are said to be: there are never so many that their number
+    stands in the first of them.
+    """
     if data[48:50] == b"\0\0":  # e_shnum
-        data = data[:46] + b"\x28\0" + data[48:]
+        data = data[:32] + bytes(4) + data[36:46] + b"\x28\0" + data[48:]
     return ELFFile(io.BytesIO(data))
 
 

@@ -1,31 +1,41 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a patch run did, site by site: as JSON for tools, as a short text, as an answer about one address.
+"""What a patch run did, site by site: as JSON for tools, as a short text for people.
 
 A miss must never be silent, so every sensitive instruction of the kernel is in the report, with the
-reason when it has no slot. The JSON holds nothing that changes from run to run: no time, no path.
+reason when it has no slot. The JSON holds nothing that changes from run to run: no time, no path. Its
+form is published as ``report.schema.json`` beside this file. What becomes of one address is ``explain``'s.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-
-from iced_x86 import Decoder, Formatter, FormatterSyntax
+from importlib.resources import files
+from typing import Any
 
 from vmi import abi
-from vmi.patcher.emit import Emission
+from vmi.patcher.disassembly import one_line
+from vmi.patcher.emit import Emission, PlacedSite
 from vmi.patcher.trampoline import Trampoline
-from vmi.sitetable import Tactic
+from vmi.sitetable import LINK_SIZE, SITE_SIZE, Tactic
 
-FORMAT = 1
+FORMAT = 2
 """Version of the JSON report; it changes when a key changes its meaning or goes away."""
+
+DISCOVERED, ANNOTATED = "discovered", "annotated"
+INLINE = "inline"
+"""Stands where a call's name would, for adaptors that call nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class SiteReport:
-    """One sensitive instruction. Addresses are virtual; 0 = none."""
+    """One sensitive instruction. Addresses are virtual; 0 = none.
+
+    ``call``: the VMI call's name, "inline" for an adaptor that needs none, else empty. ``copies``: more slots
+    of an instruction that stays where it is (tactic edge). ``source``: who says that it is a site.
+    """
 
     address: int
     bytes: str
@@ -36,25 +46,60 @@ class SiteReport:
     reason: str
     silent: bool
     flags_live: bool
+    isolated: bool
+    recovered: bool
+    padded_after: bool
+    source: str
     slot: int
     slot_length: int
     adaptor: int
+    copies: tuple[int, ...] = ()
+
+    @property
+    def end(self) -> int:
+        return self.address + len(self.bytes) // 2
+
+    @property
+    def has_slot(self) -> bool:
+        return Tactic(self.tactic).has_slot
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Code of a trampoline; most have one piece, those in the text's padding have several."""
+
+    address: int
+    code: str
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A window that moved: the bytes there before and after, and its trampoline's code."""
+    """A window that moved: the bytes there before and after, and its trampoline."""
 
     start: int
     before: str
     after: str
-    trampoline: int
-    code: str
     springboard: int
+    in_padding: bool
+    pieces: tuple[Piece, ...]
 
     @property
     def end(self) -> int:
         return self.start + len(self.before) // 2
+
+    @property
+    def trampoline(self) -> int:
+        """Where the window's jump leads, over a springboard or not."""
+        return self.pieces[0].address
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """What the file was that was patched: ``kind`` is that of its container; notes are sentences."""
+
+    kind: str = "elf"
+    size: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +110,22 @@ class Report:
     moves: tuple[Move, ...]
     adaptors: tuple[dict[str, int | str], ...]
     skipped: tuple[dict[str, int | str], ...]
+    refused: tuple[dict[str, int | str], ...]
     harmless: dict[str, int]
     instructions: int
     sizes: dict[str, int]
     segment: dict[str, int]
+    strategy: str
+    text_padding: bool
+    hide_nx: bool
     placement: tuple[str, ...]
     warnings: tuple[str, ...]
-    compressed: bool
+    input: Input
 
     def __repr__(self) -> str:
         return f"Report({len(self.sites)} sites, {len(self.moves)} windows, {len(self.warnings)} warnings)"
+
+    # ------------------------------------------------------------ counts
 
     @property
     def by_tactic(self) -> dict[str, int]:
@@ -91,135 +142,198 @@ class Report:
     @property
     def slotted(self) -> int:
         """Number of sites with a slot."""
-        return sum(site.slot != 0 and site.tactic != Tactic.TRAP for site in self.sites)
+        return sum(site.has_slot for site in self.sites)
 
-    def to_json(self) -> str:
-        """The report as JSON text, keys in a fixed order."""
-        total = len(self.sites)
-        content = {
+    @property
+    def replaceable(self) -> int:
+        """Number of sites that a VMI call or an adaptor of their own can stand for."""
+        return sum(bool(site.call) for site in self.sites)
+
+    def coverage(self, key: Callable[[SiteReport], str]) -> dict[str, dict[str, int | float]]:
+        """Sites, slots and their share for each value of ``key``, most sites first."""
+        total = Counter(key(site) for site in self.sites)
+        slots = Counter(key(site) for site in self.sites if site.has_slot)
+        return {
+            name: {"sites": count, "slots": slots[name], "percent": _share(slots[name], count)}
+            for name, count in sorted(total.items(), key=lambda item: (-item[1], item[0]))
+        }
+
+    # ------------------------------------------------------------ JSON
+
+    def facts(self) -> dict[str, Any]:
+        """The report as plain values, keys in a fixed order."""
+        total, grown = len(self.sites), self.sizes["output"] - self.input.size
+        return {
             "format": FORMAT,
             "summary": {
                 "sites": total,
                 "slots": self.slotted,
+                "replaceable": self.replaceable,
+                "percent_of_replaceable": _share(self.slotted, self.replaceable),
+                "percent_of_all": _share(self.slotted, total),
                 "instructions": self.instructions,
                 "windows": len(self.moves),
+                "windows_in_padding": sum(move.in_padding for move in self.moves),
                 "adaptors": len(self.adaptors),
-                "by_tactic": _shares(self.by_tactic, total),
-                "by_form": _shares(self.by_form, total),
+                "by_tactic": {
+                    name: {"count": count, "percent": _share(count, total)}
+                    for name, count in self.by_tactic.items()
+                },
+                "by_call": self.coverage(lambda site: site.call or "none"),
+                "by_form": self.coverage(lambda site: site.form),
                 "harmless": self.harmless,
                 "sizes": self.sizes,
-                "input_was_compressed": self.compressed,
+                "growth": {"bytes": grown, "percent": _share(grown, self.input.size)},
             },
-            "segment": self.segment,
-            "placement": list(self.placement),
-            "warnings": list(self.warnings),
-            "sites": [asdict(site) for site in self.sites],
-            "windows": [asdict(move) for move in self.moves],
+            "input": {"kind": self.input.kind, "size": self.input.size, "notes": list(self.input.notes)},
+            "placement": {
+                "strategy": self.strategy,
+                **self.segment,
+                "text_padding": self.text_padding,
+                "hide_nx": self.hide_nx,
+                "reasons": list(self.placement),
+                "warnings": list(self.warnings),
+            },
+            "sites": [asdict(site) | {"copies": list(site.copies)} for site in self.sites],
+            "windows": [
+                {
+                    "start": move.start,
+                    "before": move.before,
+                    "after": move.after,
+                    "springboard": move.springboard,
+                    "in_padding": move.in_padding,
+                    "pieces": [asdict(piece) for piece in move.pieces],
+                }
+                for move in self.moves
+            ],
             "adaptors": list(self.adaptors),
             "skipped": list(self.skipped),
+            "refused": list(self.refused),
         }
-        return json.dumps(content, indent=1) + "\n"
+
+    def to_json(self) -> str:
+        """The report as JSON text: the same run gives the same bytes."""
+        return json.dumps(self.facts(), indent=1) + "\n"
+
+    # ------------------------------------------------------------ text
 
     def to_text(self) -> str:
         """A summary of some lines: counts, shares, sizes, warnings."""
         total = len(self.sites)
         lines = [
             f"{total} sensitive instructions among {self.instructions}, {self.slotted} of them in slots "
-            f"({_percent(self.slotted, total)})"
+            f"({_percent(self.slotted, total)})",
+            f"  that is {_percent(self.slotted, self.replaceable)} of the {self.replaceable} for which "
+            "a VMI call or an adaptor can stand",
         ]
         for tactic, count in self.by_tactic.items():
             lines.append(f"  {tactic:<12}{count:>7}{_percent(count, total):>9}")
+        inside = sum(move.in_padding for move in self.moves)
+        padding = f" ({inside} of them in padding of the text)" if inside else ""
+        direct = sum(site.has_slot and not site.adaptor for site in self.sites)
         lines.append(
-            f"{len(self.moves)} windows moved to trampolines, {len(self.adaptors)} adaptors, "
-            f"{self._direct} slots without adaptor"
+            f"{len(self.moves)} windows moved to trampolines{padding}, {len(self.adaptors)} adaptors, "
+            f"{direct} slots without adaptor"
         )
+        grown = f"{100 * (self.sizes['output'] / max(1, self.input.size) - 1):+.1f} %"
         lines.append(
-            f".vmi segment: {self.sizes['segment']} bytes at {self.segment['vaddr']:#x}; file: "
-            f"{self.sizes['input']} -> {self.sizes['output']} bytes"
+            f".vmi segment: {self.sizes['segment']} bytes at {self.segment['vaddr']:#x} ({self.strategy}); "
+            f"file: {self.input.size} -> {self.sizes['output']} bytes ({grown})"
         )
-        if self.compressed:
+        if self.input.kind == "gzip":
             lines.append("the input was compressed with gzip, the output is a plain ELF file")
+        lines += [f"note: {note}" for note in self.input.notes]
         lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join(lines) + "\n"
 
-    @property
-    def _direct(self) -> int:
-        return sum(1 for site in self.sites if site.slot and site.tactic != Tactic.TRAP and not site.adaptor)
 
-    def explain(self, address: int) -> str:
-        """Text about one address: the site there, its window before and after, its trampoline."""
-        lines = []
-        for site in self.sites:
-            if site.address <= address < site.address + len(site.bytes) // 2:
-                lines += _site_lines(site)
-        for move in self.moves:
-            inside = move.start <= address < move.end
-            moved = move.trampoline <= address < move.trampoline + len(move.code) // 2
-            if inside or moved:
-                lines += _move_lines(move)
-        for skip in self.skipped:
-            if int(skip["start"]) <= address < int(skip["end"]):
-                lines.append(f"{address:#x} was not searched: {skip['reason']}")
-        return "\n".join(lines or [f"{address:#x} is neither a sensitive instruction nor in a window"]) + "\n"
+def schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) that every report keeps to."""
+    text = files("vmi.patcher").joinpath("report.schema.json").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
-def make_report(emission: Emission, output_size: int, compressed: bool) -> Report:
-    """The report of a finished emission; ``output_size`` in bytes."""
-    plan, layout = emission.plan, emission.place.layout
-    sites = []
-    for placed in emission.sites:
-        site, record = placed.site, placed.record
-        sites.append(
-            SiteReport(
-                address=site.address,
-                bytes=site.raw.hex(),
-                text="; ".join(text for _, _, text in disassemble(site.raw, site.address)),
-                form=site.form,
-                call=site.call.name if site.call else "",
-                tactic=placed.tactic.value,
-                reason=placed.reason,
-                silent=site.silent,
-                flags_live=site.flags_live,
-                slot=record.slot if record else 0,
-                slot_length=record.length if record else 0,
-                adaptor=record.adaptor if record else 0,
-            )
-        )
+def make_report(
+    emission: Emission,
+    output_size: int,
+    given: Input,
+    *,
+    sources: Mapping[int, str] | None = None,
+    refused: Iterable[tuple[int, str, str]] = (),
+) -> Report:
+    """The report of a finished emission; ``output_size`` in bytes.
+
+    ``sources``: who named a site, by address, where it was not found by searching. ``refused``: address,
+    source and reason of what was named and is no site.
+    """
+    plan, place, header = emission.plan, emission.place, emission.header
+    layout = place.layout
     return Report(
-        sites=tuple(sites),
+        sites=tuple(_site(placed, sources or {}) for placed in emission.sites),
         moves=tuple(_move(emission, built) for built in emission.trampolines),
         adaptors=tuple(
             {
                 "address": placed.address,
-                "call": "inline" if placed.adaptor.hole is None else abi.CALLS[placed.call].name,
+                "call": INLINE if placed.adaptor.hole is None else abi.CALLS[placed.call].name,
                 "users": placed.users,
                 "code": placed.adaptor.code.hex(),
             }
             for placed in emission.adaptors
         ),
         skipped=tuple({"start": s.start, "end": s.end, "reason": s.reason} for s in plan.skipped),
+        refused=tuple({"address": at, "source": who, "reason": why} for at, who, why in refused),
         harmless=dict(plan.harmless),
         instructions=plan.instructions,
         sizes={
-            "input": len(plan.image.data),
+            "kernel": len(plan.image.data),
             "output": output_size,
-            "segment": emission.header.size,
+            "segment": header.size,
             "trampolines": sum(len(built.code) for built in emission.trampolines),
+            "in_padding": sum(len(built.code) for built in emission.trampolines if built.window.pads),
+            "padding_left": sum(pad.size for pad in plan.padding),
             "adaptors": sum(len(placed.adaptor.code) for placed in emission.adaptors),
-            "tables": emission.header.site_count * 16 + emission.header.link_count * 8,
+            "tables": header.site_count * SITE_SIZE + header.link_count * LINK_SIZE,
         },
         segment={
             "vaddr": layout.base,
             "paddr": layout.physical(layout.base),
-            "size": emission.header.size,
-            "original_entry": emission.header.original_entry,
-            "activation_entry": emission.header.activation_entry,
-            "site_table": emission.header.sites,
-            "link_table": emission.header.links,
+            "size": header.size,
+            "original_entry": header.original_entry,
+            "activation_entry": header.activation_entry,
+            "site_table": header.sites,
+            "link_table": header.links,
         },
-        placement=emission.place.reasons,
-        warnings=emission.place.warnings,
-        compressed=compressed,
+        strategy=place.strategy.value,
+        text_padding=place.text_padding,
+        hide_nx=place.hide_nx,
+        placement=place.reasons,
+        warnings=place.warnings,
+        input=given,
+    )
+
+
+def _site(placed: PlacedSite, sources: Mapping[int, str]) -> SiteReport:
+    site, record = placed.site, placed.record
+    found = ANNOTATED if placed.tactic is Tactic.ANNOTATED else DISCOVERED
+    return SiteReport(
+        address=site.address,
+        bytes=site.raw.hex(),
+        text=one_line(site.raw, site.address),
+        form=site.form,
+        call=site.call.name if site.call else INLINE if site.inline else "",
+        tactic=placed.tactic.value,
+        reason=placed.reason,
+        silent=site.silent,
+        flags_live=site.flags_live,
+        isolated=site.isolated,
+        recovered=site.recovered,
+        padded_after=site.pad_after,
+        source=sources.get(site.address, found),
+        slot=record.slot if record else 0,
+        slot_length=record.length if record else 0,
+        adaptor=record.adaptor if record else 0,
+        copies=tuple(other.slot for other in placed.records[1:]),
     )
 
 
@@ -229,58 +343,15 @@ def _move(emission: Emission, built: Trampoline) -> Move:
         start=window.start,
         before=emission.plan.image.read(window.start, window.length).hex(),
         after=emission.edits[window.start].hex(),
-        trampoline=built.start,
-        code=built.code.hex(),
         springboard=window.springboard or 0,
+        in_padding=bool(window.pads),
+        pieces=tuple(Piece(piece.start, piece.code.hex()) for piece in built.pieces),
     )
+
+
+def _share(count: int, total: int) -> float:
+    return round(100 * count / total, 2) if total else 0.0
 
 
 def _percent(count: int, total: int) -> str:
     return f"{100 * count / total:.1f} %" if total else "-"
-
-
-def _shares(counts: dict[str, int], total: int) -> dict[str, dict[str, int | float]]:
-    return {
-        name: {"count": count, "percent": round(100 * count / total, 2)} for name, count in counts.items()
-    }
-
-
-def disassemble(raw: bytes, address: int) -> list[tuple[int, bytes, str]]:
-    """(address, bytes, text) of each instruction in ``raw``, in Intel syntax."""
-    formatter = Formatter(FormatterSyntax.INTEL)
-    formatter.hex_prefix, formatter.hex_suffix = "0x", ""
-    formatter.uppercase_hex = False
-    formatter.space_after_operand_separator = True
-    formatter.branch_leading_zeros = False
-    found = []
-    for insn in Decoder(32, raw, ip=address):
-        at = insn.ip32 - address
-        found.append((insn.ip32, raw[at : at + insn.len], formatter.format(insn)))
-    return found
-
-
-def _listing(title: str, raw: str, address: int) -> Iterable[str]:
-    yield f"{title}:"
-    for at, code, text in disassemble(bytes.fromhex(raw), address):
-        yield f"  {at:08x}  {code.hex(' '):<24}{text}"
-
-
-def _site_lines(site: SiteReport) -> list[str]:
-    lines = [f"{site.address:#x}  {site.text}  (form {site.form})"]
-    lines.append(f"  call: {site.call or 'none'}; tactic: {site.tactic}")
-    if site.reason:
-        lines.append(f"  reason: {site.reason}")
-    if site.slot:
-        how = f"through the adaptor at {site.adaptor:#x}" if site.adaptor else "directly"
-        reach = "" if site.tactic == Tactic.TRAP else f", reaches the ROM {how}"
-        lines.append(f"  slot: {site.slot:#x}, {site.slot_length} bytes{reach}")
-    return lines
-
-
-def _move_lines(move: Move) -> list[str]:
-    jump = move.after[: 2 * (2 if move.springboard else 5)]
-    return [
-        *_listing("before", move.before, move.start),
-        *_listing("after", jump, move.start),
-        *_listing("trampoline", move.code, move.trampoline),
-    ]

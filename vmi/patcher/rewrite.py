@@ -1,25 +1,33 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Patch a kernel: bytes in, bytes and a report out.
 
-Plan, emit, write, verify: nothing is returned that did not pass the check. The same input gives the
-same output on any machine; only the times differ, so they are kept apart from the report.
+Open the file, plan, emit, write, verify, pack: nothing is returned that did not pass the check. The same
+input gives the same output on any machine; only the times differ, so they are kept apart from the report.
+What takes longest for a Linux image is compression, which goes on beside everything else.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vmi.errors import NoSites
-from vmi.patcher import adaptors, elf, elfwrite
+from vmi.patcher import adaptors, container, elf, elfwrite, pagetables, profile, symbols, undo
+from vmi.patcher.container import Container, Linux
 from vmi.patcher.emit import Emission, emit
-from vmi.patcher.model import Plan
-from vmi.patcher.place import place
+from vmi.patcher.model import Image, Plan
+from vmi.patcher.pads import into_padding
+from vmi.patcher.pagetables import PageTableSites
+from vmi.patcher.place import Choice, choice, place
 from vmi.patcher.plan import make_plan
-from vmi.patcher.report import Report, make_report
+from vmi.patcher.report import Input, Report, make_report
 from vmi.patcher.verify import verify
+
+Progress = Callable[[str], None]
+"""Told the name of each phase when it begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,34 +39,74 @@ class Patched:
     seconds: dict[str, float]
 
 
-def patch(data: bytes, *, allow_empty: bool = False) -> Patched:
-    """Patch a kernel ELF file (or one in gzip) and check the result.
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a caller may want other than usual.
 
-    Raises BadInput for a file that can't be patched, NoSites when it holds no sensitive instruction (unless
-    ``allow_empty``: then only the activation code is added), and VerifyError when the output would not be
+    :ivar allow_empty: accept a kernel without any sensitive instruction; only activation is added then.
+    :ivar place: where the segment goes: ``auto``, a strategy's name, or an address (:func:`place.choice`).
+    :ivar symbols: a debug file of the same build, or a symbol map (:func:`vmi.patcher.symbols.merge`).
+    :ivar profile: what a run recorded of the kernel's page-table writes (:mod:`vmi.patcher.profile`).
+    :ivar undo: put a record behind the file by which :mod:`vmi.patcher.undo` restores the original.
+    """
+
+    allow_empty: bool = False
+    place: str = "auto"
+    symbols: bytes | None = field(default=None, repr=False)
+    profile: bytes | None = field(default=None, repr=False)
+    undo: bool = True
+
+
+def patch(data: bytes, options: Options = Options(), *, progress: Progress | None = None) -> Patched:
+    """Patch a kernel file (ELF, ELF in gzip, or Linux's bzImage) and check the result.
+
+    Raises BadInput for a file that can't be patched, UsageError for options that make no sense, NoSites when
+    it holds no sensitive instruction (unless ``allow_empty``), and VerifyError when the output would not be
     what was planned, which is a defect of the patcher.
     """
-    seconds: dict[str, float] = {}
-    with _timed(seconds, "read"):
-        image = elf.load(data)
-        where = place(image)
-    with _timed(seconds, "plan"):
-        plan = make_plan(image, adaptors.refusal)
-    if not plan.placements and not allow_empty:
-        raise NoSites(f"there is no sensitive instruction among the {plan.instructions} of this kernel")
-    with _timed(seconds, "emit"):
-        emission = emit(plan, where)
-    with _timed(seconds, "write"):
-        output = write(emission)
-    with _timed(seconds, "verify"):
-        verify(emission, output)
-    with _timed(seconds, "report"):
-        report = make_report(emission, len(output), compressed=data[:2] == elf.GZIP_MAGIC)
-    return Patched(output, report, seconds)
+    clock = _Clock(progress)
+    with ThreadPoolExecutor(max_workers=2) as beside:
+        with clock.phase("read"):
+            source = container.open_container(data)
+            image = _image(source)
+            where = place(image, _choice(options.place, source))
+            stores = _stores(image, options)
+            if options.symbols is not None:
+                image = symbols.merge(image, options.symbols)
+        recipe = beside.submit(undo.recipe, source) if options.undo else None
+        with clock.phase("plan"):
+            plan = make_plan(image, adaptors.refusal, stores.forms)
+            if where.text_padding:
+                plan = into_padding(plan)
+        if not plan.placements and not options.allow_empty:
+            raise NoSites(f"there is no sensitive instruction among the {plan.instructions} of this kernel")
+        with clock.phase("emit"):
+            emission = emit(plan, where)
+        with clock.phase("write"):
+            kernel = write(emission)
+        packing = beside.submit(source.pack, kernel)
+        with clock.phase("verify"):
+            verify(emission, kernel)
+        with clock.phase("pack"):
+            output, notes = packing.result(), list(source.notes)
+            if recipe is not None:
+                sealed = undo.seal(source, output, recipe.result())
+                output = sealed.data
+                notes += [sealed.note] if sealed.note else []
+        with clock.phase("report"):
+            given = Input(source.kind.value, len(data), tuple(notes))
+            report = make_report(
+                emission,
+                len(output),
+                given,
+                sources={address: source.value for address, source in stores.sources.items()},
+                refused=[(one.address, one.source.value, one.reason) for one in stores.refused],
+            )
+    return Patched(output, report, clock.seconds)
 
 
 def write(emission: Emission) -> bytes:
-    """The output file of an emission, not yet checked."""
+    """The patched ELF file of an emission, not yet checked."""
     layout, plan = emission.place.layout, emission.plan
     paddr = layout.physical(layout.base)
     segment = elfwrite.NewSegment(layout.base, paddr, emission.segment, emission.place.file_offset)
@@ -67,11 +115,40 @@ def write(emission: Emission) -> bytes:
 
 def plan_of(data: bytes) -> Plan:
     """The plan alone, for looking at a kernel without writing anything; raises BadInput."""
-    return make_plan(elf.load(data), adaptors.refusal)
+    return make_plan(_image(container.open_container(data)), adaptors.refusal)
 
 
-@contextmanager
-def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[phase] = time.perf_counter() - start
+def _image(source: Container) -> Image:
+    return replace(elf.load(source.kernel), displaced=source.displaced)
+
+
+def _stores(image: Image, options: Options) -> PageTableSites:
+    """The stores of page-table entries that are known, from the run first, then from the line table."""
+    known: list[pagetables.Candidate] = []
+    if options.profile is not None:
+        recorded = profile.load(options.profile)
+        profile.check_kernel(recorded, image)
+        known += profile.candidates(recorded)
+    if options.symbols is not None:
+        known += pagetables.from_lines(options.symbols)
+    return pagetables.choose(image, known)
+
+
+def _choice(text: str, source: Container) -> Choice:
+    return choice(text, source.image.protocol if isinstance(source, Linux) else 0)
+
+
+class _Clock:
+    """Takes the time of each phase, and says when one begins."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        if self._progress is not None:
+            self._progress(name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start

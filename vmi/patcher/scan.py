@@ -8,17 +8,24 @@ start (entry, functions, unwind entries, targets of direct branches that the swe
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from vmi.errors import BadInput
 from vmi.patcher import hints
 from vmi.patcher.decode import Bounds, Listing, Reference, Role, decode
 from vmi.patcher.hints import Hints, Pin
 from vmi.patcher.model import Access, Image, Skipped, SymbolKind
 
 MAX_ROUNDS = 8
+MAX_REGIONS = 128
+"""Executable ranges of one kernel; those with many sections have some dozens."""
+MAX_TEXT = 64 << 20
+"""Bytes of all executable ranges; the largest kernels of this architecture have a quarter of that."""
+MAX_FORMS = 1 << 18
+"""Sensitive-looking instructions; a whole Linux has five thousand."""
 TABLE_RUN = 4
 """So many consecutive words that are all text addresses are a table, not instructions."""
 
@@ -62,10 +69,7 @@ class Scan:
         return sum(len(listing) for listing in self.listings)
 
     def listing_at(self, address: int) -> Listing | None:
-        for listing in self.listings:
-            if listing.start <= address < listing.end:
-                return listing
-        return None
+        return _holding(self.listings, address)
 
     def __repr__(self) -> str:
         return f"Scan({self.instructions} instructions, {len(self.listings)} regions)"
@@ -97,6 +101,11 @@ def regions(image: Image) -> tuple[tuple[Region, ...], tuple[Pin, ...]]:
                 f" {text.offset:#x}, so a jump can't reach a trampoline in both forms."
             )
             pins.append(Pin(start, start + len(data), reason))
+    if len(found) > MAX_REGIONS:
+        raise BadInput(f"expected at most {MAX_REGIONS} executable sections, got {len(found)}")
+    size = sum(len(region.data) for region in found)
+    if size > MAX_TEXT:
+        raise BadInput(f"expected at most {MAX_TEXT} bytes of code, got {size}")
     return tuple(found), tuple(pins)
 
 
@@ -123,7 +132,9 @@ def scan(image: Image, known: Iterable[int] = ()) -> Scan:
     sweeps = [_Sweep(region, bounds) for region in found]
     for _ in range(MAX_ROUNDS):
         ranges = hints.merged(data)
-        listings = [sweep.run(anchors, ranges) for sweep in sweeps]
+        ordered = sorted(anchors)
+        listings = [sweep.run(ordered, ranges) for sweep in sweeps]
+        _check_forms(listings)
         new_data = _more_data(image, bounds, listings, ranges)
         new_anchors = _lost(listings, anchors) | {one.end for one in new_data}
         if not new_data and new_anchors <= anchors:
@@ -150,15 +161,14 @@ class _Sweep:
         self.bounds = bounds
         self.chunks: dict[tuple[int, int], Listing] = {}
 
-    def run(self, anchors: Iterable[int], data: Iterable[Skipped]) -> Listing:
+    def run(self, anchors: Sequence[int], data: Sequence[Skipped]) -> Listing:
+        """Decode the region but for ``data``; both are in order, the ranges don't overlap."""
         region = self.region
-        holes = [
-            (max(one.start, region.start), min(one.end, region.end))
-            for one in data
-            if one.start < region.end and one.end > region.start
-        ]
+        first = bisect_right(data, region.start, key=lambda one: one.end)
+        stop = bisect_left(data, region.end, key=lambda one: one.start)
+        holes = [(max(one.start, region.start), min(one.end, region.end)) for one in data[first:stop]]
         cuts = {region.start, region.end}
-        cuts.update(address for address in anchors if region.start <= address < region.end)
+        cuts.update(anchors[bisect_left(anchors, region.start) : bisect_left(anchors, region.end)])
         for low, high in holes:
             cuts.difference_update(range(low + 1, high))
             cuts.update((low, high))
@@ -176,6 +186,13 @@ class _Sweep:
             chunk = decode(self.region.data[low - base : high - base], low, self.bounds)
             self.chunks[low, high] = chunk
         return chunk
+
+
+def _check_forms(listings: Sequence[Listing]) -> None:
+    """One sensitive instruction after another is no kernel, and a plan for it would take hours."""
+    count = sum(len(listing.forms) for listing in listings)
+    if count > MAX_FORMS:
+        raise BadInput(f"expected at most {MAX_FORMS} sensitive instructions, got {count}")
 
 
 def _word_tables(region: Region, bounds: Bounds, is_code: hints.IsCode) -> list[Skipped]:
@@ -219,6 +236,7 @@ def _more_data(image: Image, bounds: Bounds, listings: list[Listing], known: lis
         return at >= 0 and address < known[at].end
 
     found: list[Skipped] = []
+    ends: dict[int, int] = {}
     for listing in listings:
         for reference in listing.references:
             if reference.role is Role.DESCRIPTORS:
@@ -226,12 +244,20 @@ def _more_data(image: Image, bounds: Bounds, listings: list[Listing], known: lis
             elif reference.role is Role.FAR_POINTER:
                 found.append(Skipped(reference.value, reference.value + 6, "This is a far pointer."))
             elif reference.role is Role.TABLE:
-                end = reference.value
-                while (word := image.u32(end)) is not None and bounds.normal(word) is not None:
-                    end += 4
+                end = _table_end(image, bounds, reference.value, ends)
                 found.append(Skipped(reference.value, end, _TABLE_REASON))
-    in_text = (one for one in found if any(li.start <= one.start < li.end for li in listings))
+    in_text = (one for one in found if _holding(listings, one.start) is not None)
     return [one for one in in_text if one.start < one.end and not is_known(one.start)]
+
+
+def _table_end(image: Image, bounds: Bounds, start: int, ends: dict[int, int]) -> int:
+    """Where the text addresses that begin at ``start`` end; ``ends`` has it for words that were passed."""
+    end = start
+    while end not in ends and (word := image.u32(end)) is not None and bounds.normal(word) is not None:
+        end += 4
+    end = ends.get(end, end)
+    ends.update(dict.fromkeys(range(start, end, 4), end))
+    return end
 
 
 def _descriptor_tables(image: Image, bounds: Bounds, reference: Reference) -> list[Skipped]:
@@ -257,14 +283,36 @@ def _lost(listings: list[Listing], anchors: set[int]) -> set[int]:
     for listing in listings:
         labels.update(r.value for r in listing.references if r.role in (Role.IMMEDIATE, Role.FAR))
     lost: set[int] = set()
+    led: dict[int, bool] = {}
     for listing in listings:
         for target in listing.inside(targets):
             index = listing.covering(target)
             offset = target - listing.starts[index]
             if all(byte in _PREFIXES for byte in listing.raw(index)[:offset]):
                 continue
-            while listing.starts[index] not in labels and index and listing.joined(index - 1):
-                index -= 1
-            if listing.starts[index] not in labels:
+            if not _led_to(listing, index, labels, led):
                 lost.add(target)
     return lost
+
+
+def _led_to(listing: Listing, index: int, labels: set[int], led: dict[int, bool]) -> bool:
+    """True when a label stands between entry ``index`` and the start of its run.
+
+    ``led`` has the answers that are known, by address: without it, a long run that many damaged branches
+    aim at would be walked once for each of them.
+    """
+    passed = []
+    while (address := listing.starts[index]) not in led:
+        passed.append(address)
+        if address in labels or not index or not listing.joined(index - 1):
+            led[address] = address in labels
+        else:
+            index -= 1
+    led.update(dict.fromkeys(passed, led[address]))
+    return led[address]
+
+
+def _holding(listings: Sequence[Listing], address: int) -> Listing | None:
+    """The listing whose range holds ``address``."""
+    at = bisect_right(listings, address, key=lambda listing: listing.start) - 1
+    return listings[at] if at >= 0 and address < listings[at].end else None

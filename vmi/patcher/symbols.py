@@ -104,9 +104,7 @@ def check_build(image: Image, data: bytes) -> None:
             raise BadInput(OTHER_BUILD.format(f"the code at {address + at:#x} differs"))
         compared += len(code)
     if not compared and not (ours and theirs):
-        raise BadInput(
-            "the symbol file holds neither a build id nor code that would show that it is of this build"
-        )
+        raise BadInput("it holds neither a build id nor code that would show that it is of this build")
 
 
 def _difference(ours: bytes, theirs: bytes) -> int | None:

@@ -48,7 +48,6 @@ _IMAGE = struct.Struct("<III")
 _SIZE = struct.Struct("<I")
 _ELF, _GZIP, _BZIMAGE = 0, 1, 2
 _FORMATS = tuple(Format)
-_MOST = compression.LIMIT
 
 _NO_SETTINGS = "the settings of its compression can't be found out"
 
@@ -201,8 +200,7 @@ def _recipe_from(body: bytes, at: int) -> tuple[Recipe, int]:
     """The settings at a place of the body, and the place behind them."""
     kind, level, extreme, check, x86, lc, lp, pb, dictionary, size = _RECIPE.unpack_from(body, at)
     at += _RECIPE.size
-    # A larger dictionary, or a preset out of range, would take all memory or end in the encoder.
-    if dictionary > _MOST or level > 9:
+    if dictionary > compression.DICTIONARY or level > 9:
         raise BadInput("the record's settings are out of range")
     header = body[at : at + size]
     settings = Recipe(

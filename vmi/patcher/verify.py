@@ -22,7 +22,7 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
 from vmi import sitetable
-from vmi.errors import VerifyError
+from vmi.errors import BadInput, VerifyError
 from vmi.patcher import verify_flow, verify_tables
 from vmi.patcher.emit import Emission
 from vmi.patcher.entry import kludge_edit
@@ -35,7 +35,14 @@ CONTEXT = 16  # bytes read before and after padding: longer than any NOP
 
 
 def verify(emission: Emission, data: bytes) -> None:
-    """Raise VerifyError, one sentence, unless ``data`` is exactly what the emission's plan asks for."""
+    """Raise VerifyError, one sentence, unless ``data`` is exactly what the emission's plan asks for.
+
+    Raises BadInput when the original can't be read with the other library, so that nothing can be compared.
+    """
+    try:
+        list(open_elf(emission.plan.image.data).iter_sections())
+    except ELFError as error:
+        raise BadInput(f"the section headers are damaged: {error}") from None
     try:
         _verify(emission, data)
     except (ELFError, OverflowError) as error:
@@ -170,6 +177,7 @@ def _check_padding(plan: Plan) -> None:
 
 def _check_sections(image: Image, sections: list[Any]) -> None:
     old = list(open_elf(image.data).iter_sections())
+    check(len(old) == len(sections), f"there are {len(sections)} sections instead of {len(old)}")
     for before, after in zip(old, sections, strict=True):
         for name in ("sh_type", "sh_flags", "sh_addr", "sh_size"):
             if before["sh_type"] != "SHT_STRTAB":  # those are sorted anew

@@ -7,7 +7,7 @@ the walk is. What it finds is what the tables are checked against afterwards.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -92,7 +92,7 @@ def _entered(memory: Memory, window: Window, boards: list[int]) -> int:
     """Where the window's jump leads; the rest of the window is filler and other windows' springboards."""
     at = memory.jump(window.start)
     rest = memory.decode(window.start).next_ip32
-    for board in boards[bisect_right(boards, window.start) : bisect_right(boards, window.end)]:
+    for board in boards[bisect_right(boards, window.start) : bisect_left(boards, window.end)]:
         _check_filler(memory, window, rest, board)
         rest = board + LONG_JUMP
     _check_filler(memory, window, rest, window.end)

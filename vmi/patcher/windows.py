@@ -21,6 +21,8 @@ from vmi.sitetable import Tactic
 
 JOIN_GAP = 12
 """Bytes between two windows that are cheaper to move than to jump out and back again."""
+MAX_SHADOWS = 16
+"""Interrupt shadows in a row that are kept together; no kernel has more than two."""
 
 
 @dataclass(slots=True)
@@ -56,6 +58,7 @@ class WindowPlanner:
     drafts: list[Draft] = field(default_factory=list)
     tactics: dict[int, Tactic] = field(default_factory=dict)
     failed: list[Wanted] = field(default_factory=list)
+    _run: tuple[int, int] = (-1, -1)
 
     def __repr__(self) -> str:
         return f"WindowPlanner({len(self.drafts)} windows, {len(self.failed)} failed)"
@@ -147,10 +150,10 @@ class WindowPlanner:
 
     def _join(self, last: Draft, one: Wanted, gap: int) -> bool:
         """Grow the window before up to the site when at most ``gap`` bytes lie between."""
-        listing, entries = self.entries.code.listing, self.entries
+        listing = self.entries.code.listing
         if one.site.address - listing.stop(last.stop - 1) > gap:
             return False
-        if not all(entries.follows(index, False) for index in range(last.stop, one.stop)):
+        if not self._runs(last.stop, one.stop):
             return False
         closed = self.close(one.stop, len(listing), False)
         if closed is None:
@@ -158,6 +161,19 @@ class WindowPlanner:
         self.remove(last)
         self.insert(Draft(last.first, *closed))
         return True
+
+    def _runs(self, start: int, stop: int) -> bool:
+        """True when each of the entries [start, stop) may follow the one before it.
+
+        What is known of the run from ``start`` on is kept: many sites behind one long run ask for it.
+        """
+        known, at = self._run
+        if known != start:
+            at = start
+        while at < stop and self.entries.follows(at, False):
+            at += 1
+        self._run = (start, at)
+        return at >= stop
 
     def add(self, first: int, stop: int, floor: int, ceiling: int, calls: bool) -> bool:
         """Make a window of [first, stop), widened so that no interrupt shadow is split; False when it can't
@@ -191,11 +207,12 @@ class WindowPlanner:
     def open(self, first: int, floor: int) -> int:
         """``first``, moved back so that no interrupt shadow ends there; -1 when that can't be."""
         entries = self.entries
+        lowest = max(floor, first - MAX_SHADOWS)
         while first and entries.shadow(first - 1) and entries.code.listing.joined(first - 1):
             before = self.draft_of(first - 1)
             if before is not None and before.tail == first:
                 break  # the shadow's own window has a copy of this instruction
-            if first - 1 < floor or not entries.precedes(first):
+            if first - 1 < lowest or not entries.precedes(first):
                 return -1
             first -= 1
         return first
@@ -203,8 +220,9 @@ class WindowPlanner:
     def close(self, stop: int, ceiling: int, calls: bool) -> tuple[int, int] | None:
         """(stop, tail) such that a last instruction with a shadow is followed by its own next one."""
         entries, listing = self.entries, self.entries.code.listing
+        last = stop + MAX_SHADOWS
         while entries.shadow(stop - 1):
-            if not listing.joined(stop - 1):
+            if stop == last or not listing.joined(stop - 1):
                 return None
             if stop < ceiling and entries.follows(stop, calls):
                 stop += 1
@@ -224,9 +242,9 @@ class WindowPlanner:
             return "It can't be moved."
         entries = self.entries
         stop, first = one.stop, one.index
-        while entries.follows(stop, True):
+        while entries.size(first, stop) < MIN_SLOT and entries.follows(stop, True):
             stop += 1
-        while first and entries.precedes(first):
+        while first and entries.size(first, stop) < MIN_SLOT and entries.precedes(first):
             first -= 1
         size = entries.size(first, stop)
         if size < MIN_SLOT:
