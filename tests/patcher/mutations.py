@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable
 from functools import cache
 
+from tests.patcher import bzimages
 from tests.patcher.elfs import VADDR, Piece, Plan, kernel_code, make, small_kernel
 from vmi import samples
 from vmi.patcher import elf, patch
@@ -74,6 +75,21 @@ def _tables() -> bytes:
 
 
 @cache
+def _linux_kernel() -> bytes:
+    """A kernel that a bzImage can hold: it starts with an instruction that may move, as Linux does."""
+    start = assemble("test byte ptr [esi+0x211], 0x40\nnop").code
+    data = struct.pack("<9000I", *(VADDR + n % 64 for n in range(9000)))
+    return make(
+        Plan(
+            [
+                Piece(VADDR, start + kernel_code(VADDR + len(start)), section=".text"),
+                Piece(VADDR + 0x1000, data, 0x9000, 6, section=".data"),
+            ]
+        )
+    )
+
+
+@cache
 def parents() -> tuple[tuple[str, bytes], ...]:
     """Name and bytes of each file that mutants are made from."""
     found = [(sample.name, sample.path.read_bytes()) for sample in samples.load_all()]
@@ -84,6 +100,8 @@ def parents() -> tuple[tuple[str, bytes], ...]:
         ("tables", _tables()),
         ("gzip", gzip.compress(hello, mtime=0)),
         ("patched", patch(small_kernel()).data),
+        ("bzimage", bzimages.Image(_linux_kernel(), bzimages.words(3000)).make()),
+        ("signed", bzimages.Image(_linux_kernel(), compression="gzip", pe="fixed", signature=b"s").make()),
     ]
     return tuple(found)
 
@@ -222,6 +240,24 @@ def _magic(rng: random.Random, data: bytearray) -> None:
     data[at : at + len(piece)] = piece
 
 
+def _setup_header(rng: random.Random, data: bytearray) -> None:
+    """A field of a bzImage's setup header, or of the PE header before it."""
+    at, size = rng.choice(
+        [
+            (0x1F1, 1), (0x1F4, 4), (0x1FE, 2), (0x202, 4), (0x206, 2), (0x211, 1), (0x214, 4), (0x236, 2),
+            (0x248, 4), (0x24C, 4), (0x250, 4), (0x258, 8), (0x260, 4), (0x3C, 4),
+            (rng.randrange(0x40, 0x1F0), 4),
+        ]
+    )  # fmt: skip
+    _put(rng, data, at, size)
+
+
+def _boot_code(rng: random.Random, data: bytearray) -> None:
+    """What is before and behind the payload: the words with its size, the checksum."""
+    near = rng.choice((bzimages.CODE_AT, max(0, len(data) - 80)))
+    _put(rng, data, near + rng.randrange(80), rng.choice((1, 4)))
+
+
 CHANGES: tuple[tuple[Change, int], ...] = (
     (_elf_header, 3), (_program_header, 6), (_section_header, 6), (_copied_header, 2), (_section_content, 8),
     (_renamed_section, 2), (_cut, 2), (_grown, 1), (_removed, 2), (_flipped, 4), (_filled, 4), (_repeated, 3),
@@ -229,17 +265,36 @@ CHANGES: tuple[tuple[Change, int], ...] = (
 )  # fmt: skip
 
 
+LINUX: tuple[tuple[Change, int], ...] = (
+    (_setup_header, 10), (_boot_code, 4), (_cut, 2), (_grown, 1), (_removed, 2), (_flipped, 4),
+    (_repeated, 2), (_magic, 1),
+)  # fmt: skip
+
+
+def _changed(rng: random.Random, data: bytearray, kinds: tuple[tuple[Change, int], ...]) -> list[str]:
+    """Change ``data`` once to four times; the names of what was done."""
+    count = rng.choice((1, 1, 1, 2, 3, 4))
+    changes = rng.choices([change for change, _ in kinds], [weight for _, weight in kinds], k=count)
+    for change in changes:
+        change(rng, data)
+    return [change.__name__.strip("_") for change in changes]
+
+
 def mutant(number: int) -> tuple[str, bytes]:
     """The damaged kernel with this number, and what it was made from how, in a few words."""
     rng = random.Random(number)
     name, parent = rng.choice(parents())
-    data = bytearray(parent)
-    if name == "gzip" and rng.random() < 0.5:
-        data = bytearray(gzip.decompress(parent))
-    changes = rng.choices([c for c, _ in CHANGES], [w for _, w in CHANGES], k=rng.choice((1, 1, 1, 2, 3, 4)))
-    for change in changes:
-        change(rng, data)
+    if name in ("bzimage", "signed") and rng.random() < 0.6:
+        data = bytearray(parent)
+        return f"{number}: {name}, {', '.join(_changed(rng, data, LINUX))}", bytes(data)
+    if name in ("bzimage", "signed"):  # a good file around a damaged kernel
+        data = bytearray(_linux_kernel())
+        names = _changed(rng, data, CHANGES)
+        words = bzimages.words(rng.choice((0, 3, 3000)))
+        return f"{number}: {name}, {', '.join(names)}", bzimages.Image(bytes(data), words=words).make()
+    data = bytearray(gzip.decompress(parent) if name == "gzip" and rng.random() < 0.5 else parent)
+    names = _changed(rng, data, CHANGES)
     damaged = bytes(data)
     if name == "gzip" and damaged[:2] != elf.GZIP_MAGIC:
         damaged = gzip.compress(damaged, 1, mtime=0)
-    return f"{number}: {name}, {', '.join(change.__name__.strip('_') for change in changes)}", damaged
+    return f"{number}: {name}, {', '.join(names)}", damaged
