@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.patcher import planned
 from tests.patcher.elfs import VADDR
 from tests.patcher.images import DATA, code_image
+from vmi.errors import BadInput
 from vmi.patcher import faulttable, trampoline
 from vmi.patcher.faulttable import Entry
 from vmi.patcher.model import FaultTable
@@ -61,15 +62,25 @@ def test_nothing_is_written_when_nothing_moved() -> None:
     assert faulttable.edit(plan.image, plan.fault_table, built) == {}
 
 
-@pytest.mark.parametrize("offset", [0x1C, 0x21])
-def test_a_copied_instruction_or_the_middle_of_one_is_a_defect(offset: int) -> None:
-    plan = planned.plan()
+def edit_of_one(offset: int) -> dict[int, bytes]:
+    """The edit of a table that names one address, for the hand-made plan."""
     table = FaultTable(DATA, 1, 8, relative=False)
     image = code_image(b"\xc3", data=faulttable.pack(table, (Entry(VADDR + offset, 0),)))
-    built = [trampoline.build(window, VADDR + 0x400) for window in plan.windows]
-    sentence = f"^the plan moves {VADDR + offset:#x}, which the fault table can't follow$"
+    built = [trampoline.build(window, VADDR + 0x400) for window in planned.plan().windows]
+    return faulttable.edit(image, table, built)
+
+
+def test_a_copied_instruction_is_a_defect() -> None:
+    sentence = f"^the plan moves {VADDR + 0x1C:#x}, which the fault table can't follow$"
     with pytest.raises(ValueError, match=sentence):
-        faulttable.edit(image, table, built)
+        edit_of_one(0x1C)
+
+
+def test_a_table_that_names_the_middle_of_an_instruction_is_refused() -> None:
+    with pytest.raises(
+        BadInput, match=f"^the fault table names {VADDR + 0x21:#x}, where no instruction starts$"
+    ):
+        edit_of_one(0x21)
 
 
 def test_a_table_outside_the_file_is_a_defect() -> None:
