@@ -227,8 +227,18 @@ def written(data: bytes) -> tuple[ELFFile, bytes]:
     return ELFFile(io.BytesIO(output)), output
 
 
+def with_third_header(kind: int) -> bytes:
+    """A kernel whose program headers have no room behind them, the last being of this kind."""
+    data = bytearray(small_kernel())
+    struct.pack_into("<I", data, 52 + 2 * 32, kind)
+    data[52 + 3 * 32 : 52 + 4 * 32] = b"\x11" * 32
+    return bytes(data)
+
+
 SHAPES: list[tuple[str, Callable[[], bytes], int]] = [
     ("a PT_GNU_STACK to replace", small_kernel, 0x1000),
+    ("a PT_NULL to replace", lambda: with_third_header(0), 0x1000),
+    ("a PT_GNU_PROPERTY to replace", lambda: with_third_header(0x6474E553), 0x1000),
     ("room after the table", lambda: small_kernel(stack_header=False), 0x1000),
     ("no room at all", lambda: small_kernel(stack_header=False, first_offset=0x74), 0x1074),
 ]

@@ -332,6 +332,29 @@ def test_a_branch_into_a_window_that_is_given_up_is_an_ordinary_one() -> None:
     assert [p.tactic for p in plan.placements] == [Tactic.FORWARD, Tactic.LEFT]
 
 
+def branching(before: Plan, room: tuple[Pad, ...], start: int, size: int) -> Plan:
+    """The small plan with a window of ``size`` bytes that branches to the middle of the other."""
+    jump = Insn(start, b"\x74\x10", None, Branch.JCC, TEXT + 3)
+    filler = tuple(Insn(start + 2 + n, b"\x43") for n in range(size - 2))
+    branches = Window(start, size, (jump, *filler), (), (), start + size, inner=(TEXT + 3,))
+    return pads.into_padding(replace(before, windows=(before.windows[0], branches), padding=room))
+
+
+def test_a_window_goes_when_a_branch_into_it_stays() -> None:
+    plan = branching(small_plan(5), (Pad(TEXT + 0x10, 13),), TEXT + 0x40, 0x30)
+    assert plan.windows == ()
+    assert plan.padding == (Pad(TEXT + 0x10, 13),)
+    reason = "A branch into its window found no room in the padding, so it comes to where it was."
+    assert [(p.tactic, p.reason) for p in plan.placements] == [(Tactic.LEFT, reason)] * 2
+
+
+def test_a_branch_stays_when_the_window_that_it_leads_into_goes() -> None:
+    plan = branching(small_plan(5), (Pad(TEXT + 0x10, 12),), TEXT + 0x40, 2)
+    assert plan.windows == ()
+    assert plan.padding == (Pad(TEXT + 0x10, 12),)
+    assert {p.reason for p in plan.placements} == {"The padding of the text has no room for its trampoline."}
+
+
 def test_isolated_code_gets_no_springboard_in_another_page() -> None:
     before = small_plan(15, isolated=True)
     board = replace(before.windows[0], springboard=TEXT - 0x20)

@@ -184,6 +184,15 @@ def test_a_damaged_line_table_is_refused() -> None:
     )
 
 
+def test_a_file_of_another_machine_is_refused() -> None:
+    data = small_kernel()
+    with pytest.raises(BadInput) as caught:
+        pagetables.from_lines(data[:18] + b"\x28" + data[19:])
+    assert str(caught.value) == (
+        "the symbol file can't be used: expected an i386 kernel (ELF machine 3), got machine 40"
+    )
+
+
 def test_segments_that_are_not_executable_hold_no_stores() -> None:
     image = replace(IMAGE, sections=(), segments=tuple(_data(s) for s in IMAGE.segments))
     assert pagetables.choose(image, [Candidate(BASE, PROFILE)]).refused[0].reason == pagetables.OUTSIDE

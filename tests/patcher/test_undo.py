@@ -16,11 +16,11 @@ from tests.patcher.bzimages import COMPRESSIONS, Image, words
 from tests.patcher.elfs import small_kernel
 from vmi import samples
 from vmi.errors import BadInput
-from vmi.patcher import compression, patch, undo
+from vmi.patcher import Options, compression, patch, undo
 from vmi.patcher.container import in_gzip, open_container
 
 ORIGINAL = samples.get("sched").path.read_bytes()
-PATCHED = patch(ORIGINAL).data
+PATCHED = patch(ORIGINAL, Options(undo=False)).data
 NONE = "the file has no record for taking a patch back"
 CHANGED = "the file was changed after it was patched, so the patch can't be taken back"
 DAMAGED = "the file's record for taking its patch back is damaged"

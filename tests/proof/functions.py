@@ -17,7 +17,7 @@ from tests.patcher.elfs import Piece, Plan, make
 from vmi.rom.assemble import assemble
 
 TEXT, DATA, DATA_SIZE, STACK = 0x100000, 0x110000, 0xA00, 0x90000
-END_PORT = 0xF4
+START_PORT, END_PORT = 0xF5, 0xF4
 TABLES, COUNTERS, SAVED = 0x80, 0x480, 0x900  # offsets in the data
 MOST = 128  # counters, tables
 
@@ -126,7 +126,8 @@ def source(functions: list[list[str]]) -> tuple[str, list[str]]:
     """The text of a kernel that calls the first of the functions, and the names of its tables."""
     text = [
         "jmp start", ".align 4", ".long 0x1badb002", ".long 3", ".long 0xe4524ffb",
-        "start:", f"mov esp, {STACK}", f"mov ebp, {DATA}", "xor eax, eax", "mov ecx, 1", "mov edx, 0x80",
+        "start:", f"mov esp, {STACK}", f"out {START_PORT}, al", f"mov ebp, {DATA}",
+        "xor eax, eax", "mov ecx, 1", "mov edx, 0x80",
         "mov ebx, 3", "mov esi, eax", "mov edi, eax", "call F0", "pushfd", f"pop dword ptr [ebp+{SAVED}]",
         f"and dword ptr [ebp+{SAVED}], 0xfffff72a",
     ]  # fmt: skip

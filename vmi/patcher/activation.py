@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vmi import abi
-from vmi.patcher import activation_linux, activation_multiboot
+from vmi.patcher import absolute, activation_linux, activation_multiboot
 from vmi.patcher.place import ACTIVATION_SIZE, ROM_RESERVE, Layout
 from vmi.rom.assemble import assemble
 from vmi.sitetable import (
@@ -242,27 +242,8 @@ def activation(layout: Layout, header: Header, leave: int = 0) -> Activation:
     code = _assembled(layout, header, leave or header.original_entry, 0)
     if len(code) > ACTIVATION_SIZE:
         raise ValueError(f"the activation code has {len(code)} bytes, its place has {ACTIVATION_SIZE}")
-    return Activation(code, _absolute_words(layout, header, leave or header.original_entry, code))
-
-
-_SHIFT = 0x01010101  # changes every byte of a word that it is added to
-
-
-def _absolute_words(layout: Layout, header: Header, leave: int, code: bytes) -> tuple[int, ...]:
-    """Where the code differs when everything lies elsewhere: those are its absolute addresses."""
-    shifted = _assembled(layout, header, leave, _SHIFT)
-    words = []
-    at = 0
-    while at < len(code):
-        if code[at] == shifted[at]:
-            at += 1
-            continue
-        old, new = (int.from_bytes(raw[at : at + 4], "little") for raw in (code, shifted))
-        if (new - old) & 0xFFFFFFFF != _SHIFT:
-            raise ValueError(f"byte {at} of the activation code depends on its address in an unknown way")
-        words.append(layout.activation + at)
-        at += 4
-    return tuple(words)
+    shifted = _assembled(layout, header, leave or header.original_entry, absolute.SHIFT)
+    return Activation(code, tuple(layout.activation + at for at in absolute.differences(code, shifted)))
 
 
 def _assembled(layout: Layout, header: Header, leave: int, shift: int) -> bytes:

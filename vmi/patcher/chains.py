@@ -45,7 +45,7 @@ class Job:
     @property
     def weight(self) -> int:
         """What is lost without room."""
-        return len(self.window.sites) + len(self.window.edges)
+        return len(self.window.sites) + len(self.window.edges) + len(self.window.inner)
 
     @property
     def rank(self) -> tuple[int, int]:

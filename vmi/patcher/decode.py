@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -196,6 +196,23 @@ class Listing:
         """Index of the entry whose bytes hold ``address``, -1 if none does."""
         index = bisect_right(self.starts, address) - 1
         return index if index >= 0 and address < self.stop(index) else -1
+
+    def inside(self, addresses: Iterable[int]) -> list[int]:
+        """Those of ``addresses`` that lie in an entry but aren't its start, in order."""
+        base, end = self.start, self.end
+        marks = bytearray(len(self.data))
+        for address in addresses:
+            if base <= address < end:
+                marks[address - base] = 1
+        for start in self.starts:
+            marks[start - base] = 0
+        found = []
+        at = marks.find(1)
+        while at >= 0:
+            if self.covering(at + base) >= 0:
+                found.append(at + base)
+            at = marks.find(1, at + 1)
+        return found
 
     def stop(self, index: int) -> int:
         """Address after entry ``index``."""

@@ -85,7 +85,7 @@ def write(
         data[offset : offset + len(replacement)] = replacement
     prepared = with_placeholder(bytes(data))
     if segment.file_offset is not None:
-        return _written_at(prepared, segment, segment.file_offset, len(prepared) - len(data), entry)
+        return _written_at(image.data, prepared, segment, segment.file_offset, entry)
     binary = lief.ELF.parse(prepared)
     if binary is None:
         raise BadInput("the ELF library can't read the file")
@@ -111,21 +111,22 @@ def write(
     return bytes(output)
 
 
-def _written_at(data: bytes, segment: NewSegment, offset: int, moved: int, entry: int) -> bytes:
-    """The file with the segment's bytes at ``offset``; ``moved``: by how much its contents were moved up.
+def _written_at(original: bytes, data: bytes, segment: NewSegment, offset: int, entry: int) -> bytes:
+    """The file with the segment's bytes at ``offset``, counted in the original if a multiboot header counts.
 
     What lies behind the loaded bytes (symbols, section headers) goes behind the segment when it is in the
     way, or when the bytes up to the segment are loaded too.
     """
-    found = multiboot(data)
+    found = multiboot(original)
     header = read_header(data)
     programs = program_headers(data, header)
     tail = max(p[1] + p[4] for p in programs if p[0] == PT_LOAD)
     in_the_way = len(data) > offset
     if found is not None and found.kludge:
-        loads = kludge(data, found)
+        loads = kludge(original, found)
+        moved = len(data) - len(original)
         offset += moved
-        tail = len(data) if loads.whole else loads.offset_of(loads.load_end)
+        tail = len(data) if loads.whole else loads.offset_of(loads.load_end) + moved
         in_the_way = len(data) > tail
     if tail > offset:
         raise BadInput(f"the file has loaded bytes up to {tail:#x}, where the .vmi segment must begin")

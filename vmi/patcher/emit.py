@@ -8,11 +8,12 @@ instructions by address is told. ``verify`` checks the result against the plan w
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from vmi.errors import BadInput
-from vmi.patcher import adaptors, displaced, elf, faulttable, trampoline, words
+from vmi.patcher import absolute, adaptors, displaced, elf, faulttable, trampoline, words
 from vmi.patcher.activation import activation
 from vmi.patcher.adaptorcode import Adaptor
 from vmi.patcher.entry import entry_edit, entry_window, kludge_edit
@@ -66,6 +67,7 @@ class PlacedAdaptor:
     call: int
     adaptor: Adaptor
     users: int
+    words: tuple[int, ...] = ()  # offsets in its code of addresses that move along with the kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +130,8 @@ def emit(plan: Plan, where: Place) -> Emission:
     links_at = layout.tables + choice.record_count * SITE_SIZE
     end = _align(links_at + choice.link_count * LINK_SIZE)
     placed_adaptors = []
-    for (call, code), users in sorted(choice.users.items()):
-        placed_adaptors.append(PlacedAdaptor(end, call, Adaptor(code, choice.holes[code]), users))
+    for (call, code, inside), users in sorted(choice.users.items()):
+        placed_adaptors.append(PlacedAdaptor(end, call, Adaptor(code, choice.holes[code]), users, inside))
         end = _align(end + len(code))
     trampolines = []
     for window in plan.windows:
@@ -162,7 +164,8 @@ def emit(plan: Plan, where: Place) -> Emission:
         end += COMMAND_LINE_SIZE
     else:
         header = replace(header, displaced=end)
-        own = activation(layout, header, first.start).words
+        own = [*activation(layout, header, first.start).words]
+        own += [placed.address + at for placed in placed_adaptors for at in placed.words]
         moving = tuple(sorted((*moving, *own)))
         header = replace(header, displaced_size=len(displaced.pack(moving)))
         end += header.displaced_size
@@ -237,14 +240,18 @@ def _with_segment(emission: Emission) -> Emission:
     return replace(emission, segment=bytes(content))
 
 
+_Key = tuple[int, bytes, tuple[int, ...]]
+"""An adaptor: call number, code, offsets of the words in it that move along with the kernel."""
+
+
 class _Choice:
     """Which slots get an adaptor and which none."""
 
     def __init__(self, plan: Plan, hide_nx: bool) -> None:
         self.plan = plan
         self.hide_nx = hide_nx
-        self.codes: dict[int, bytes | None] = {}  # site address -> adaptor code, None = direct
-        self.users: dict[tuple[int, bytes], int] = {}  # (call number, code) -> slots that use it
+        self.keys: dict[int, _Key | None] = {}  # site address -> adaptor, None = direct
+        self.users: dict[_Key, int] = {}  # adaptor -> slots that use it
         self.holes: dict[bytes, int | None] = {}
         self.copies = Counter(site.address for window in plan.windows for site in window.edges)
         for placement in plan.placements:
@@ -253,16 +260,27 @@ class _Choice:
 
     def _choose(self, site: Site) -> None:
         adaptor = adaptors.choose(site, self.hide_nx)
-        self.codes[site.address] = None if adaptor is None else adaptor.code
+        self.keys[site.address] = None
         if adaptor is not None:
-            key = (_number(site), adaptor.code)
+            key = (_number(site), adaptor.code, self._words(site, adaptor.code))
+            self.keys[site.address] = key
             self.users[key] = self.users.get(key, 0) + self.copies.get(site.address, 1)
             self.holes[adaptor.code] = adaptor.hole
+
+    def _words(self, site: Site, code: bytes) -> tuple[int, ...]:
+        """Offsets in the adaptor's code of words that come from words of the site that move along."""
+        old = self.plan.image.displaced
+        low, high = bisect_left(old, site.address), bisect_left(old, site.end)
+        inside = tuple(word - site.address for word in old[low:high])
+        if not inside:
+            return ()
+        other = adaptors.choose(replace(site, raw=absolute.moved_site(site, inside)), self.hide_nx)
+        return absolute.differences(code, other.code if other is not None else b"")
 
     @property
     def link_count(self) -> int:
         """Adaptors that call the ROM; the inline ones don't."""
-        return sum(self.holes[code] is not None for _call, code in self.users)
+        return sum(self.holes[code] is not None for _call, code, _words in self.users)
 
     @property
     def record_count(self) -> int:
@@ -282,7 +300,7 @@ class _Choice:
         for fixed in self.plan.slots:
             slots[fixed.site.address] = [PlacedSlot(fixed.start, fixed.length, fixed.site)]
         moved = {site.address: at for built in trampolines for at, site in built.traps}
-        homes = {(placed.call, placed.adaptor.code): placed.address for placed in made}
+        homes = {(placed.call, placed.adaptor.code, placed.words): placed.address for placed in made}
         result = []
         for placement in self.plan.placements:
             site, tactic = placement.site, placement.tactic
@@ -295,12 +313,10 @@ class _Choice:
             result.append(PlacedSite(site, tactic, placement.reason, records))
         return tuple(result)
 
-    def _slot_record(
-        self, slot: PlacedSlot, tactic: Tactic, homes: dict[tuple[int, bytes], int]
-    ) -> SiteRecord:
+    def _slot_record(self, slot: PlacedSlot, tactic: Tactic, homes: dict[_Key, int]) -> SiteRecord:
         site, number = slot.site, _number(slot.site)
-        code = self.codes[site.address]
-        home = 0 if code is None else homes[number, code]
+        key = self.keys[site.address]
+        home = 0 if key is None else homes[key]
         flags = _flags(site, slot.instruction)
         if site.pad_after:
             flags |= SiteFlag.PAD_AFTER

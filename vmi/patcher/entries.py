@@ -52,7 +52,7 @@ class Entries:
         """A moved call pushes another return address: only when nobody seems to look at it."""
         listing = self.code.listing
         after = listing.stop(index)
-        if after >= listing.end or self.code.is_hard(after):
+        if after >= listing.end or self.code.is_value(after):
             return False
         if listing.kinds[index] == Kind.CALL_INDIRECT:
             return True

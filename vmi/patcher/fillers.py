@@ -15,11 +15,16 @@ from vmi.patcher.adaptorcode import same
 BITS = 32
 MAX_KNOWN = 4096
 
+# nop, breakpoint, zero, mov, lea, 0f1f, and prefixes
+_FIRST = frozenset(bytes.fromhex("90 cc 00 89 8b 8d 0f 26 2e 36 3e 64 65 66 67 f2 f3"))
+
 _fillers: dict[bytes, bool] = {}
 
 
 def is_filler(raw: bytes) -> bool:
     """True for one instruction that does nothing: a NOP in any spelling, a breakpoint, or zeros."""
+    if raw[0] not in _FIRST:
+        return False
     known = _fillers.get(raw)
     if known is None:
         known = _compute_filler(raw)

@@ -38,13 +38,15 @@ class Code:
     """One listing with what control flow says about it.
 
     ``labels``: a byte per text byte, 1 where control may arrive; ``hard`` are those of them at which it may
-    arrive by other ways than direct jumps of the text. ``reached``: a byte per entry, nonzero when a label
-    leads there. ``pinned``: ranges that must stay, in address order.
+    arrive by other ways than direct jumps of the text, and ``values`` those that stand in data or in an
+    instruction as a number. ``reached``: a byte per entry, nonzero when a label leads there. ``pinned``:
+    ranges that must stay, in address order.
     """
 
     listing: Listing
     labels: bytearray
     hard: bytearray
+    values: bytearray
     reached: bytearray
     pinned: tuple[Pin, ...]
 
@@ -53,6 +55,9 @@ class Code:
 
     def is_hard(self, address: int) -> bool:
         return bool(self.hard[address - self.listing.start])
+
+    def is_value(self, address: int) -> bool:
+        return bool(self.values[address - self.listing.start])
 
     def label_inside(self, start: int, end: int) -> bool:
         """True when control may arrive strictly between ``start`` and ``end``."""
@@ -96,17 +101,17 @@ def flow(scan: Scan) -> Flow:
     named = _named(scan)
     pointers = set(word_pointers(scan))
     jumps, calls = _branch_targets(scan)
-    hard = Marks(scan, named, calls, pointers, _numbers(scan))
-    labels = hard.copy()
-    labels.add(jumps)
+    values = Marks(scan, pointers, _numbers(scan))
     if not _has_relocations(scan.image):
+        labels = values.copy(named, calls, jumps)
         words: set[int] = set()
         for listing in scan.listings:
             reached = _reach(scan, listing, labels.of(listing))
             words.update(_unreached_words(listing, reached, scan.bounds))
         pointers |= words
-        hard.add(words)
-        labels.add(words)
+        values.add(words)
+    hard = values.copy(named, calls)
+    labels = hard.copy(jumps)
     branches = named.union(jumps, calls)
     codes = []
     sixteen: list[Skipped] = []
@@ -114,7 +119,8 @@ def flow(scan: Scan) -> Flow:
         mine = labels.of(listing)
         sixteen.extend(_sixteen_bit(listing))
         pins = tuple(_pins(scan, listing, branches, pointers))
-        codes.append(Code(listing, mine, hard.of(listing), _reach(scan, listing, mine), pins))
+        reached = _reach(scan, listing, mine)
+        codes.append(Code(listing, mine, hard.of(listing), values.of(listing), reached, pins))
     return Flow(scan, tuple(codes), tuple(sixteen), frozenset(scan.hints.recovered))
 
 
@@ -138,9 +144,12 @@ class Marks:
             if start <= address < end:
                 marks[address - start] = 1
 
-    def copy(self) -> Marks:
+    def copy(self, *addresses: Iterable[int]) -> Marks:
+        """These marks and more."""
         other = Marks.__new__(Marks)
         other.start, other.end, other.marks = self.start, self.end, self.marks[:]
+        for some in addresses:
+            other.add(some)
         return other
 
     def of(self, listing: Listing) -> bytearray:
@@ -350,10 +359,9 @@ def _pins(scan: Scan, listing: Listing, branches: set[int], pointers: set[int]) 
             for r in other.references
             if r.role is Role.ABSOLUTE and listing.start <= r.value < listing.end
         ]
-    for label in branches:
-        index = listing.covering(label) if listing.start <= label < listing.end else -1
-        if index >= 0 and listing.starts[index] != label:
-            pins.append(Pin(listing.starts[index], listing.stop(index), _INSIDE_PIN))
+    for label in listing.inside(branches):
+        index = listing.covering(label)
+        pins.append(Pin(listing.starts[index], listing.stop(index), _INSIDE_PIN))
     for pointer in pointers:
         index = listing.at(pointer) if listing.start <= pointer < listing.end else -1
         if index > 0 and listing.joined(index - 1) and _may_fault(listing, index):

@@ -10,11 +10,13 @@ function's returns count as readers.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from iced_x86 import (
+    Decoder,
     Instruction,
     InstructionInfoFactory,
     Mnemonic,
@@ -25,7 +27,7 @@ from iced_x86 import (
     RflagsBits,
 )
 
-from vmi.patcher.decode import CALLS, DIRECT, Kind
+from vmi.patcher.decode import BITS, DIRECT, Kind
 from vmi.patcher.flow import Code, Flow
 
 FLAGS = RflagsBits.CF | RflagsBits.PF | RflagsBits.AF | RflagsBits.ZF | RflagsBits.SF | RflagsBits.OF
@@ -54,6 +56,12 @@ _COUNTED = frozenset(
     )
 )
 
+_CALLS = re.compile(bytes((0x5B, Kind.CALL, Kind.CALL_INDIRECT, 0x5D)))
+_CALL_BYTE = 0xE8
+_FLAGLESS = frozenset((Kind.CALL, Kind.CALL_INDIRECT, Kind.JMP, Kind.JMP_INDIRECT, Kind.RET))
+# Prefixes, the second opcode map (VEX too), and shifts by a number.
+_MORE_BYTES = frozenset(bytes.fromhex("0f 26 2e 36 3e 64 65 66 67 f0 f2 f3 c0 c1 c4 c5 62"))
+
 
 @dataclass(frozen=True, slots=True)
 class Liveness:
@@ -73,14 +81,8 @@ class LivenessFinder:
         self._flow = flow
         self._info = InstructionInfoFactory()
         self._effects: dict[int, tuple[int, int]] = {}
-        self._functions = sorted(
-            {
-                target
-                for code in flow.codes
-                for source, target in code.listing.targets.items()
-                if code.listing.kinds[code.listing.at(source)] == Kind.CALL
-            }
-        )
+        self._flag_effects: dict[bytes, tuple[int, int]] = {}
+        self._functions = sorted({target for code in flow.codes for target in _called(code)})
         self._returns_flags: frozenset[int] = frozenset()
         self._any_returns_flags = False
         self._find_flag_returns()
@@ -153,29 +155,43 @@ class LivenessFinder:
         """Look behind every call for code that reads flags before it writes them."""
         found = set()
         for code in self._flow.codes:
-            listing = code.listing
-            for index, kind in enumerate(listing.kinds):
-                if kind not in CALLS or not code.reached[index] or not listing.joined(index):
+            listing, reached = code.listing, code.reached
+            for match in _CALLS.finditer(listing.kinds):
+                index = match.start()
+                if not reached[index] or not listing.joined(index) or not self._reads_soon(code, index + 1):
                     continue
-                if self._reads_soon(code, index + 1):
-                    if kind == Kind.CALL_INDIRECT:
-                        self._any_returns_flags = True
-                    else:
-                        found.add(listing.targets[listing.starts[index]])
+                if listing.kinds[index] == Kind.CALL_INDIRECT:
+                    self._any_returns_flags = True
+                else:
+                    found.add(listing.targets[listing.starts[index]])
         self._returns_flags = frozenset(found)
 
     def _reads_soon(self, code: Code, index: int) -> bool:
         """True when a flag is surely read before being written, on the straight way from entry ``index``."""
         mask = FLAGS
-        for at in range(index, min(index + MAX_RETURN_LOOK, len(code.listing))):
-            read, kill = self._effect(code, at)
+        listing = code.listing
+        kinds = listing.kinds
+        for at in range(index, min(index + MAX_RETURN_LOOK, len(kinds))):
+            if kinds[at] in _FLAGLESS:
+                return False
+            read, kill = self._flags_of(listing.raw(at))
             # Saving all flags (pushf) reads them, but no caller expects a result there.
-            if read & mask and read & FLAGS != FLAGS:
+            if read & mask and read != FLAGS:
                 return True
             mask &= ~kill
-            if not mask or code.listing.kinds[at] != Kind.PLAIN or not code.listing.joined(at):
+            if not mask or kinds[at] != Kind.PLAIN or not listing.joined(at):
                 return False
         return False
+
+    def _flags_of(self, raw: bytes) -> tuple[int, int]:
+        """(flags read, flags surely overwritten) by an instruction that is no direct branch but a jcc."""
+        # Most opcodes say that with their first two bytes; the rest are kept as they are.
+        key = raw if raw[0] in _MORE_BYTES else raw[:2]
+        known = self._flag_effects.get(key)
+        if known is None:
+            read, kill = _flag_effect(Decoder(BITS, raw).decode())
+            known = self._flag_effects[key] = (read, kill)
+        return known
 
     def _effect(self, code: Code, index: int) -> tuple[int, int]:
         """(bits read, bits surely overwritten) by entry ``index``."""
@@ -187,15 +203,8 @@ class LivenessFinder:
 
     def _compute(self, code: Code, index: int) -> tuple[int, int]:
         insn = code.listing.decoded(index)
-        read: int = insn.rflags_read & FLAGS
-        kill: int = insn.rflags_modified & FLAGS
-        # A count of zero changes no flags: shifts by CL or by 0, and repeated string instructions.
-        counted = insn.mnemonic in _COUNTED and (
-            insn.op_kind(insn.op_count - 1) == OpKind.REGISTER or insn.immediate8 & 31 == 0
-        )
+        read, kill = _flag_effect(insn)
         repeated = insn.has_rep_prefix or insn.has_repne_prefix
-        if counted or repeated:
-            kill = 0
         for full, register, access in self._registers(insn):
             bit = _REGISTER_BIT.get(full, 0)
             if not bit:
@@ -209,3 +218,22 @@ class LivenessFinder:
     def _registers(self, insn: Instruction) -> Iterator[tuple[int, int, int]]:
         for used in self._info.info(insn).used_registers():
             yield RegisterExt.full_register32(used.register), used.register, used.access
+
+
+def _called(code: Code) -> Iterator[int]:
+    """Targets of the direct calls of a listing."""
+    data, start = code.listing.data, code.listing.start
+    for source, target in code.listing.targets.items():
+        if data[source - start] == _CALL_BYTE:
+            yield target
+
+
+def _flag_effect(insn: Instruction) -> tuple[int, int]:
+    """(flags read, flags surely overwritten)."""
+    read: int = insn.rflags_read & FLAGS
+    kill: int = insn.rflags_modified & FLAGS
+    # A count of zero changes no flags: shifts by CL or by 0, and repeated string instructions.
+    counted = insn.mnemonic in _COUNTED and (
+        insn.op_kind(insn.op_count - 1) == OpKind.REGISTER or insn.immediate8 & 31 == 0
+    )
+    return read, 0 if counted or insn.has_rep_prefix or insn.has_repne_prefix else kill

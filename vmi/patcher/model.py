@@ -373,7 +373,8 @@ class Window:
       instruction, in its long form. A window may be there for the sake of ``edges`` or ``inner`` alone.
     * ``pads`` empty: the trampoline is in the `.vmi` segment, in one piece. Else it is in these pads of the
       text, in this order: pieces of whole instructions (slots are never cut, nor is anything behind a
-      shadow), each but the last ended by a ``jmp`` to the next one.
+      shadow), each but the last ended by a ``jmp`` to the next one, unless nothing falls out of it. Branches
+      have an 8-bit distance there when that is enough.
     """
 
     start: int

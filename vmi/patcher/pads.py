@@ -56,7 +56,7 @@ def into_padding(plan: Plan) -> Plan:
         packer.run()
         before = dict(windows)
         _give_up(windows, packer.refused, reasons)
-        if windows == {start: before[start] for start in before if start not in packer.refused}:
+        if all(before[start] == window for start, window in windows.items()):
             return _result(plan, packer, windows, reasons)
 
 
@@ -224,8 +224,21 @@ def _result(plan: Plan, packer: _Packer, windows: Mapping[int, Window], reasons:
         windows=tuple(replace(window, pads=packer.pads[window.start]) for window in kept),
         slots=tuple(sorted(slots, key=lambda slot: slot.start)),
         placements=placements,
-        padding=tuple(pad for page in sorted(packer.free) for pad in packer.free[page]),
+        padding=tuple(_left(plan.padding, [pad for window in kept for pad in packer.pads[window.start]])),
     )
+
+
+def _left(padding: Sequence[Pad], taken: Sequence[Pad]) -> Iterator[Pad]:
+    """The parts of padding that are not taken, and long enough to be used."""
+    order = sorted(taken, key=lambda pad: pad.start)
+    starts = [pad.start for pad in order]
+    for piece in (piece for pad in padding for piece in _by_page(pad)):
+        at = piece.start
+        inside = order[bisect_left(starts, piece.start) : bisect_left(starts, piece.end)]
+        for start, end in [*((pad.start, pad.end) for pad in inside), (piece.end, piece.end)]:
+            if start - at >= MIN_SLOT:
+                yield Pad(at, start - at)
+            at = end
 
 
 def _placement(placement: Placement, reasons: Mapping[int, str]) -> Placement:

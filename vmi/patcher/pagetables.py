@@ -134,10 +134,9 @@ def from_lines(data: bytes) -> tuple[Candidate, ...]:
     data = symbols.unpacked(data)
     if data[:4] != b"\x7fELF":
         return ()
-    table, line_strings, strings = (
-        symbols.debug_section(data, name) for name in (".debug_line", ".debug_line_str", ".debug_str")
-    )
+    sections = (".debug_line", ".debug_line_str", ".debug_str")
     try:
+        table, line_strings, strings = (symbols.debug_section(data, name) for name in sections)
         spans = list(linetable.spans(table, line_strings, strings, _is_header))
     except BadInput as error:
         raise BadInput(f"the symbol file can't be used: {error}") from None

@@ -287,6 +287,8 @@ def _low_memory(image: Image, _wanted: Choice) -> _Spot:
     warnings = (
         f"the kernel must leave the physical memory from {LOW_START:#x} on alone unless its map shows it as "
         f"usable, and must keep it mapped at {base:#x}",
+        "QEMU's own loader (-kernel) fills all from there to the image's end at once, the ROMs below 1 MiB "
+        "and itself included, so it can't start this kernel; other boot loaders can",
     )
     return _Spot(base, reasons, warnings, limit=LOW_END - LOW_START)
 

@@ -18,6 +18,7 @@ from vmi.patcher.entries import Entries
 from vmi.patcher.flow import Code, Flow, flow
 from vmi.patcher.forms import Effect, Form, pair
 from vmi.patcher.gaps import Gaps
+from vmi.patcher.isolation import isolated
 from vmi.patcher.liveness import LivenessFinder
 from vmi.patcher.mixed import refuse_mixed
 from vmi.patcher.model import MIN_SLOT, Image, Pad, Placement, Plan, Site, Skipped, Slot, Window
@@ -64,7 +65,11 @@ def make_plan(image: Image, refuse: Refuse = accept_all, extra: Mapping[int, For
     backwards = set_direction(found_flow)
     checked = [annotations.check(found_flow, record) for record in annotations.records(image)]
     lost = _add_forms(found_flow, checked, extra or {})
-    parts = [_plan_code(found_flow, code, finder, backwards, checked, refuse) for code in found_flow.codes]
+    entry_code = isolated(found_flow)
+    parts = [
+        _plan_code(found_flow, code, finder, backwards, checked, refuse, entry_code)
+        for code in found_flow.codes
+    ]
     harmless: Counter[str] = Counter()
     for part in parts:
         harmless.update(part.harmless)
@@ -121,6 +126,7 @@ def _plan_code(
     backwards: frozenset[int],
     checked: list[Annotated],
     refuse: Refuse,
+    entry_code: list[range],
 ) -> _Part:
     listing = code.listing
     part = _Part([], [], [], [], Counter(), [])
@@ -134,6 +140,8 @@ def _plan_code(
     for found in _sites(whole, code, finder, mine, part):
         if found.site.address in backwards:
             found = replace(found, site=replace(found.site, direction=True))
+        if any(found.site.address in one for one in entry_code):
+            found = replace(found, site=replace(found.site, isolated=True))
         site = found.site
         sites.append(site)
         reason = _obstacle(code, found, refuse, found.index in mine)

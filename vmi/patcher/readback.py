@@ -90,6 +90,8 @@ def is_padding(raw: bytes, first: int, last: int) -> bool:
 
     The first and the last NOP may be cut, as windows and other pads take what they need.
     """
+    if not raw[first:last].strip(b"\0\xcc"):
+        return True  # of any length: decoded, zeros come in pairs
     return any(_all_padding(raw, begin, first, last) for begin in range(first, max(-1, first - 15), -1))
 
 

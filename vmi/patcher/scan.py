@@ -9,7 +9,7 @@ start (entry, functions, unwind entries, targets of direct branches that the swe
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -117,11 +117,11 @@ def scan(image: Image, known: Iterable[int] = ()) -> Scan:
     offset = image.text.offset if image.text is not None else 0
     bounds = Bounds(found[0].start, found[-1].end, offset)
 
+    starts, ends = [region.start for region in found], [region.end for region in found]
+
     def is_code(address: int) -> bool:
-        if not bounds.start <= address < bounds.end:
-            return False
-        at = bisect_right(found, address, key=lambda region: region.start) - 1
-        return address < found[at].end
+        at = bisect_right(starts, address) - 1
+        return at >= 0 and address < ends[at]
 
     facts = hints.read_hints(image, is_code)
     data = list(facts.data)
@@ -202,17 +202,29 @@ def _word_tables(region: Region, bounds: Bounds, is_code: hints.IsCode) -> list[
     for shift in range(4):
         usable = (len(region.data) - shift) // 4 * 4
         words = memoryview(region.data[shift : shift + usable]).cast("I")
-        hits = [index for index, word in enumerate(words) if low <= word < high and is_code(word)]
+        hits = [index for index, word in enumerate(words) if low <= word < high]
         run = 1
         for here, following in pairwise([*hits, -1]):
             if following == here + 1:
                 run += 1
                 continue
             if run >= TABLE_RUN:
-                start = region.start + shift + (here - run + 1) * 4
-                found.append(Skipped(start, start + run * 4, _TABLE_REASON))
+                first = here - run + 1
+                for at, size in _code_runs(words[first : here + 1], is_code):
+                    start = region.start + shift + (first + at) * 4
+                    found.append(Skipped(start, start + size * 4, _TABLE_REASON))
             run = 1
     return found
+
+
+def _code_runs(words: Sequence[int], is_code: hints.IsCode) -> Iterator[tuple[int, int]]:
+    """(index, count) of the runs of at least TABLE_RUN words that are addresses of code."""
+    first = 0
+    for at in range(len(words) + 1):
+        if at == len(words) or not is_code(words[at]):
+            if at - first >= TABLE_RUN:
+                yield first, at - first
+            first = at + 1
 
 
 def _more_data(image: Image, bounds: Bounds, listings: list[Listing], known: list[Skipped]) -> list[Skipped]:
@@ -272,18 +284,14 @@ def _lost(listings: list[Listing], anchors: set[int]) -> set[int]:
         labels.update(r.value for r in listing.references if r.role in (Role.IMMEDIATE, Role.FAR))
     lost: set[int] = set()
     led: dict[int, bool] = {}
-    for target in targets:
-        home = _holding(listings, target)
-        if home is None:
-            continue
-        index = home.covering(target)
-        if index < 0 or home.starts[index] == target:
-            continue
-        offset = target - home.starts[index]
-        if all(byte in _PREFIXES for byte in home.raw(index)[:offset]):
-            continue
-        if not _led_to(home, index, labels, led):
-            lost.add(target)
+    for listing in listings:
+        for target in listing.inside(targets):
+            index = listing.covering(target)
+            offset = target - listing.starts[index]
+            if all(byte in _PREFIXES for byte in listing.raw(index)[:offset]):
+                continue
+            if not _led_to(listing, index, labels, led):
+                lost.add(target)
     return lost
 
 

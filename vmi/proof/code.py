@@ -62,6 +62,7 @@ class Step:
     sets: int = 0  # arithmetic flags that it writes, by their bits in EFLAGS
     blurs: int = 0  # arithmetic flags that it leaves undefined
     loads_flags: bool = False  # takes all flags from the stack
+    loads_esp: bool = False  # takes ESP from another register
 
     @property
     def next(self) -> int:
@@ -163,6 +164,7 @@ def _classify(address: int, raw: bytes, insn: Instruction) -> Step:
         sets=_flags(insn.rflags_modified),
         blurs=_flags(insn.rflags_undefined),
         loads_flags=insn.mnemonic in (Mnemonic.IRET, Mnemonic.IRETD),
+        loads_esp=same(insn.mnemonic, Mnemonic.SYSEXIT),
     )
 
 

@@ -31,8 +31,8 @@ FURTHER = 128  # instructions after the window within which a dead register is o
 _SLOWER = 32  # connected instructions for one of the original
 _SCRATCH = 256  # bytes below ESP that connected code may use
 _MAY_DIFFER = frozenset(("eax", "ecx", "edx", "flags"))
-_NUMBERS = {name: number for number, name in enumerate(compare.GENERAL)}
 _WIDTHS = {"u8": 8, "u16": 16}
+_NUMBERS = {name: number for number, name in enumerate(compare.GENERAL)}
 
 
 class Territory:
@@ -202,6 +202,8 @@ class Pair:
             gone = last is not None and (last.insn.flow_control in _CARRY_NO_FLAGS or last.loads_flags)
             if gone or not (one ^ two) & ~self._undefined:
                 del found["flags"]
+        if last is not None and last.loads_esp:
+            found.pop("esp", None)
         return set(found)
 
     def _log(self, first: Run) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from vmi.errors import BadInput, UsageError
 from vmi.patcher import elf
+from vmi.patcher.container import open_container
 from vmi.patcher.inspect import site_table
 from vmi.patcher.model import Image
 from vmi.proof.code import CodeView
@@ -49,7 +50,8 @@ def prove(
     """
     if not 1 <= trials <= MOST_TRIALS:
         raise UsageError(f"expected 1 to {MOST_TRIALS} trials, got {trials}")
-    return _Prover(elf.load(original), elf.load(patched, patched=True)).prove(trials, window, progress)
+    first, second = (open_container(data).kernel for data in (original, patched))
+    return _Prover(elf.load(first), elf.load(second, patched=True)).prove(trials, window, progress)
 
 
 class _Prover:

@@ -10,6 +10,7 @@ padding), or it has no explanation.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from iced_x86 import FlowControl
@@ -20,6 +21,7 @@ from vmi.sitetable import SiteFlag, SiteRecord, SiteTable, Tactic
 
 JUMP, SHORT_JUMP, FILLER = 0xE9, 0xEB, 0xCC
 _JUMP_SIZE, _SHORT_SIZE = 5, 2
+_LONGEST_FILLER = 15
 _MOST_WALKED = 4096  # instructions of one window's code
 _STOPS = (FlowControl.RETURN, FlowControl.INDIRECT_BRANCH, FlowControl.UNCONDITIONAL_BRANCH)
 
@@ -111,16 +113,12 @@ class Finder:
         """Where a window's jump leads, through its springboard; None if there is no changed jump."""
         if not self._changed(start, start + _JUMP_SIZE):
             return None
+        if self._new.read(start, 1) == bytes((SHORT_JUMP,)):
+            start = self._board(start)
         raw = self._new.read(start, _JUMP_SIZE)
-        if len(raw) < _JUMP_SIZE or raw[0] not in (JUMP, SHORT_JUMP):
-            return None
-        if raw[0] == JUMP:
-            return start + _JUMP_SIZE + int.from_bytes(raw[1:], "little") & 0xFFFFFFFF
-        board = self._board(start)
-        raw = self._new.read(board, _JUMP_SIZE)
         if len(raw) < _JUMP_SIZE or raw[0] != JUMP:
             return None
-        return board + _JUMP_SIZE + int.from_bytes(raw[1:], "little") & 0xFFFFFFFF
+        return start + _JUMP_SIZE + int.from_bytes(raw[1:], "little") & 0xFFFFFFFF
 
     def _board(self, start: int) -> int:
         """Where a short jump at ``start`` leads."""
@@ -183,20 +181,20 @@ class Finder:
         explained = [(w.start, w.end) for w in self.windows if w.moved]
         explained += [(at, at + _JUMP_SIZE) for at in self._springboards]
         entry = self.table.header.original_entry
-        explained.append((entry, entry + _JUMP_SIZE))  # activation may be entered from the kernel's own text
+        after = entry + _JUMP_SIZE
+        while self._new.read(after, 1) == bytes((FILLER,)):
+            after += 1
+        explained.append((entry, after))  # activation may be entered from the kernel's own text
         for window in self.windows:
             target = self._target(window.start) if window.moved else None
             for at in self._walk(target) if target is not None else ():
                 step = self._new.step(at)
                 if step is not None and not self.home[0] <= at < self.home[1]:
                     explained.append((at, step.next))
-        merged: list[tuple[int, int]] = []
-        for low, high in sorted(explained):
-            if merged and low <= merged[-1][1]:
-                merged[-1] = merged[-1][0], max(high, merged[-1][1])
-            else:
-                merged.append((low, high))
+            explained += [(r.slot, r.slot + r.length) for r in window.records]
+        merged = _merged(explained)
         lows = [low for low, _ in merged]
+        windows = _merged([(w.start, w.end) for w in self.windows])
         for start, end in self._runs:
             at = bisect_right(lows, start) - 1
             covered_to = merged[at][1] if at >= 0 else start
@@ -204,6 +202,50 @@ class Finder:
                 first = max(start, covered_to)
                 what = f"the text has changed at {first:#x}, and no window leads there"
                 self.unexplained.append(Unexplained(first, end - first, what))
+                continue
+            for low, high in _without(start, end, windows):
+                if low != entry and not self._is_padding(low, high):
+                    what = f"the patch has code at {low:#x}, where the original has more than padding"
+                    self.unexplained.append(Unexplained(low, high - low, what))
+
+    def _is_padding(self, start: int, end: int) -> bool:
+        """True when the original has nothing but filler at [start, end), which may begin inside of one."""
+        if not self._old.read(start, end - start).strip(b"\xcc\0"):
+            return True
+        return any(self._fills(first, end) for first in range(start, start - _LONGEST_FILLER, -1))
+
+    def _fills(self, at: int, end: int) -> bool:
+        while at < end:
+            step = self._old.step(at)
+            filler = self._old.read(at, 1) == bytes((FILLER,)) or (step and step.kind is Kind.FILLER)
+            if step is None or not filler:
+                return False
+            at = step.next
+        return True
+
+
+def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same bytes in as few ranges as possible, in order."""
+    merged: list[tuple[int, int]] = []
+    for low, high in sorted(ranges):
+        if merged and low <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(high, merged[-1][1])
+        else:
+            merged.append((low, high))
+    return merged
+
+
+def _without(start: int, end: int, ranges: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """What the ranges (in order, disjoint) leave of [start, end)."""
+    at = max(bisect_right(ranges, (start, end)) - 1, 0)
+    while at < len(ranges) and ranges[at][0] < end:
+        low, high = ranges[at]
+        if start < low:
+            yield start, low
+        start = max(start, high)
+        at += 1
+    if start < end:
+        yield start, end
 
 
 def _changed_runs(original: Image, patched: Image) -> list[tuple[int, int]]:
