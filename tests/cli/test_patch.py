@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,8 @@ from tests.cli.conftest import Vmi, sentence
 from tests.patcher.elfs import VADDR, Piece, Plan, make
 from tests.patcher.schemas import breaches
 from vmi import samples
-from vmi.cli.common import PIPE_WIDTH
+from vmi.cli.common import PIPE_WIDTH, Ui
+from vmi.cli.patch import _PHASES
 from vmi.errors import VerifyError
 from vmi.patcher import Options, inspect_file, patch, rewrite
 from vmi.patcher.elf import load
@@ -127,6 +131,30 @@ def test_a_dry_run_has_no_report_file(vmi: Vmi, hello: Path, tmp_path: Path) -> 
     )
     content = json.loads(vmi("patch", hello, "--dry-run", "--json").stdout)
     assert list(breaches(content, schema(), schema())) == []
+
+
+def test_every_phase_has_a_name_for_people(hello: Path) -> None:
+    told: list[str] = []
+    done = patch(hello.read_bytes(), progress=told.append)
+    assert told == list(done.seconds)
+    assert set(told) == set(_PHASES)
+
+
+def test_a_terminal_sees_what_is_done_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    with Ui().phases("patching k\x1b[31m") as phase:
+        phase("checking")
+        time.sleep(0.3)  # the line is drawn some ten times a second
+    assert "patching k^[[31m: checking" in stream.getvalue()
+    quiet = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", quiet)
+    for ui in (Ui(), Ui(quiet=True)):
+        with ui.phases("patching") as phase:
+            phase("checking")
+    assert quiet.getvalue() == ""
 
 
 def test_place(vmi: Vmi, hello: Path, tmp_path: Path) -> None:

@@ -83,9 +83,14 @@ STRAIGHT = 1500
 """Instructions in a row without a label: two million steps for whoever walks it once per instruction."""
 
 
-@pytest.mark.parametrize("unit", ["fa", "f4", "9d", "0f20d8", "fa90", "7403"], ids=str)
+ROWS = {unit: bytes.fromhex(unit) * STRAIGHT for unit in ("fa", "fb", "f4", "9d", "0f20d8", "fa90", "7403")}
+# A window, a row of plain instructions, and behind them sites that find no window and so look back.
+ROWS["behind"] = b"\xfa" * 6 + b"\x40" * STRAIGHT + b"\xfa\x74\xfd" * STRAIGHT
+
+
+@pytest.mark.parametrize("code", ROWS.values(), ids=ROWS)
 def test_a_long_row_of_instructions_is_walked_a_few_times_only(
-    unit: str, monkeypatch: pytest.MonkeyPatch
+    code: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = 0
 
@@ -96,7 +101,6 @@ def test_a_long_row_of_instructions_is_walked_a_few_times_only(
 
     before = Listing.joined
     monkeypatch.setattr(Listing, "joined", joined)
-    code = bytes.fromhex(unit) * STRAIGHT
     make_plan(elf.load(make(Plan([Piece(VADDR, code + b"\xc3", section=".text")]))))
     assert 0 < steps < STRAIGHT * 250
 

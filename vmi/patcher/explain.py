@@ -22,7 +22,7 @@ from vmi.patcher.container import open_container
 from vmi.patcher.disassembly import Row, disassemble
 from vmi.patcher.model import Image, Symbol, SymbolKind
 from vmi.patcher.moves import Finder, Moved, Stretch
-from vmi.patcher.report import Report, SiteReport
+from vmi.patcher.report import Move, Report, SiteReport
 from vmi.sitetable import SiteFlag, SiteRecord, SiteTable, Tactic
 
 WIDTH = 120
@@ -134,7 +134,7 @@ class Explainer:
         assert home is not None
         self._image, self._table, self._home = image, table, home
         self._original, self._report = original, report
-        self._finder = Finder(image, home, table)
+        self._finder = Finder(image, home, table, None if report is None else map(_moved, report.moves))
         self._names = sorted((s.address, s.name) for s in self.symbols if s.kind is not SymbolKind.OBJECT)
 
     @property
@@ -287,6 +287,11 @@ _FLAGS = (
     ),
     (SiteFlag.ISOLATED, "not connected on a processor that has PAE: it may run with most memory unmapped"),
 )
+
+
+def _moved(move: Move) -> Moved:
+    pieces = (Stretch(piece.address, bytes.fromhex(piece.code)) for piece in move.pieces)
+    return Moved(move.start, move.end - move.start, move.springboard, tuple(pieces))
 
 
 def _concerns(record: SiteRecord, address: int) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from iced_x86 import Decoder, FlowControl, Instruction
@@ -21,8 +21,9 @@ from vmi.patcher.model import Access, Image, Segment
 from vmi.sitetable import LINK_SIZE, SiteFlag, SiteRecord, SiteTable, Tactic
 
 LONGEST = 255  # bytes of a window that are looked through for its start
+LONGEST_INSTRUCTION = 15
 MOST = 400  # instructions of a trampoline
-PAGE = 0x1000
+MOST_PIECES = 64
 FILLER = 0xCC
 _JUMP, _SHORT_JUMP = 0xE9, 0xEB
 
@@ -66,13 +67,19 @@ class Moved:
 
 
 class Finder:
-    """The windows of a patched image, in address order."""
+    """The windows of a patched image, in address order: those that are ``known``, else those it finds."""
 
-    def __init__(self, image: Image, home: Segment, table: SiteTable) -> None:
+    def __init__(
+        self, image: Image, home: Segment, table: SiteTable, known: Iterable[Moved] | None = None
+    ) -> None:
         self._image, self._home = image, home
         self._slots = {record.slot: record for record in table.sites if record.length}
         self._ordered = sorted(self._slots)
         self._low = table.header.links + table.header.link_count * LINK_SIZE
+        self.moved = self._find(table) if known is None else tuple(known)
+        self._starts = [moved.start for moved in self.moved]
+
+    def _find(self, table: SiteTable) -> tuple[Moved, ...]:
         found: dict[int, Moved] = {}
         for start, springboard, target in self._jumps():
             self._add(found, start, springboard, target)
@@ -83,8 +90,7 @@ class Finder:
                     if self._add(found, start, springboard, target, record.slot):
                         known.update(r.slot for r in self.records(found[start]))
                         break
-        self.moved = tuple(found[start] for start in sorted(found))
-        self._starts = sorted(found)
+        return tuple(found[start] for start in sorted(found))
 
     def at(self, address: int) -> Moved | None:
         """The window that ``address`` lies in: its bytes, its springboard's or its trampoline's."""
@@ -124,9 +130,9 @@ class Finder:
 
     def _before(self, record: SiteRecord) -> Iterator[tuple[int, int, int]]:
         """The same for jumps at or before a site whose slot is in the text's padding, nearest first."""
-        for start in range(record.site, max(record.site & -PAGE, record.site - LONGEST) - 1, -1):
+        for start in range(record.site, record.site - LONGEST, -1):
             target = self._target(start)
-            if target < 0 or start // PAGE != target // PAGE:
+            if target < 0:
                 continue
             if self._byte(start) == _SHORT_JUMP and self._byte(target) == _JUMP:
                 yield start, target, self._target(target)
@@ -154,7 +160,7 @@ class Finder:
         self, found: dict[int, Moved], start: int, springboard: int, target: int, slot: int = -1
     ) -> bool:
         """Note a window; False when its trampoline doesn't hold ``slot``."""
-        pieces, resume = self._walk(target, start)
+        pieces, resume = self._walk(target, start, springboard)
         if not pieces or (slot >= 0 and not any(slot in piece for piece in pieces)):
             return False
         found.setdefault(
@@ -179,61 +185,86 @@ class Finder:
         return end - start
 
     def _is_board(self, address: int) -> bool:
-        """True for a long jump into the segment, or to padding of its page."""
+        """True for a long jump to a trampoline, or to what may be one in padding."""
         target = self._target(address) if self._byte(address) == _JUMP else -1
-        return self._low <= target < self._home.end or target // PAGE == address // PAGE
+        return target >= 0 and self._image.segment_at(target) is not None
 
-    def _walk(self, start: int, window: int) -> tuple[list[Stretch], int]:
+    def _walk(self, start: int, window: int, springboard: int = 0) -> tuple[list[Stretch], int]:
         """The pieces of the trampoline at ``start``, and the address control goes back to (0: none)."""
-        pieces: list[Stretch] = []
-        copies: list[int] = []  # what its jumps lead to, perhaps copies of sites that stay
-        resume = 0
-        begin = at = start
+        inside = self._home.vaddr <= start < self._home.end
+        length = 0 if inside else self._length(window, springboard, 0)
+        pieces, resume, _sure = self._chain(start, window, length, [], 0)
+        return pieces, resume
+
+    def _chain(
+        self, start: int, window: int, length: int, before: list[Stretch], covered: int
+    ) -> tuple[list[Stretch], int, bool]:
+        """The pieces from the one at ``start`` on, the address control goes back to, and whether that's sure.
+
+        ``covered`` bytes of the window are in the pieces ``before``. A jump at a piece's end may be the
+        kernel's own or lead to the next piece: whichever accounts for all of the window.
+        """
+        piece, insn, copies, here = self._piece(start)
+        if insn is None or any(start in other for other in before) or len(before) > MOST_PIECES:
+            return before, 0, False
+        pieces, covered = [*before, piece], covered + here
+        if not same(insn.flow_control, FlowControl.UNCONDITIONAL_BRANCH):
+            return pieces, 0, covered <= length
+        target = insn.near_branch32
+        # Control comes back right behind the window, or behind one instruction more that was copied.
+        copied = LONGEST_INSTRUCTION if covered > length else 0
+        if window < target <= window + (length + copied if length else LONGEST):
+            more = [copy for copy in copies if all(copy not in other for other in pieces)]
+            if more:
+                return self._chain(more[0], window, length, pieces, covered)[0], target, True
+            return pieces, target, True
+        if length >= covered:
+            following, resume, sure = self._chain(target, window, length, pieces, covered)
+            if sure:
+                return following, resume, True
+        return pieces, 0, length - covered in (2, 5)
+
+    def _piece(self, start: int) -> tuple[Stretch, Instruction | None, list[int], int]:
+        """Code up to what never falls through: that instruction (None if there is none), copies of sites that
+        its jumps lead to, and how many bytes of the window it stands for at least.
+        """
+        copies: list[int] = []
+        covered, at = 0, start
         for _ in range(MOST):
             record = self._slots.get(at)
-            if record is not None and record.has_call and not record.flags & SiteFlag.PAD_AFTER:
-                # Its own last instruction tells whether anything follows.
-                at += record.length - self._native(record)
+            padding = 0
+            if record is not None and record.has_call:
+                native = self._native(record)
+                padding = record.length - native
+                if not record.flags & SiteFlag.PAD_AFTER:
+                    # Its own last instruction tells whether anything follows.
+                    at += padding
+                    padding = 0
             insn = Decoder(32, self._image.read(at, 15), ip=at).decode()
             if insn.is_invalid:
-                return [], 0
-            at = insn.next_ip32
+                break
+            at = insn.next_ip32 + padding
             jumps = same(insn.flow_control, FlowControl.UNCONDITIONAL_BRANCH)
             if jumps or same(insn.flow_control, FlowControl.CONDITIONAL_BRANCH):
-                copies.append(insn.near_branch32)
+                copies += [insn.near_branch32] if self._is_copy(insn.near_branch32) else []
+            else:
+                covered += insn.len
+            covered += 2 * same(insn.flow_control, FlowControl.CONDITIONAL_BRANCH)
             if not jumps and (same(insn.flow_control, FlowControl.NEXT) or _comes_back(insn)):
                 continue
-            if jumps and not resume and window < insn.near_branch32 <= window + LONGEST:
-                resume = insn.near_branch32
-            if at in copies and self._is_copy(at):
+            if at in copies:
                 continue
-            pieces.append(Stretch(begin, self._image.read(begin, at - begin)))
-            if self._home.vaddr <= begin < self._home.end:
-                return pieces, resume
-            if jumps and self._continues(insn, window, pieces):
-                begin = at = insn.near_branch32
-                continue
-            rest = [copy for copy in copies if self._is_copy(copy) and all(copy not in p for p in pieces)]
-            if not rest:
-                return pieces, resume
-            begin = at = rest[0]
-        return [], 0
+            return Stretch(start, self._image.read(start, at - start)), insn, copies, covered
+        return Stretch(start, b""), None, copies, covered
 
     def _is_copy(self, target: int) -> bool:
         record = self._slots.get(target)
         return record is not None and record.tactic is Tactic.EDGE
 
     def _native(self, record: SiteRecord) -> int:
-        """Length of the last instruction in a slot."""
-        raw = self._image.read(record.slot, record.length)
-        return max((insn.len for insn in list(Decoder(32, raw))[-1:]), default=0)
-
-    def _continues(self, insn: Instruction, window: int, pieces: list[Stretch]) -> bool:
-        """True when a jump at a piece's end in the text's padding leads to the next piece."""
-        target = insn.near_branch32
-        if target // PAGE != insn.ip32 // PAGE or any(target in piece for piece in pieces):
-            return False
-        return not window < target <= window + LONGEST
+        """Length of the native instruction in a slot; of the last one, where it has two."""
+        found = list(Decoder(32, self._image.read(record.slot, record.length)))
+        return found[0 if record.flags & SiteFlag.PAD_AFTER else -1].len if found else 0
 
 
 def _comes_back(insn: Instruction) -> bool:
