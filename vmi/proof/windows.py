@@ -21,6 +21,7 @@ from vmi.sitetable import SiteFlag, SiteRecord, SiteTable, Tactic
 
 JUMP, SHORT_JUMP, FILLER = 0xE9, 0xEB, 0xCC
 _JUMP_SIZE, _SHORT_SIZE = 5, 2
+_NEAR = 32  # bytes
 _LONGEST_FILLER = 15
 _MOST_WALKED = 4096  # instructions of one window's code
 _STOPS = (FlowControl.RETURN, FlowControl.INDIRECT_BRANCH, FlowControl.UNCONDITIONAL_BRANCH)
@@ -84,15 +85,48 @@ class Finder:
                 starts.setdefault(start, []).append(record)
         for start in sorted(starts):
             self._add(start, tuple(starts[start]))
+        self._add_others()
         self.windows.sort(key=lambda found: found.start)
         self._explain()
+
+    def _add_others(self) -> None:
+        """Find the windows that hold no site: only their branches had to go to where others have moved.
+
+        Changed text that was no padding must be one.
+        """
+        known = [(w.start, w.end) for w in self.windows]
+        starts = {start for start, _ in known}
+        known = _merged(known + [(at, at + _JUMP_SIZE) for at in self._springboards])
+        for start, end in self._runs:
+            for low, high in list(_without(start, end, known)):
+                at = low
+                while at < high:
+                    # its first bytes may be those that were there before
+                    near = range(at, at - (_JUMP_SIZE if at == low else 1), -1)
+                    first = next((s for s in near if s not in starts and self._is_window(s)), None)
+                    if first is not None:
+                        if self._new.read(first, 1)[0] == SHORT_JUMP:
+                            self._springboards.add(self._board(first))
+                        self._add(first, ())
+                        at = max(at + 1, self.windows[-1].end)
+                    else:
+                        at += 1
+
+    def _is_window(self, at: int) -> bool:
+        """True for a jump of the patch in the text's own code."""
+        if at == self.table.header.original_entry:  # activation runs before the instructions that were there
+            return False
+        if self.home[0] <= at < self.home[1] or self._new.read(at, 1) not in (b"\xe9", b"\xeb"):
+            return False
+        target = self._target(at)
+        return target is not None and self._owned(target) and not self._is_padding(at, at + 1)
 
     # -- one window -------------------------------------------------------------------------
 
     def _start_of(self, record: SiteRecord) -> int | None:
         """The window's first byte: the jump before the site from which control reaches its slot."""
         site, read = record.site, self._new.read
-        candidates = [site - back for back in range(_JUMP_SIZE)]
+        candidates = [site - back for back in range(_NEAR)]  # it may lie under a springboard
         at = site
         while read(at - 1, 1) == bytes((FILLER,)):
             at -= 1
@@ -127,7 +161,14 @@ class Finder:
 
     def _owned(self, address: int) -> bool:
         """True for code that the patch made: in the .vmi segment, or changed bytes of the text."""
-        return self.home[0] <= address < self.home[1] or self._changed(address, address + _JUMP_SIZE)
+        if self.home[0] <= address < self.home[1]:
+            return True
+        step = self._new.step(address)
+        if step is None:
+            return False
+        # a filler of the patch may be the very padding that was there
+        more = _JUMP_SIZE if step.kind is Kind.FILLER else 0
+        return self._changed(address, address + step.length + more)
 
     def _changed(self, start: int, end: int) -> bool:
         at = bisect_right(self._run_starts, end - 1) - 1
@@ -146,6 +187,8 @@ class Finder:
                 step = self._new.step(at)
                 if step is None:
                     break
+                if at != target and step.kind is Kind.JUMP and self._is_window(at):
+                    break  # another window
                 seen.add(at)
                 if step.kind in (Kind.JUMP, Kind.BRANCH):
                     work.append(step.target)
