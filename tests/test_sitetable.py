@@ -49,6 +49,17 @@ def test_a_segment_reads_back_as_it_was_written(
     assert found.traps == tuple(record for record in sites if record.call == sitetable.NO_CALL)
 
 
+def test_slots_that_were_not_connected_are_those_with_a_flag_of_the_header() -> None:
+    flags = (SiteFlag.ISOLATED, SiteFlag.SILENT, SiteFlag.SILENT | SiteFlag.ISOLATED, SiteFlag(0))
+    sites = [SiteRecord(BASE + 8 * n, 5, 7, Tactic.FORWARD, flag, 0, 8) for n, flag in enumerate(flags)]
+    trap = SiteRecord(BASE + 0x40, 1, sitetable.NO_CALL, Tactic.TRAP, flags[2], 0, 8)
+    for unconnected, expected in ((0, []), (SiteFlag.RECOVERED, []), (SiteFlag.ISOLATED, [sites[2]])):
+        header = replace(good_header(), unconnected=unconnected)
+        table = sitetable.SiteTable(header, (*sites, trap), ())
+        assert list(table.unconnected) == expected
+        assert table.traps == (trap,)
+
+
 @given(st.binary(max_size=300))
 def test_no_bytes_crash_the_reader(data: bytes) -> None:
     header = Header(*([0] * len(fields(Header)))).pack()
@@ -68,14 +79,14 @@ def good_header() -> Header:
     ("segment", "sentence"),
     [
         (b"ELF!" + bytes(96), r"expected a .vmi segment to start with b'VMIS', got b'ELF!'"),
-        (b"VMIS\x01\0", "a .vmi header has 88 bytes, got 6"),
+        (b"VMIS\x01\0", "a .vmi header has 96 bytes, got 6"),
         (
             struct.pack("<4sHH", b"VMIS", 9, 68) + bytes(120),
             "expected a .vmi segment of version 2, got version 9",
         ),
         (
             struct.pack("<4sHH", b"VMIS", 2, 60) + bytes(120),
-            "expected a .vmi header of at least 88 bytes, got 60",
+            "expected a .vmi header of at least 96 bytes, got 60",
         ),
         (
             replace(good_header(), site_count=1000).pack() + bytes(64),

@@ -118,6 +118,8 @@ class SiteFlag(IntFlag):
     faults at its caller."""
     ISOLATED = 64
     """May run while most of the kernel is unmapped: not connected on a processor that has PAE."""
+    SILENT = 128
+    """It doesn't trap at CPL 1: where it stays native, the hypervisor must plant a breakpoint."""
 
 
 # Order gives the byte in the record: append only.
@@ -159,6 +161,8 @@ class Header:
     displacement: int = 0  # modulo 2**32
     unconnected: int = 0  # SiteFlag: slots with one of these were not connected
     boot_params: int = 0  # physical address, 0 = none
+    cleared: int = 0  # packed list of the bytes that become 0 when a ROM is active, 0 = none
+    cleared_size: int = 0
 
     def pack(self) -> bytes:
         """The header's bytes, HEADER_SIZE of them."""
@@ -166,7 +170,7 @@ class Header:
         return _HEADER.pack(MAGIC, VERSION, HEADER_SIZE, *values)
 
 
-_HEADER = struct.Struct("<4sHH20I")
+_HEADER = struct.Struct("<4sHH22I")
 HEADER_SIZE = _HEADER.size
 
 
@@ -237,6 +241,20 @@ class SiteTable:
     def traps(self) -> tuple[SiteRecord, ...]:
         """The records where the hypervisor must plant a breakpoint."""
         return tuple(site for site in self.sites if not site.has_call)
+
+    @property
+    def unconnected(self) -> tuple[SiteRecord, ...]:
+        """The slots with a silent instruction that activation found it must not connect.
+
+        Whatever the ROM answers: the hypervisor must plant a breakpoint at the instruction in them, too.
+        Known as soon as activation looks for a ROM; empty in a file.
+        """
+        left = self.header.unconnected
+        return tuple(
+            site
+            for site in self.sites
+            if site.has_call and site.flags & SiteFlag.SILENT and site.flags & left
+        )
 
     def __repr__(self) -> str:
         return f"SiteTable({len(self.sites)} sites, {len(self.links)} links)"

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from tests.hypervisor.lab import Lab, exit_value
@@ -14,17 +16,38 @@ from vmi.memory import PhysicalMemory
 from vmi.native.machine import Outcome
 
 
-def table(traps: list[int], *, bias: int = 0, at: int = 0x90000) -> bytes:
+def table(
+    traps: list[int],
+    *,
+    bias: int = 0,
+    at: int = 0x90000,
+    records: Sequence[sitetable.SiteRecord] = (),
+    unconnected: int = 0,
+) -> bytes:
     """A `.vmi` segment that names silent sites."""
     records = [
-        sitetable.SiteRecord(
-            slot, 1, sitetable.NO_CALL, sitetable.Tactic.TRAP, sitetable.SiteFlag(0), 0, slot
-        )
-        for slot in traps
+        *records,
+        *(
+            sitetable.SiteRecord(
+                slot, 1, sitetable.NO_CALL, sitetable.Tactic.TRAP, sitetable.SiteFlag(0), 0, slot
+            )
+            for slot in traps
+        ),
     ]
     raw = sitetable.pack_sites(records)
     header = sitetable.Header(
-        0x1000, 0, 0, at + bias + 0x100, len(records), at + bias + 0x100, 0, 0, 0, 0, bias
+        0x1000,
+        0,
+        0,
+        at + bias + 0x100,
+        len(records),
+        at + bias + 0x100,
+        0,
+        0,
+        0,
+        0,
+        bias,
+        unconnected=unconnected,
     )
     return header.pack().ljust(0x100, b"\0") + raw
 
@@ -38,6 +61,26 @@ def test_the_site_table_plants_breakpoints() -> None:
     assert exit_value(lab) == 1
     assert not lab.cpu.ecx & 0x200, "the real flag would be set"
     assert lab.machine.exits["breakpoint: pushfd"] == 1
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("unconnected", [0, sitetable.SiteFlag.ISOLATED])
+def test_silent_instructions_in_slots_that_stay_native_get_one_too(unconnected: int, behind: bool) -> None:
+    """Entry code on a processor with PAE: the slot is NOPs and the instruction, in either order."""
+    padding = "nop\nnop\nlea esi, [esi]"
+    slot = f"pushfd\nsilent_end: {padding}" if behind else f"{padding}\nsilent: pushfd"
+    lab = standing_by(f"start: nop\nslot: {slot}\npop ecx\n{DONE}")
+    flags = sitetable.SiteFlag.ISOLATED | sitetable.SiteFlag.SILENT
+    if behind:
+        flags |= sitetable.SiteFlag.PAD_AFTER
+    at = lab.labels["slot" if behind else "silent"]
+    record = sitetable.SiteRecord(lab.labels["slot"], 5, 1, sitetable.Tactic.FORWARD, flags, 0, 0)
+    lab.memory.write(0x90000, table([], records=[record], unconnected=unconnected))
+    lab.cpu.ebx = 0x90000
+    lab.take()
+    assert (lab.memory.read(at, 1) == b"\xcc") == bool(unconnected)
+    assert exit_value(lab) == 1
+    assert lab.machine.exits["breakpoint: pushfd"] == bool(unconnected)
 
 
 DAMAGE: list[tuple[str, dict[int, bytes]]] = [

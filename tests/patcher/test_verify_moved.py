@@ -134,7 +134,8 @@ def test_padding_on_the_wrong_side_is_caught() -> None:
 
 
 @pytest.mark.parametrize(
-    "flag", [SiteFlag.PAD_AFTER, SiteFlag.RECOVERED, SiteFlag.ISOLATED, SiteFlag.FLAGS_LIVE]
+    "flag",
+    [SiteFlag.PAD_AFTER, SiteFlag.RECOVERED, SiteFlag.ISOLATED, SiteFlag.FLAGS_LIVE, SiteFlag.SILENT],
 )
 def test_a_wrong_flag_is_caught(flag: SiteFlag) -> None:
     emission, _ = good(False)

@@ -73,7 +73,9 @@ class Breakpoints:
 
 
 def silent_sites(memory: PhysicalMemory, header_address: int) -> list[int] | None:
-    """Where the patcher could not move a silent instruction into a slot, by the guest's own table.
+    """Where silent instructions stay as they are, by the guest's own table.
+
+    They have no slot, or one that activation doesn't connect on this processor.
 
     :param header_address: guest-physical address of the guest's `.vmi` segment, or anything.
     :returns: guest-physical addresses; None if there is no table, or a damaged one.
@@ -86,4 +88,17 @@ def silent_sites(memory: PhysicalMemory, header_address: int) -> list[int] | Non
         table = sitetable.parse(memory.read(header_address, header.size), linked_at)
     except BadInput:
         return None
-    return [(record.slot - header.bias) & 0xFFFFFFFF for record in table.traps]
+    places = [(record.slot - header.bias) & 0xFFFFFFFF for record in table.traps]
+    for record in table.unconnected:
+        slot = (record.slot - header.bias) & 0xFFFFFFFF
+        behind = record.flags & sitetable.SiteFlag.PAD_AFTER
+        places.append(slot if behind else slot + _padding(memory.read(slot, record.length)))
+    return places
+
+
+def _padding(slot: bytes) -> int:
+    """Bytes of a slot before its last instruction."""
+    at = 0
+    while 0 < (length := decode(slot[at:]).len) < len(slot) - at:
+        at += length
+    return at

@@ -202,7 +202,7 @@ next_link:
 
 active:
     mov dword ptr [{status}], {status_active}
-    jmp hand_over
+CLEAR    jmp hand_over
 refused:
     mov dword ptr [{status}], {status_refused}
     jmp hand_over
@@ -212,6 +212,26 @@ hand_over:
     popad
     popfd
     jmp {leave}
+"""
+
+_CLEAR = """
+; ---- bytes that only a kernel without a ROM needs; the list has the form of `displaced`
+    mov esi, {cleared}
+    lodsd
+    lea edi, [eax+{unbias}]
+    xor eax, eax
+next_byte:
+    lodsb
+    cmp al, 0xff
+    je far_byte
+    test al, al
+    je hand_over
+    add edi, eax
+    mov byte ptr [edi], 0
+    jmp next_byte
+far_byte:
+    add edi, 254
+    jmp next_byte
 """
 
 
@@ -293,7 +313,9 @@ def _assembled(layout: Layout, header: Header, leave: int, shift: int) -> bytes:
         "site_count": header.site_count,
         "links": at(header.links),
         "link_count": header.link_count,
+        "cleared": at(header.cleared),
         "bias": layout.bias & 0xFFFFFFFF,
+        "unbias": -layout.bias & 0xFFFFFFFF,
         "status_active": Status.ACTIVE,
         "status_refused": Status.REFUSED,
         "status_too_large": Status.TOO_LARGE,
@@ -303,4 +325,5 @@ def _assembled(layout: Layout, header: Header, leave: int, shift: int) -> bytes:
         symbols[name] = at(layout.base + header_offset(name))
     symbols.update(head.symbols(layout, header, at))
     values = {name: int(value) for name, value in symbols.items()}
-    return assemble(head.HEAD + _SOURCE + head.TAIL, at(layout.activation), values).code
+    source = _SOURCE.replace("CLEAR    jmp hand_over\n", _CLEAR if header.cleared else "    jmp hand_over\n")
+    return assemble(head.HEAD + source + head.TAIL, at(layout.activation), values).code

@@ -13,12 +13,12 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from vmi.errors import BadInput
-from vmi.patcher import absolute, adaptors, displaced, elf, faulttable, trampoline, words
+from vmi.patcher import absolute, adaptors, displaced, elf, faulttable, paravirt, trampoline, words
 from vmi.patcher.activation import activation
 from vmi.patcher.adaptorcode import Adaptor
 from vmi.patcher.entry import entry_edit, entry_window, kludge_edit
-from vmi.patcher.model import Plan, Site
-from vmi.patcher.place import COMMAND_LINE_SIZE, ROM_RESERVE, Place
+from vmi.patcher.model import Image, Plan, Site
+from vmi.patcher.place import COMMAND_LINE_SIZE, ROM_RESERVE, Layout, Place
 from vmi.patcher.trampoline import PlacedSlot, Trampoline
 from vmi.sitetable import (
     INLINE,
@@ -31,6 +31,7 @@ from vmi.sitetable import (
     SiteFlag,
     SiteRecord,
     Tactic,
+    header_offset,
     pack_links,
     pack_sites,
 )
@@ -160,18 +161,23 @@ def emit(plan: Plan, where: Place) -> Emission:
     first = next((built for built in trampolines if built.window is window_at_entry), None)
     moving = words.displaced(image, trampolines, edits)
     entry = layout.physical(layout.activation) if physical else layout.activation
+    cleared = _cleared(image, layout)
+    if cleared:
+        header = replace(header, cleared=end, cleared_size=len(cleared))
+        end += len(cleared)
     if first is None:
         end += COMMAND_LINE_SIZE
     else:
         header = replace(header, displaced=end)
         own = [*activation(layout, header, first.start).words]
         own += [placed.address + at for placed in placed_adaptors for at in placed.words]
+        own += [header.cleared, layout.base + header_offset("cleared")] if cleared else []
         moving = tuple(sorted((*moving, *own)))
         header = replace(header, displaced_size=len(displaced.pack(moving)))
         end += header.displaced_size
         edits[first.window.start] = entry_edit(first.window, layout.activation)
         entry = image.entry
-    size = -(-(end - layout.base) // elf.PAGE) * elf.PAGE
+    size = _align(end - layout.base, elf.PAGE)
     if size > where.limit:
         raise BadInput(f"the .vmi segment would have {size} bytes, the limit is {where.limit}")
     loads = kludge_edit(image, layout.physical(layout.base + size), layout.physical(layout.activation))
@@ -209,8 +215,21 @@ def _image_flags(where: Place, multiboot: bool, physical: bool) -> ImageFlag:
     return flags
 
 
-def _align(address: int) -> int:
-    return (address + ALIGNMENT - 1) & -ALIGNMENT
+def _cleared(image: Image, layout: Layout) -> bytes:
+    """The packed list of bytes that become 0 when a ROM is active; empty when there are none."""
+    found = paravirt.lengths(image)
+    for address in found:
+        segment = image.segment_at(address)
+        if segment is None or segment.offset != layout.bias:
+            raise BadInput(
+                f"the byte at {address:#x}, which must be cleared when there is a ROM, is not at the same "
+                "distance from its physical address as the text"
+            )
+    return displaced.pack(found) if found else b""
+
+
+def _align(address: int, to: int = ALIGNMENT) -> int:
+    return (address + to - 1) & -to
 
 
 def _with_segment(emission: Emission) -> Emission:
@@ -228,6 +247,8 @@ def _with_segment(emission: Emission) -> Emission:
     }
     parts.update({placed.address: placed.adaptor.code for placed in emission.adaptors})
     parts.update({built.start: built.code for built in emission.trampolines if not built.window.pads})
+    if header.cleared:
+        parts[header.cleared] = _cleared(emission.plan.image, layout)
     if first is not None:
         parts[header.displaced] = displaced.pack(emission.displaced)
     content = bytearray(header.size)
@@ -341,6 +362,8 @@ def _flags(site: Site, at: int) -> SiteFlag:
         flags |= SiteFlag.NOP_OK
     if at != site.address:
         flags |= SiteFlag.MOVED
+    if site.silent:
+        flags |= SiteFlag.SILENT
     if site.recovered:
         flags |= SiteFlag.RECOVERED
     if site.isolated:

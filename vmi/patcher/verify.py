@@ -65,6 +65,7 @@ def _verify(emission: Emission, data: bytes) -> None:
     check(parsed.sites == emission.records, "the site table reads back differently")
     check(parsed.links == emission.links, "the link table reads back differently")
     verify_tables.check_records(emission, memory)
+    verify_tables.check_cleared(emission, memory, sections)
     found = verify_flow.follow(emission, memory)
     verify_tables.check_fault_table(emission.plan, memory, found)
     verify_tables.check_displaced(emission, memory, found)

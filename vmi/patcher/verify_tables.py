@@ -15,6 +15,7 @@ from typing import Any
 
 from iced_x86 import FlowControl
 
+from vmi.patcher import paravirt
 from vmi.patcher.adaptorcode import same
 from vmi.patcher.displaced import unpack
 from vmi.patcher.emit import Emission
@@ -76,6 +77,7 @@ def _check_slot(record: SiteRecord, site: Site, memory: Memory) -> None:
         (SiteFlag.RECOVERED, site.recovered),
         (SiteFlag.ISOLATED, site.isolated),
         (SiteFlag.FLAGS_LIVE, site.flags_live),
+        (SiteFlag.SILENT, site.silent),
     ):
         check(bool(record.flags & flag) == expected, f"{where} has the wrong flag {flag.name}")
     end = record.slot + record.length
@@ -109,6 +111,25 @@ def _check_adaptor(address: int, call: int, memory: Memory, links: dict[int, int
     inline = call == INLINE
     wanted = "none" if inline else "one"
     check(seen == (not inline), f"the adaptor at {address:#x} makes {seen} calls instead of {wanted}")
+
+
+def check_cleared(emission: Emission, memory: Memory, sections: Sequence[Any]) -> None:
+    """The bytes to be cleared are the length bytes of all records of one section, or there are none."""
+    header = emission.header
+    wanted = paravirt.lengths(emission.plan.image)
+    check(
+        bool(header.cleared) == bool(wanted),
+        "there is no list of bytes to be cleared where one is needed, or the other way round",
+    )
+    if not wanted:
+        return
+    found = unpack(memory.read(header.cleared, header.cleared_size))
+    (table,) = (section for section in sections if section.name == paravirt.SECTION)
+    start, size = table["sh_addr"], table["sh_size"]
+    check(
+        found == wanted == tuple(range(start + 5, start + size, 8)),
+        f"the list of bytes to be cleared isn't that of the records at {start:#x}",
+    )
 
 
 # --- the kernel's own tables --------------------------------------------------------------------
