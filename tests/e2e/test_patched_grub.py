@@ -17,7 +17,7 @@ from tests.e2e import fetch_debian, grub, hosts, linux_session
 from tests.e2e.needs import slow
 from tests.e2e.test_gnumach import APPEND, PANIC, PATCH_DIFFERENCES, lines
 from tests.e2e.test_linux import OPTIONS, TO_END, TO_SHELL
-from tests.e2e.test_patched_linux import STAY
+from tests.e2e.test_patched_linux import STAY, patched_file
 from tests.patcher import loaded
 from vmi import sitetable
 from vmi.patcher import Options, inspect_file, patch
@@ -105,7 +105,7 @@ def test_gnumach(gnumach: Path, grub_modules: Path, tmp_path: Path) -> None:
 def test_linux(
     linux: fetch_debian.Linux, initrd: bytes, grub_modules: Path, tmp_path: Path, rom: str | None
 ) -> None:
-    kernel = patched(linux.kernel.read_bytes())
+    kernel = patched_file(linux.kernel).data
     files = {"boot/vmlinuz": kernel, "boot/initrd": initrd}
     commands = [f"linux /boot/vmlinuz {OPTIONS} {STAY}", "initrd /boot/initrd", "boot"]
     disk = grub.disk(grub_modules, tmp_path, files, commands, mebibytes=16)

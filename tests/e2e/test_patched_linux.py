@@ -40,14 +40,14 @@ PATCH_DIFFERENCES = (
 
 
 @cache
-def _patched(path: Path) -> Patched:
+def patched_file(path: Path) -> Patched:
     return patch(path.read_bytes())
 
 
 def patched_start(kernel: Path, folder: Path, rom: str | None, append: str, initrd: bytes) -> hosts.Start:
     """The patched kernel's start with the session's disk."""
     file = folder / "vmlinuz.vmi"
-    file.write_bytes(_patched(kernel).data)
+    file.write_bytes(patched_file(kernel).data)
     image = None if rom is None else build(rom).image
     disk = linux_session.DISK.image()
     return hosts.Start(file, append, initrd, disk, megabytes=128, rom=image)
@@ -93,7 +93,7 @@ def test_says_what_the_original_says(linux: fetch_debian.Linux, initrd: bytes, t
 def test_slots_are_connected_when_there_is_a_rom(
     linux: fetch_debian.Linux, initrd: bytes, tmp_path: Path
 ) -> None:
-    table = inspect_file(_patched(linux.kernel).data).table
+    table = inspect_file(patched_file(linux.kernel).data).table
     assert table is not None
     status = table.header.rom_reserve - 4096 - table.header.bias + sitetable.header_offset("status")
     for rom, expected in ((None, sitetable.Status.NATIVE), ("native", sitetable.Status.ACTIVE)):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from vmi.errors import BadInput
-from vmi.patcher import elf, jumplabels, marks
+from vmi.patcher import elf, exports, jumplabels, marks
 from vmi.patcher.model import FaultTable, Image, Section, Skipped
 
 MULTIBOOT2_MAGIC = 0xE85250D6
@@ -78,6 +78,7 @@ def read_hints(image: Image, is_code: IsCode) -> Hints:
         if not is_code(record.start) or not is_code(record.end - 1):
             raise BadInput(f"the annotation at {record.start:#x} is outside the kernel's code")
         pins.append(Pin(record.start, record.end, _KEPT, untouchable=True))
+    labels.extend(exports.functions(image, is_code))
     functions = [start for start in unwind_starts(image) if is_code(start)]
     return Hints(
         tuple(boot_headers(image)),
