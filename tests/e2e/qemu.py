@@ -24,6 +24,8 @@ PATIENCE = 120  # seconds of this computer's time; a guest that hangs must not h
 #: A PC with PCI, but without ACPI, which our machine does not have: Linux then asks both the same questions.
 PC = ("-M", "pc,acpi=off", "-cpu", "qemu32", "-nodefaults", "-display", "none", "-no-reboot")
 MACHINE = (*PC, "-m", "64")
+#: Firmware's older table of processors names the first one only, so ACPI is needed to find more.
+PC_WITH_ACPI = ("-M", "pc", *PC[2:])
 
 needs_qemu = pytest.mark.skipif(
     shutil.which(NAME) is None and not needs.ALL, reason=f"{NAME} is not installed"

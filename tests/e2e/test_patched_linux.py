@@ -63,7 +63,10 @@ def hold_session(start: hosts.Start, host: str, folder: Path) -> bytes:
     return log
 
 
-@pytest.mark.parametrize(("processors", "rom"), [(1, None), (2, None), (1, "native"), (2, "native")])
+@pytest.mark.parametrize(
+    ("processors", "rom"),
+    [(1, None), (2, "native"), pytest.param(2, None, marks=slow), pytest.param(1, "native", marks=slow)],
+)
 def test_under_qemu(
     linux: fetch_debian.Linux, initrd: bytes, tmp_path: Path, processors: int, rom: str | None
 ) -> None:
