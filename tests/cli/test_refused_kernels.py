@@ -126,7 +126,7 @@ REFUSED = {
     "entry nowhere": (
         4,
         with_header(24, 4, 0x12345678),
-        "the entry point 0x12345678 lies in no executable segment",
+        "the entry point 0x12345678 lies in no segment",
     ),
     "cut": (
         4,

@@ -130,7 +130,7 @@ HEADER_SENTENCES = [
         changed(52 + 12, "<I", PADDR + 0x1010),
         "the segments at 0xc0101000 and 0xc0100000 overlap in physical memory",
     ),
-    (changed(24, "<I", 0x12345), "the entry point 0x12345 lies in no executable segment"),
+    (changed(24, "<I", 0x12345), "the entry point 0x12345 lies in no segment"),
     (gzip.compress(SMALL)[:-20], "the gzip data is damaged or ends early"),
     (b"\x1f\x8b" + bytes(30), "the gzip data is damaged or ends early"),
 ]

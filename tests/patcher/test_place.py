@@ -15,7 +15,7 @@ from tests.patcher.elfs import PADDR, VADDR, Piece, Plan, make, small_kernel
 from vmi.errors import BadInput, UsageError
 from vmi.patcher import adaptors, elf
 from vmi.patcher.emit import Emission, emit
-from vmi.patcher.model import Image
+from vmi.patcher.model import Access, Image
 from vmi.patcher.place import AUTOMATIC, Choice, Place, Strategy, choice, place
 from vmi.patcher.plan import make_plan
 from vmi.patcher.rewrite import write
@@ -192,7 +192,11 @@ def test_an_address_before_the_image_limits_the_size() -> None:
 
 @pytest.mark.parametrize(
     ("code", "expected"),
-    [("mov ecx, 0xc0000080\nrdmsr\nret", True), ("mov ecx, 0xc0000081\nrdmsr\nret", False)],
+    [
+        ("mov ecx, 0xc0000080\nwrmsr\nret", True),
+        ("mov ecx, 0xc0000081\nwrmsr\nret", False),
+        ("mov dword ptr [0xc0000080], 1\nret", False),
+    ],
 )
 def test_a_kernel_that_may_forbid_execution_is_known_by_its_register(code: str, expected: bool) -> None:
     image = elf.load(make(Plan([Piece(VADDR, assemble(code, VADDR).code)])))
@@ -200,6 +204,40 @@ def test_a_kernel_that_may_forbid_execution_is_known_by_its_register(code: str, 
     assert (found.text_padding, found.hide_nx) == (expected, expected)
     assert any("EFER" in reason for reason in found.reasons) == expected
     assert place(image, Choice(text_padding=not expected)).text_padding is not expected
+
+
+# --- kernels that start in a small segment of their own -----------------------------------------
+
+BOOT = "mov eax, 1\ncli\nmov ecx, 0xc0101000\njmp ecx\nnop\nnop\nnop\nnop\n"
+
+
+@pytest.mark.parametrize("flags", [4, 5])
+def test_the_segment_goes_where_the_main_text_will_find_it(flags: int) -> None:
+    """The segment of the entry point lies where it is loaded, and the text 3 GiB higher."""
+    boot = Piece(PADDR, assemble(BOOT, PADDR).code, flags=flags, paddr=PADDR)
+    text = Piece(
+        VADDR + 0x1000, assemble("mov ecx, dword ptr [esp+4]\ncli\nmov eax, 1\nret\n" * 4, VADDR).code
+    )
+    image = elf.load(make(Plan([boot, text], PADDR)))
+    emission, output = patched(image)
+    layout = emission.place.layout
+    assert (layout.base, layout.bias) == (VADDR + 0x2000, VADDR - PADDR)
+    assert layout.physical(emission.header.original_entry) == PADDR
+    assert emission.entry == layout.activation
+    (window,) = emission.plan.windows
+    assert window.start > VADDR
+    assert elf.load(output, patched=True).read(PADDR, 0x40) == image.read(PADDR, 0x40)
+    warned = [text for text in emission.place.warnings if "is not executable" in text]
+    assert warned == [
+        "the segment at 0x100000 holds the entry point and is not executable: it is left alone, and no "
+        "sensitive instruction is looked for in it"
+    ] * (flags == 4)
+
+
+def test_a_kernel_without_an_executable_segment_is_refused() -> None:
+    with pytest.raises(BadInput) as caught:
+        elf.load(make(Plan([Piece(VADDR, b"\xfa\xc3", flags=4)])))
+    assert str(caught.value) == "the file has no executable segment"
 
 
 # --- load addresses in the multiboot header -----------------------------------------------------
@@ -337,3 +375,33 @@ def test_an_entry_that_cannot_be_moved_is_refused(source: str, sentence: str) ->
 def test_a_place_shows_what_matters() -> None:
     found: Place = place(elf.load(linux_kernel()), LINUX)
     assert repr(found.layout) == "Layout(0xc0104000, bias 0xc0000000)"
+
+
+def entered(jump: bytes, at: int) -> bytes:
+    """The kernel with a jump as its first bytes, at which the ELF header has its entry point."""
+    data = bytearray(loaded.kernel(entry=VADDR))
+    data[0x1000 : 0x1000 + len(jump)] = jump
+    found = elf.multiboot(data)
+    assert found is not None
+    struct.pack_into("<I", data, found.offset + elf.KLUDGE_AT + 16, at)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("jump", [b"\xeb\x2e", b"\xe9\x2b\0\0"])
+def test_both_entry_points_may_lead_to_the_same_code(jump: bytes) -> None:
+    emission, output = patched(elf.load(entered(jump, PADDR + 0x30)))
+    assert emission.header.original_entry == VADDR
+    assert header(output)[4] == emission.place.layout.physical(emission.header.activation_entry)
+    assert refusal(entered(jump, PADDR + 0x34)) == (
+        "the multiboot header's entry point 0x100034 is not that of the ELF header, 0x100000"
+    )
+
+
+def test_load_addresses_may_leave_out_the_elf_header() -> None:
+    """Linkers like to give it a page of its own before the text, which no boot loader needs."""
+    image = elf.load(loaded.kernel())
+    first = replace(image.segments[0], vaddr=VADDR - 0x1000, paddr=PADDR - 0x1000, flags=Access.R)
+    elf.check_kludge(replace(image, segments=(first, *image.segments)))
+    for flags in (Access.R | Access.X, Access.R | Access.W):
+        with pytest.raises(BadInput, match="don't load the segment at 0xc00ff000"):
+            elf.check_kludge(replace(image, segments=(replace(first, flags=flags), *image.segments)))

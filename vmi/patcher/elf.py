@@ -123,6 +123,7 @@ def load(data: bytes, patched: bool = False) -> Image:
         relocations=tuple(_relocations(data, sections, segments)),
     )
     entry_segment(image)  # raises when the entry point is nowhere
+    main_text(image)
     home = vmi_segment(image)
     if home is not None and not patched:
         _refuse_patched(home)
@@ -161,18 +162,31 @@ def gunzip(data: bytes) -> bytes:
 
 
 def entry_segment(image: Image) -> Segment:
-    """The executable segment that the entry point lies in, by virtual or by physical address.
+    """The segment that the entry point lies in, by virtual or by physical address.
 
-    Virtual wins, as it does for boot loaders. Raises BadInput when there is none.
+    Virtual wins, as it does for boot loaders, and executable segments before others: nothing enforces the
+    flags while a kernel starts, so some start in a segment that has only the one for reading. Raises BadInput
+    when there is none.
     """
-    executable = [segment for segment in image.segments if segment.flags & Access.X]
-    for segment in executable:
+    for segment in sorted(image.segments, key=lambda segment: not segment.flags & Access.X):
         if segment.vaddr <= image.entry < segment.end:
             return segment
-    for segment in executable:
+    for segment in sorted(image.segments, key=lambda segment: not segment.flags & Access.X):
         if segment.paddr <= image.entry < segment.paddr + segment.filesz:
             return segment
-    raise BadInput(f"the entry point {image.entry:#x} lies in no executable segment")
+    raise BadInput(f"the entry point {image.entry:#x} lies in no segment")
+
+
+def main_text(image: Image) -> Segment:
+    """The segment that most code lies in; raises BadInput when nothing in the file is executable."""
+    if image.text is None:
+        raise BadInput("the file has no executable segment")
+    return image.text
+
+
+def physical_entry(image: Image) -> int:
+    """Where the entry point is before paging is on."""
+    return image.entry - (0 if entry_is_physical(image) else entry_segment(image).offset)
 
 
 def entry_is_physical(image: Image) -> bool:
@@ -218,17 +232,30 @@ def check_kludge(image: Image) -> None:
     for segment in image.segments:
         physical_end = segment.paddr + segment.filesz
         inside = loads.start <= segment.paddr and physical_end <= loads.load_end
-        if segment.data and not (inside and loads.offset_of(segment.paddr) == segment.file_offset):
+        unused = physical_end <= loads.start and not segment.flags & (Access.X | Access.W)
+        if unused or not segment.data:
+            continue  # the ELF header, which linkers put before the text
+        if not (inside and loads.offset_of(segment.paddr) == segment.file_offset):
             raise BadInput(
                 f"the load addresses in the multiboot header (flag bit 16) don't load the segment at "
                 f"{segment.vaddr:#x} as its program header does"
             )
-    text = entry_segment(image)
-    entry = image.entry if entry_is_physical(image) else image.entry - text.offset
-    if loads.entry != entry:
+    entry = physical_entry(image)
+    if loads.entry not in (entry, _jump_target(image, entry)):
         raise BadInput(
             f"the multiboot header's entry point {loads.entry:#x} is not that of the ELF header, {entry:#x}"
         )
+
+
+def _jump_target(image: Image, paddr: int) -> int | None:
+    """Where a direct jump at a physical address goes to, None when there is none."""
+    home = image.virtual(paddr)
+    code = image.read(home, 5) if home is not None else b""
+    if code[:1] == b"\xeb" and len(code) > 1:
+        return paddr + 2 + int.from_bytes(code[1:2], "little", signed=True)
+    if code[:1] == b"\xe9" and len(code) == 5:
+        return (paddr + 5 + int.from_bytes(code[1:], "little", signed=True)) % ADDRESS_SPACE
+    return None
 
 
 def symbol_values(data: bytes, names: Sequence[str]) -> dict[str, int]:

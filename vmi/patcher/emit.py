@@ -140,9 +140,7 @@ def emit(plan: Plan, where: Place) -> Emission:
         if not window.pads:
             end = _align(end + len(trampolines[-1].code))
     trampolines = trampoline.link(trampolines)
-    text = elf.entry_segment(image)
     physical = elf.entry_is_physical(image)
-    original_entry = image.entry + text.offset if physical else image.entry
     header = Header(
         size=0,
         rom_reserve=layout.rom_reserve,
@@ -151,7 +149,7 @@ def emit(plan: Plan, where: Place) -> Emission:
         site_count=choice.record_count,
         links=links_at,
         link_count=choice.link_count,
-        original_entry=original_entry,
+        original_entry=elf.physical_entry(image) + layout.bias & 0xFFFFFFFF,
         activation_entry=layout.activation,
         image_flags=_image_flags(where, elf.multiboot(image.data) is not None, physical),
         bias=layout.bias & 0xFFFFFFFF,

@@ -170,14 +170,11 @@ class Image:
 
     @cached_property
     def text(self) -> Segment | None:
-        """The main text segment: executable and holding the entry, else the largest executable one."""
-        executable = [s for s in self.segments if s.flags & Access.X and s.data]
-        for segment in executable:
-            if segment.vaddr <= self.entry < segment.end:
-                return segment
-        for segment in executable:
-            if segment.paddr <= self.entry < segment.paddr + segment.filesz:
-                return segment
+        """The main text segment: the largest executable one, which need not hold the entry.
+
+        Kernels that are linked high often start in a small segment of their own that lies where it is loaded.
+        """
+        executable = (s for s in self.segments if s.flags & Access.X and s.data)
         return max(executable, key=lambda s: s.filesz, default=None)
 
     @property

@@ -46,6 +46,7 @@ LINUX_PROTOCOL = 0x0209
 """The first version of Linux's boot protocol that knows setup_data."""
 EFER = struct.pack("<I", 0xC0000080)
 """Number of the register with which a kernel turns execute-disable on."""
+WRMSR = b"\x0f\x30"
 
 
 class Strategy(StrEnum):
@@ -162,13 +163,19 @@ def place(image: Image, wanted: Choice = AUTOMATIC) -> Place:
     if image.displaced and strategy is not Strategy.LINUX:
         raise BadInput("a kernel that moves itself when it starts can be patched inside its bzImage only")
     reasons, warnings = list(spot.reasons), list(spot.warnings)
+    start = elf.entry_segment(image)
+    if not start.flags & Access.X:
+        warnings.append(
+            f"the segment at {start.vaddr:#x} holds the entry point and is not executable: it is left alone, "
+            "and no sensitive instruction is looked for in it"
+        )
     if padding:
         reasons.append(
-            "the kernel may turn execute-disable on (it names the register EFER), so without a ROM it "
-            "executes nothing in the segment but what runs before it starts"
+            "the kernel may turn execute-disable on (it names the register EFER and has WRMSR), so without a "
+            "ROM it executes nothing in the segment but what runs before it starts"
         )
     return Place(
-        layout=_layout(spot.base, elf.entry_segment(image).offset, spot.node),
+        layout=_layout(spot.base, elf.main_text(image).offset, spot.node),
         reasons=tuple(reasons),
         warnings=tuple(warnings),
         strategy=strategy,
@@ -180,12 +187,13 @@ def place(image: Image, wanted: Choice = AUTOMATIC) -> Place:
 
 
 def _may_forbid_execution(image: Image) -> bool:
-    """True if the code holds the number of EFER: without that register there is no execute-disable.
+    """True if the code holds the number of EFER and WRMSR: without these there is no execute-disable.
 
     Page-table isolation hides memory that holds no kernel text from the entry code too, but a kernel that
-    has it names EFER as well. A number that only looks the same costs nothing but padding.
+    has it names EFER as well. Numbers that only look the same cost the sites that padding has no room for.
     """
-    return any(EFER in segment.data for segment in image.segments if segment.flags & Access.X)
+    code = [segment.data for segment in image.segments if segment.flags & Access.X]
+    return all(any(wanted in data for data in code) for wanted in (EFER, WRMSR))
 
 
 # --- strategies ---------------------------------------------------------------------------------
@@ -207,7 +215,7 @@ CARVED = "activation marks the segment as reserved in the multiboot memory map"
 
 
 def _after_image(image: Image, _wanted: Choice) -> _Spot:
-    text = elf.entry_segment(image)
+    text = elf.main_text(image)
     end = _image_end(image)
     base = _page_up(_free_from(image))
     _check_room(base, text.offset, end)
@@ -270,7 +278,7 @@ def _linux(image: Image, wanted: Choice) -> _Spot:
 
 
 def _low_memory(image: Image, _wanted: Choice) -> _Spot:
-    text = elf.entry_segment(image)
+    text = elf.main_text(image)
     header = elf.multiboot(image.data)
     if header is None or header.kludge:
         raise BadInput(
@@ -294,7 +302,7 @@ def _low_memory(image: Image, _wanted: Choice) -> _Spot:
 
 
 def _address(image: Image, wanted: Choice) -> _Spot:
-    text = elf.entry_segment(image)
+    text = elf.main_text(image)
     base = wanted.address
     header = elf.multiboot(image.data)
     if header is not None and header.kludge:
@@ -332,7 +340,7 @@ def _image_end(image: Image) -> int:
 
 def _free_from(image: Image) -> int:
     """The first virtual address that lies behind everything, virtual and physical."""
-    offset = elf.entry_segment(image).offset
+    offset = elf.main_text(image).offset
     physical = max(segment.paddr + segment.memsz for segment in image.segments)
     header = elf.multiboot(image.data)
     if header is not None and header.kludge:
@@ -347,7 +355,7 @@ def _check_room(base: int, offset: int, end: int) -> None:
 
 def _check_free(image: Image, base: int, least: int) -> int:
     """The bytes from ``base`` up to what is in the way next, virtually or physically, at least ``least``."""
-    physical = base - elf.entry_segment(image).offset
+    physical = base - elf.main_text(image).offset
     used = [(base - segment.vaddr, segment.vaddr, segment.memsz) for segment in image.segments]
     used += [(physical - segment.paddr, segment.vaddr, segment.memsz) for segment in image.segments]
     limit = elf.ADDRESS_SPACE - max(base, physical)
