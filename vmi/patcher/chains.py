@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from vmi.patcher.model import MIN_SLOT, Pad, Window
@@ -22,7 +22,6 @@ from vmi.patcher.pieces import (
     Unit,
     fill,
     link_size,
-    shortest,
     step,
     units,
     whole,
@@ -146,6 +145,10 @@ class _Search:
         self.starts = [pad.start for pad in free]
         self.known: dict[tuple[int, int, int], tuple[int, int]] = {}
         self.last: dict[int, list[tuple[int, int]]] = {}
+        self.behind: dict[int, list[int]] = {}
+        # Bytes that everything from a unit on has at least, and the last one (nothing) 0.
+        sizes = accumulate((unit.lead + unit.short for unit in reversed(cut)), initial=0)
+        self.least = [*sizes][::-1]
         # The shortest jump to any other pad.
         gaps = [above - below for below, above in pairwise(self.starts)]
         up, down = [*gaps, 128], [NEAR + 1, *gaps]
@@ -155,12 +158,12 @@ class _Search:
         ]
 
     def chain(self, most: int) -> tuple[Pad, ...]:
-        if sum(pad.size for pad in self.free) < shortest(self.cut):
+        if sum(pad.size for pad in self.free) < self.least[0]:
             return ()
         ends = self._last_pieces(0)
         if ends:
             return self._pads((ends[0][1],))
-        states = [self._open((), number, 0, 0) for number in range(len(self.free))]
+        states = [_State(behind, 0, (number,), 0) for number, behind in enumerate(self._behind(0))]
         for level in range(most - 1):
             best = min(filter(None, map(self._end, states)), default=None)
             if best is not None:
@@ -174,10 +177,12 @@ class _Search:
         found = self.last.get(first)
         if found is None:
             found = []
-            for number in range(len(self.free)):
-                stop, size = self._fill(number, first, 0)
-                if stop == len(self.cut):
-                    found.append((self._used_up(number, size), number))
+            least = self.least[first]
+            for number, pad in enumerate(self.free):
+                if pad.size >= least:
+                    stop, size = self._fill(number, first, 0)
+                    if stop == len(self.cut):
+                        found.append((self._used_up(number, size), number))
             found.sort()
             self.last[first] = found
         return found
@@ -185,46 +190,50 @@ class _Search:
     def _end(self, state: _State) -> _End | None:
         """The best way to finish a chain with one more pad."""
         number = state.pads[-1]
-        start = self.starts[number]
         found: list[_End] = []
-        stop, size = self._fill(number, state.first, JMP8_SIZE)
-        near = range(bisect_left(self.starts, start - NEAR), bisect_left(self.starts, start + 128))
-        if stop > state.first:
+        for link in (JMP8_SIZE, JMP32_SIZE):
+            stop, size = self._fill(number, state.first, link)
+            ends = self._last_pieces(stop) if stop > state.first else []
+            if not ends:
+                continue
+            start = self.starts[number]
+            near = range(bisect_left(self.starts, start - NEAR), bisect_left(self.starts, start + 128))
             spent = state.cost + self._used_up(number, size)
-            for other in near:
-                if other not in state.pads and self._fill(other, stop, 0)[0] == len(self.cut):
-                    used = self._used_up(other, self._fill(other, stop, 0)[1])
+            for used, other in ends:
+                if (other in near) == (link == JMP8_SIZE) and other not in state.pads:
                     found.append((spent + used, (*state.pads, other)))
-        stop, size = self._fill(number, state.first, JMP32_SIZE)
-        if stop > state.first:
-            spent = state.cost + self._used_up(number, size)
-            for used, other in self._last_pieces(stop):
-                if other not in state.pads and other not in near:
-                    found.append((spent + used, (*state.pads, other)))
-                    break
+                    if link == JMP32_SIZE:
+                        break
         return min(found, default=None)
 
     def _longer(self, states: list[_State]) -> list[_State]:
         """The chains with one pad more; of those that come to the same, one."""
         found: dict[tuple[int, frozenset[int]], _State] = {}
         for state in states:
-            last = state.pads[-1]
-            for number in range(len(self.free)):
-                if number in state.pads:
-                    continue
-                link = link_size(self.starts[last], self.starts[number])
+            last, pads = state.pads[-1], frozenset(state.pads)
+            ways = {}
+            for link in (JMP8_SIZE, JMP32_SIZE):
                 stop, size = self._fill(last, state.first, link)
-                if stop == state.first:
+                if stop > state.first:
+                    ways[link] = stop, state.cost + self._used_up(last, size), self._behind(stop)
+            for number, start in enumerate(self.starts):
+                way = ways.get(link_size(self.starts[last], start))
+                if way is None or number in pads or way[2][number] >= state.behind:
                     continue
-                new = self._open(state.pads, number, stop, state.cost + self._used_up(last, size))
-                key = (number, frozenset(state.pads))
-                if new.behind < state.behind and (key not in found or new < found[key]):
+                stop, cost, behind = way
+                new = _State(behind[number], cost, (*state.pads, number), stop)
+                key = (number, pads)
+                if key not in found or new < found[key]:
                     found[key] = new
         return list(found.values())
 
-    def _open(self, pads: tuple[int, ...], number: int, first: int, cost: int) -> _State:
-        reached = self._fill(number, first, self.links[number])[0]
-        return _State(len(self.cut) - reached, cost, (*pads, number), first)
+    def _behind(self, first: int) -> list[int]:
+        """For each pad: the units that it can't reach when it starts with unit ``first``."""
+        found = self.behind.get(first)
+        if found is None:
+            reached = (self._fill(number, first, link)[0] for number, link in enumerate(self.links))
+            found = self.behind[first] = [len(self.cut) - stop for stop in reached]
+        return found
 
     def _fill(self, number: int, first: int, link: int) -> tuple[int, int]:
         """How far pad ``number`` gets from unit ``first`` on, and its size; ``link`` 0: no piece follows."""

@@ -13,6 +13,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import accumulate, compress, pairwise
 
 from iced_x86 import Code, Decoder, Instruction, MemorySizeExt, OpKind, Register
 
@@ -65,8 +66,12 @@ MOVABLE = frozenset(
 DIRECT = frozenset((Kind.JMP, Kind.JCC, Kind.LOOP, Kind.CALL))
 CALLS = frozenset((Kind.CALL, Kind.CALL_INDIRECT))
 
+_STARTS = [b"\1" + bytes(max(0, length - 1)) for length in range(16)]
+"""By the length of an instruction: 1 for its first byte, 0 for the others."""
+
 _BRANCH = {Kind.JMP: Branch.JMP, Kind.JCC: Branch.JCC, Kind.LOOP: Branch.LOOP, Kind.CALL: Branch.CALL}
 _SENSITIVE = 0x80
+_STEP = 1 << 14
 _KIND_MASK = 0x7F
 
 
@@ -164,7 +169,8 @@ class Listing:
     Ranges known to be data have no entries: they are gaps between one entry's end and the next one's start;
     ``after_gaps`` are the entries behind them.
 
-    ``targets`` (direct near branches) and ``forms`` are keyed by instruction address.
+    ``targets`` (direct near branches) and ``forms`` are keyed by instruction address. ``mask`` is what is
+    known of where entries start.
     """
 
     start: int
@@ -176,6 +182,7 @@ class Listing:
     forms: dict[int, Form] = field(default_factory=dict)
     references: list[Reference] = field(default_factory=list)
     after_gaps: list[int] = field(default_factory=list)
+    mask: bytearray = field(default_factory=bytearray, compare=False)
 
     def __repr__(self) -> str:
         return f"Listing({self.start:#x}-{self.end:#x}, {len(self.starts)} instructions)"
@@ -199,20 +206,26 @@ class Listing:
 
     def inside(self, addresses: Iterable[int]) -> list[int]:
         """Those of ``addresses`` that lie in an entry but aren't its start, in order."""
-        base, end = self.start, self.end
-        marks = bytearray(len(self.data))
-        for address in addresses:
-            if base <= address < end:
-                marks[address - base] = 1
-        for start in self.starts:
-            marks[start - base] = 0
-        found = []
-        at = marks.find(1)
-        while at >= 0:
-            if self.covering(at + base) >= 0:
-                found.append(at + base)
-            at = marks.find(1, at + 1)
-        return found
+        base, end, mask = self.start, self.end, self._mask()
+        found = {one for one in addresses if base <= one < end and not mask[one - base]}
+        return [address for address in sorted(found) if self.covering(address) >= 0]
+
+    def at_starts(self, data: bytes | bytearray) -> bytes:
+        """Those bytes of ``data``, which is as long as the listing's, that lie at the entries' starts."""
+        return bytes(compress(data, self._mask()))
+
+    def _mask(self) -> bytearray:
+        """A byte per byte of ``data``, 1 where an entry starts."""
+        if not self.mask:
+            for low, stop in pairwise((0, *self.after_gaps, len(self))):
+                # Not all at once: joining takes much memory for each piece.
+                for first in range(low, stop, _STEP):
+                    if first == low:
+                        self.mask.extend(bytes(self.starts[low] - self.start - len(self.mask)))
+                    lengths = self.lengths[first : min(first + _STEP, stop)]
+                    self.mask += b"".join(map(_STARTS.__getitem__, lengths))
+            self.mask.extend(bytes(len(self.data) - len(self.mask)))
+        return self.mask
 
     def stop(self, index: int) -> int:
         """Address after entry ``index``."""
@@ -247,6 +260,7 @@ class Listing:
         """Add a listing of later addresses; ``data`` stays as it is."""
         if self.starts and other.starts and self.stop(len(self) - 1) != other.starts[0]:
             self.after_gaps.append(len(self))
+        self.mask.clear()
         self.starts.extend(other.starts)
         self.lengths.extend(other.lengths)
         self.kinds.extend(other.kinds)
@@ -258,12 +272,14 @@ class Listing:
 def decode(data: bytes, start: int, bounds: Bounds) -> Listing:
     """Decode ``data`` at virtual address ``start`` from its first byte to its last, in 32-bit mode."""
     listing = Listing(start, data)
-    put_start, put_length, put_kind = listing.starts.append, listing.lengths.append, listing.kinds.append
-    table, targets, normal = _TABLE, listing.targets, bounds.normal
+    put_length, put_kind = listing.lengths.append, listing.kinds.append
+    table, targets = _TABLE, listing.targets
+    low, high, offset = bounds.start, bounds.end, bounds.offset
+    odd, direct = (int(Kind.ODD), int(Kind.ODD_END)), frozenset(map(int, DIRECT))
+    # All but the least for most instructions is left out of this loop: its length is the patcher's time.
     for insn in Decoder(BITS, data, ip=start):
         kind = table[insn.code]
         length = insn.len
-        put_start(insn.ip32)
         put_length(length)
         if kind:
             if kind & _SENSITIVE:
@@ -271,18 +287,24 @@ def decode(data: bytes, start: int, bounds: Bounds) -> Listing:
                 if form is not None:
                     listing.forms[insn.ip32] = form
                 kind &= _KIND_MASK
-            if kind in DIRECT:
+            put_kind(kind)
+            if kind in direct:
                 targets[insn.ip32] = insn.near_branch32
-                put_kind(kind)
                 continue
-        put_kind(kind)
+        else:
+            put_kind(0)
         # A 32-bit displacement or immediate makes five bytes at least.
-        if length >= 5 and (
-            normal(insn.memory_displacement) is not None
-            or normal(insn.immediate32) is not None
-            or kind in (Kind.ODD, Kind.ODD_END)
-        ):
-            listing.references.extend(_references(insn, kind, bounds))
+        if length >= 5:
+            there, number = insn.memory_displacement, insn.immediate32
+            if (
+                low <= there < high
+                or low <= number < high
+                or low <= (there + offset) & 0xFFFFFFFF < high
+                or low <= (number + offset) & 0xFFFFFFFF < high
+                or kind in odd
+            ):
+                listing.references.extend(_references(insn, kind, bounds))
+    listing.starts.extend(accumulate(listing.lengths[:-1], initial=start) if listing.lengths else ())
     return listing
 
 

@@ -8,9 +8,11 @@ function starts, tables. A label too many costs a window; one too few costs the 
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from iced_x86 import Mnemonic, OpKind
 
@@ -66,10 +68,14 @@ class Code:
 
     def pin(self, start: int, end: int) -> Pin | None:
         """The first pin that holds a byte of [start, end)."""
-        at = bisect_right(self.pinned, start, key=lambda p: p.end)
+        at = bisect_right(self._pin_ends, start)
         if at < len(self.pinned) and self.pinned[at].start < end:
             return self.pinned[at]
         return None
+
+    @cached_property
+    def _pin_ends(self) -> list[int]:
+        return [pin.end for pin in self.pinned]
 
     def __repr__(self) -> str:
         return f"Code({self.listing!r}, {self.labels.count(1)} labels)"
@@ -275,7 +281,10 @@ def _numbers(scan: Scan) -> set[int]:
     return {r.value for listing in scan.listings for r in listing.references if r.role in roles}
 
 
-_ENDS = bytes(0 if kind in FALLS_THROUGH else 1 for kind in range(256))
+_END, _BAD = 2, 4
+_ENDS = bytes(0 if kind in FALLS_THROUGH else _BAD if kind == Kind.BAD else _END for kind in range(256))
+_RUN = re.compile(rb"\x01[\x00\x01]*[\x02\x03]?|\x03")
+"""What a label (1 added) leads to: entries that fall through, and one that doesn't, but no bad bytes."""
 
 
 def _reach(scan: Scan, listing: Listing, labels: bytearray) -> bytearray:
@@ -285,35 +294,20 @@ def _reach(scan: Scan, listing: Listing, labels: bytearray) -> bytearray:
     with NOPs falls through.
     """
     reached = bytearray(len(listing))
-    base, starts, kinds = listing.start, listing.starts, listing.kinds
-    rewritten = scan.hints.rewritten
-    ends = kinds.translate(_ENDS)
-    breaks = [index - 1 for index in listing.after_gaps]
-    breaks.append(len(listing) - 1)
-    gaps = iter(breaks)
-    gap = next(gaps)
-    first = 0
-    live = False
-    while first < len(listing):
-        last = ends.find(1, first)
-        while gap < first:
-            gap = next(gaps)
-        if not 0 <= last <= gap:
-            last = gap
-        bad = kinds[last] == Kind.BAD
-        if not live:
-            label = labels.find(1, starts[first] - base, listing.stop(last) - base)
-            index = -1
-            while label >= 0 and index < 0:
-                index = listing.at(label + base)
-                label = labels.find(1, label + 1, listing.stop(last) - base)
-        else:
-            index = first
-        stop = last if bad else last + 1
-        if 0 <= index < stop:
-            reached[index:stop] = b"\1" * (stop - index)
-        live = bool(reached[last]) and last != gap and starts[last] in rewritten
-        first = last + 1
+    ends = bytearray(listing.kinds.translate(_ENDS))
+    for address in scan.hints.rewritten:
+        index = listing.at(address) if listing.start <= address < listing.end else -1
+        if index >= 0 and ends[index] == _END:
+            ends[index] = 0
+    # Entries before a gap end a run.
+    for last in (*(index - 1 for index in listing.after_gaps), len(listing) - 1):
+        if last >= 0 and not ends[last]:
+            ends[last] = _END
+    labelled = listing.at_starts(labels)
+    both = (int.from_bytes(ends, "little") + int.from_bytes(labelled, "little")).to_bytes(len(ends), "little")
+    for match in _RUN.finditer(both):
+        first, stop = match.span()
+        reached[first:stop] = b"\1" * (stop - first)
     return reached
 
 
@@ -334,7 +328,9 @@ def _sixteen_bit(listing: Listing) -> list[Skipped]:
         while listing.joined(last):
             last += 1
         done = listing.stop(last)
-        prefixed = sum(b"\x67" in _prefixes(listing.raw(i)) for i in range(first, last + 1))
+        prefixed = 0
+        if b"\x67" in listing.data[listing.starts[first] - listing.start : done - listing.start]:
+            prefixed = sum(b"\x67" in _prefixes(listing.raw(i)) for i in range(first, last + 1))
         far_jump = listing.raw(last).startswith(b"\x66\xea")
         if far_jump or (prefixed > 1 and prefixed * SIXTEEN_BIT_SHARE > last - first + 1):
             found.append(Skipped(listing.starts[first], done, "This looks like 16-bit code."))

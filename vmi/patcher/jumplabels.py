@@ -43,10 +43,12 @@ def jump_labels(
         for index in _followed(near):
             at = start + WORD * index
             code, target = (words[index] + at) & 0xFFFFFFFF, (words[index + 1] + at + WORD) & 0xFFFFFFFF
-            yield from _label(image, is_code, code, target)
+            if is_code(code) and is_code(target):
+                yield from _label(image, code, target)
         fixed = [i for i, word in enumerate(words) if low <= word < high]
         for index in _followed(fixed):
-            yield from _label(image, is_code, words[index], words[index + 1])
+            if is_code(words[index]) and is_code(words[index + 1]):
+                yield from _label(image, words[index], words[index + 1])
 
 
 def _followed(hits: list[int]) -> list[int]:
@@ -54,11 +56,10 @@ def _followed(hits: list[int]) -> list[int]:
     return [here for here, following in pairwise(hits) if following == here + 1]
 
 
-def _label(image: Image, is_code: Callable[[int], bool], code: int, target: int) -> Iterator[JumpLabel]:
-    if is_code(code) and is_code(target):
-        size = _size(image.read(code, 5), code, target)
-        if size:
-            yield JumpLabel(code, size, target)
+def _label(image: Image, code: int, target: int) -> Iterator[JumpLabel]:
+    size = _size(image.read(code, 5), code, target)
+    if size:
+        yield JumpLabel(code, size, target)
 
 
 def _size(raw: bytes, code: int, target: int) -> int:

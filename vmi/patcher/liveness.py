@@ -56,7 +56,8 @@ _COUNTED = frozenset(
     )
 )
 
-_CALLS = re.compile(bytes((0x5B, Kind.CALL, Kind.CALL_INDIRECT, 0x5D)))
+_CALLS = re.compile(re.escape(bytes((Kind.CALL,))))
+_INDIRECT_CALLS = re.compile(re.escape(bytes((Kind.CALL_INDIRECT,))))
 _CALL_BYTE = 0xE8
 _FLAGLESS = frozenset((Kind.CALL, Kind.CALL_INDIRECT, Kind.JMP, Kind.JMP_INDIRECT, Kind.RET))
 # Prefixes, the second opcode map (VEX too), and shifts by a number.
@@ -73,6 +74,9 @@ class Liveness:
 
 UNKNOWN = Liveness(True, ())
 
+_Step = tuple[int, int, int, list[tuple["Code", int]]]
+"""Of one instruction: bits read, bits surely overwritten, bits to be taken as read after it, what follows."""
+
 
 class LivenessFinder:
     """Answers `after` for one image; keeps what it learns about instructions between questions."""
@@ -80,12 +84,12 @@ class LivenessFinder:
     def __init__(self, flow: Flow) -> None:
         self._flow = flow
         self._info = InstructionInfoFactory()
-        self._effects: dict[int, tuple[int, int]] = {}
+        self._steps: dict[int, _Step] = {}
         self._flag_effects: dict[bytes, tuple[int, int]] = {}
         self._functions = sorted({target for code in flow.codes for target in _called(code)})
-        self._returns_flags: frozenset[int] = frozenset()
-        self._any_returns_flags = False
-        self._find_flag_returns()
+        self._callers: list[dict[int, list[int]]] | None = None
+        self._indirect = False
+        self._returning: dict[int, bool] = {}
 
     def after(self, address: int) -> Liveness:
         """Liveness right after the instruction (or the last of a pair) at ``address``."""
@@ -112,13 +116,17 @@ class LivenessFinder:
             if visits > MAX_VISITS:
                 return _ALL
             seen[address] = seen.get(address, 0) | mask
-            read, kill = self._effect(code, index)
+            step = self._steps.get(address)
+            if step is None:
+                effect = self._effect(code, index)
+                step = self._steps[address] = (*effect, *self._successors(code, index))
+            read, kill, unknown, following = step
             live |= mask & read
             mask &= ~(kill | live)
             if mask:
-                unknown, following = self._successors(code, index)
                 live |= mask & unknown
-                work.extend((c, i, mask) for c, i in following)
+                for other, at in following:
+                    work.append((other, at, mask))
         return live
 
     def _successors(self, code: Code, index: int) -> tuple[int, list[tuple[Code, int]]]:
@@ -146,30 +154,40 @@ class LivenessFinder:
         return (0, following) if following else (_ALL, [])
 
     def _return_reads(self, address: int) -> bool:
-        if self._any_returns_flags:
-            return True
         at = bisect_right(self._functions, address) - 1
-        return at >= 0 and self._functions[at] in self._returns_flags
+        function = self._functions[at] if at >= 0 else -1
+        reads = self._returning.get(function)
+        if reads is None:
+            reads = self._returning[function] = self._returns_flags(function)
+        return reads
 
-    def _find_flag_returns(self) -> None:
-        """Look behind every call for code that reads flags before it writes them."""
-        found = set()
-        for code in self._flow.codes:
-            listing, reached = code.listing, code.reached
-            for match in _CALLS.finditer(listing.kinds):
-                index = match.start()
-                if not reached[index] or not listing.joined(index) or not self._reads_soon(code, index + 1):
-                    continue
-                if listing.kinds[index] == Kind.CALL_INDIRECT:
-                    self._any_returns_flags = True
-                else:
-                    found.add(listing.targets[listing.starts[index]])
-        self._returns_flags = frozenset(found)
+    def _returns_flags(self, function: int) -> bool:
+        """Look behind every call of a function for code that reads flags before it writes them.
+
+        Any indirect call may be one of it.
+        """
+        if self._callers is None:
+            self._callers = [_callers(code) for code in self._flow.codes]
+            self._indirect = any(
+                self._reads_soon(code, index + 1)
+                for code in self._flow.codes
+                for index in _reached_calls(code, _INDIRECT_CALLS)
+            )
+        return self._indirect or any(
+            self._reads_soon(code, index + 1)
+            for code, callers in zip(self._flow.codes, self._callers, strict=True)
+            for index in callers.get(function, ())
+        )
 
     def _reads_soon(self, code: Code, index: int) -> bool:
-        """True when a flag is surely read before being written, on the straight way from entry ``index``."""
+        """True when a flag is surely read before being written, on the straight way from entry ``index``.
+
+        Never when control doesn't come there from the entry before.
+        """
         mask = FLAGS
         listing = code.listing
+        if not listing.joined(index - 1):
+            return False
         kinds = listing.kinds
         for at in range(index, min(index + MAX_RETURN_LOOK, len(kinds))):
             if kinds[at] in _FLAGLESS:
@@ -195,13 +213,6 @@ class LivenessFinder:
 
     def _effect(self, code: Code, index: int) -> tuple[int, int]:
         """(bits read, bits surely overwritten) by entry ``index``."""
-        address = code.listing.starts[index]
-        effect = self._effects.get(address)
-        if effect is None:
-            effect = self._effects[address] = self._compute(code, index)
-        return effect
-
-    def _compute(self, code: Code, index: int) -> tuple[int, int]:
         insn = code.listing.decoded(index)
         read, kill = _flag_effect(insn)
         repeated = insn.has_rep_prefix or insn.has_repne_prefix
@@ -218,6 +229,20 @@ class LivenessFinder:
     def _registers(self, insn: Instruction) -> Iterator[tuple[int, int, int]]:
         for used in self._info.info(insn).used_registers():
             yield RegisterExt.full_register32(used.register), used.register, used.access
+
+
+def _reached_calls(code: Code, kind: re.Pattern[bytes]) -> Iterator[int]:
+    """Entries that are calls of a kind and that a label leads to."""
+    return (at for match in kind.finditer(code.listing.kinds) if code.reached[at := match.start()])
+
+
+def _callers(code: Code) -> dict[int, list[int]]:
+    """The entries of a listing that are direct calls, by their targets."""
+    found: dict[int, list[int]] = {}
+    starts, targets = code.listing.starts, code.listing.targets
+    for index in _reached_calls(code, _CALLS):
+        found.setdefault(targets[starts[index]], []).append(index)
+    return found
 
 
 def _called(code: Code) -> Iterator[int]:

@@ -9,6 +9,7 @@ nil in every kernel looked at, and 1 in 50 in a boot loader's core image.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from vmi.errors import BadInput
@@ -24,7 +25,7 @@ SHARE = 500
 _OF_OLD = frozenset((0x63, 0x62, 0x27, 0x2F, 0x37, 0x3F, 0xCE, 0xD4, 0xD5, 0xD6, 0xC4, 0xC5))
 # and ins or outs with a buffer in FS or GS: those letters in a word
 _STRING_IO = (b"\x6c", b"\x6d", b"\x6e", b"\x6f")
-_SUSPECTS = _OF_OLD | {0x64, 0x65}
+_SUSPECT = re.compile(b"[%b]" % re.escape(bytes(sorted(_OF_OLD | {0x64, 0x65}))))
 
 
 def refuse_mixed(found: Flow) -> None:
@@ -42,8 +43,9 @@ def refuse_mixed(found: Flow) -> None:
 def _odd(code: Code) -> Iterator[int]:
     listing = code.listing
     base, data = listing.start, listing.data
-    for start, reached in zip(listing.starts, code.reached, strict=False):
-        if reached and data[start - base] in _SUSPECTS:
+    for match in _SUSPECT.finditer(listing.at_starts(data)):
+        start = listing.starts[match.start()]
+        if code.reached[match.start()]:
             first, second = data[start - base], data[start - base + 1 : start - base + 2]
             if first in _OF_OLD or second in _STRING_IO:
                 yield start

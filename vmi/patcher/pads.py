@@ -90,6 +90,7 @@ class _Packer:
         self.free: dict[int, tuple[Pad, ...]] = {}  # by page
         for piece in (piece for pad in plan.padding for piece in _by_page(pad)):
             self.free[piece.start // PAGE] = (*self.free.get(piece.start // PAGE, ()), piece)
+        self.longest: dict[int, int] = {}  # bytes of a page's longest pad, once it was looked for
         self.windows = windows
         self.pads: dict[int, tuple[Pad, ...]] = {}
         self.refused: dict[int, str] = {}
@@ -160,6 +161,8 @@ class _Packer:
         for page in zones.around(job.window.start):
             free = self.free[page]
             pool.update(free[: max(0, ANY_PADS - len(pool))])
+            if self._longest(page) < long:
+                continue
             for number, pad in enumerate(free):
                 if pad.size >= long:
                     pool.update(free[max(0, number - beside) : number + beside + 1])
@@ -168,10 +171,17 @@ class _Packer:
                 break
         return sorted(pool, key=lambda pad: pad.start)
 
+    def _longest(self, page: int) -> int:
+        found = self.longest.get(page)
+        if found is None:
+            found = self.longest[page] = max((pad.size for pad in self.free[page]), default=0)
+        return found
+
     def _take(self, job: Job, found: tuple[Pad, ...]) -> bool:
         if found:
             self.pads[job.window.start] = found
             for page in {pad.start // PAGE for pad in found}:
+                self.longest.pop(page, None)
                 self.free[page] = chains.without(self.free[page], found)
         return bool(found)
 
