@@ -17,6 +17,7 @@ help:
 	@echo "make test   lint, type check and all tests"
 	@echo "make lint   ruff and mypy only"
 	@echo "make bench KERNEL=FILE  patch it, run it in every mode, print figures (see bench/kernel.py)"
+	@echo "make bench PATCH=FILE  what patching it takes, becomes and costs; ARGS=--run boots it (see bench/patch.py)"
 	@echo "make bench  the machine against QEMU: loops, and kernels that ARGS name (see bench/machine.py)"
 	@echo "make clean  remove everything that make made"
 
@@ -51,9 +52,11 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 # The kernel to measure is yours to name: make bench KERNEL=vmlinux ARGS='--until login:'
-# Without one, the machine is measured against QEMU.
+# And what patching costs: make bench PATCH="'vmlinuz,console=ttyS0 quiet,initrd' other" ARGS='--run --until login:'
+# Without either, the machine is measured against QEMU.
+PROGRAM = $(if $(PATCH),bench/patch.py $(PATCH),$(if $(KERNEL),bench/kernel.py $(KERNEL),bench/machine.py))
 bench: $(VENV)/.user
-	$(BIN)/python $(if $(KERNEL),bench/kernel.py $(KERNEL),bench/machine.py) $(ARGS)
+	$(BIN)/python $(PROGRAM) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

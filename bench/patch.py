@@ -4,7 +4,8 @@
     python bench/patch.py KERNEL[,APPEND[,INITRD]]... [--until TEXT] [--rounds N] [--json FILE] [--run]
 
 Each kernel is patched by the command in a process of its own (time and most memory are the system's count
-for it), ``rounds`` times; the outputs must be equal. With ``--run`` the original and the patched file then
+for it; processor time tells more than real time on a computer that does other things too), ``rounds`` times;
+the outputs must be equal. With ``--run`` the original and the patched file then
 boot on our machine and, if it is installed, under QEMU, without a ROM, to the text on the serial console:
 instructions are our machine's count, and the wall times are compared as ratios within this one run.
 """
@@ -29,27 +30,17 @@ import qemu
 MEMORY = 128 << 20
 
 
-def patch(kernel: Path, out: Path, report: Path) -> tuple[float, int]:
-    """Seconds and most MiB of one run of the command."""
-    command = [
-        sys.executable,
-        "-m",
-        "vmi",
-        "patch",
-        str(kernel),
-        "-o",
-        str(out),
-        "--report",
-        str(report),
-        "-q",
-    ]
+def patch(kernel: Path, out: Path, report: Path) -> tuple[float, float, int]:
+    """Seconds, processor seconds and most MiB of one run of the command."""
+    command = [sys.executable, "-m", "vmi", "patch", str(kernel), "-o", str(out)]
+    command += ["--report", str(report), "-q"]
     started = time.perf_counter()
     with subprocess.Popen(command) as process:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    return time.perf_counter() - started, usage.ru_maxrss // 1024
+    return time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss // 1024
 
 
 def boot_ours(kernel: Path, append: str, initrd: Path | None, until: str) -> tuple[int, float]:
@@ -103,16 +94,26 @@ def measure(text: str, until: str, rounds: int, run: bool, folder: Path) -> dict
     if len(hashes) != 1:
         raise SystemExit(f"{rounds} runs on {kernel} gave {len(hashes)} different outputs")
     before, after = kernel.stat().st_size, out.stat().st_size
+    summary = json.loads(report.read_text())["summary"]
     found: dict[str, object] = {
         "kernel": kernel.name,
-        "summary": json.loads(report.read_text())["summary"],
-        "seconds": statistics.median(seconds for seconds, _ in runs),
-        "peak_mib": max(peak for _, peak in runs),
+        "sha256": hashes.pop(),
+        "summary": summary,
+        "seconds": statistics.median(seconds for seconds, _, _ in runs),
+        "processor_seconds": statistics.median(seconds for _, seconds, _ in runs),
+        "peak_mib": max(peak for _, _, peak in runs),
         "growth": after / before - 1,
     }
-    print(f"\n{kernel.name}: {found['seconds']:.1f} s, at most {found['peak_mib']} MiB", end="")
-    print(f", file {found['growth']:+.2%}")
-    print(json.dumps(found["summary"], indent=1))
+    print(
+        f"\n{kernel.name}: {found['seconds']:.1f} s ({found['processor_seconds']:.1f} s of processors),"
+        f" at most {found['peak_mib']} MiB, file {found['growth']:+.2%}"
+    )
+    print(
+        f"  {summary['sites']:,} sites, {summary['slots']:,} in slots ({summary['percent_of_all']} %;"
+        f" {summary['percent_of_replaceable']}% of those that can be), {summary['windows']:,} windows"
+    )
+    for tactic, share in summary["by_tactic"].items():
+        print(f"  {tactic:12} {share['count']:6,} {share['percent']:6.1f} %")
     if run:
         found["cost"] = cost(kernel, out, append, Path(initrd) if initrd else None, until, rounds)
         print(json.dumps(found["cost"], indent=1), flush=True)

@@ -22,8 +22,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-import lief
-
 from vmi.errors import BadInput
 from vmi.patcher.elf import (
     ELF_HEADER,
@@ -48,8 +46,6 @@ NEEDLESS = (PT_GNU_STACK, PT_NULL, 0x6474E550, 0x6474E552, 0x6474E553)
 GNU_PROPERTY."""
 RWX = 7
 NO_EDITS: Mapping[int, bytes] = MappingProxyType({})
-
-lief.logging.disable()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +82,9 @@ def write(
     prepared = with_placeholder(bytes(data))
     if segment.file_offset is not None:
         return _written_at(image.data, prepared, segment, segment.file_offset, entry)
+    import lief  # here, because it takes longer to load than all the rest, and not every file needs it
+
+    lief.logging.disable()
     binary = lief.ELF.parse(prepared)
     if binary is None:
         raise BadInput("the ELF library can't read the file")
