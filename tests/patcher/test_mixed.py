@@ -52,3 +52,19 @@ def test_odd_bytes_that_nothing_leads_to_do_not_count() -> None:
 def test_string_io_in_fs_and_gs_counts(prefix: str, io: str) -> None:
     with pytest.raises(BadInput, match=r"^text and code are mixed"):
         make_plan(code_image(bytes.fromhex(prefix + io) * (MOST + 1) + b"\xc3"))
+
+
+def test_sixteen_bit_code_is_refused() -> None:
+    count = MOST + 1
+    with pytest.raises(BadInput) as refusal:
+        make_plan(code_image(b"\x67\x8b\x04" * count + b"\xfa\x90\x90\x90\x90\xc3"))
+    assert str(refusal.value) == (
+        f"the executable part of this file holds 16-bit code: {count} of its {count + 6} instructions "
+        "have 16-bit addresses if taken for 32-bit code, the first at 0xc0100000, and only 32-bit code "
+        "can be patched"
+    )
+
+
+@pytest.mark.parametrize("code", [b"\x67\x8b\x04", b"\x67\xe9\0\0\0\0" * (MOST + 1)])
+def test_some_such_instructions_and_long_jumps_are_not(code: bytes) -> None:
+    assert make_plan(code_image(code + b"\xfa\x90\x90\x90\x90\xc3")).sites

@@ -9,11 +9,17 @@ from dataclasses import replace
 
 import pytest
 
+from tests.patcher import loaded
+from tests.patcher.elfs import PADDR, VADDR, Piece, Plan, make
 from tests.proof import kernels
 from tests.proof.kernels import adaptor, damaged, find, image, label, record, rel32, table, trampoline, window
 from vmi import abi
+from vmi.errors import BadInput
+from vmi.patcher import patch
 from vmi.proof import prove
 from vmi.proof.code import Step
+from vmi.proof.stage import Ground
+from vmi.rom.assemble import assemble
 from vmi.sitetable import LINK_SIZE, SITE_SIZE
 
 BOTH, CONNECTED, FILES = {"native", "connected"}, {"connected"}, {"files"}
@@ -208,3 +214,61 @@ def test_the_undamaged_kernel_agrees() -> None:
     assert found.windows == 10
     assert {mode: count.runs for mode, count in found.counts.items()} == {"native": 72, "connected": 80}
     assert all(count.arrived > 60 for count in found.counts.values())
+
+
+def small(code: str, *others: Piece) -> bytes:
+    text = Piece(VADDR, assemble(code, VADDR).code, section=".text")
+    return make(Plan([*others, text], symbols=[("start", VADDR, 2)]))
+
+
+@pytest.mark.parametrize("insn", ["fld dword ptr [ecx]", "fstp dword ptr [ecx]"])
+def test_the_address_of_a_moved_fpu_instruction_may_differ(insn: str) -> None:
+    kernel = small(f"cli\n{insn}\nmov eax, 1\nret")
+    found = prove(kernel, patch(kernel).data, trials=2)
+    assert (found.windows, found.disagreements) == (1, ())
+
+
+def test_segments_of_an_image_may_lie_far_apart() -> None:
+    kernel = small("cli\nmov eax, 1\nret", Piece(PADDR - 0x1000, bytes(16), flags=4, paddr=PADDR - 0x1000))
+    found = prove(kernel, patch(kernel).data, trials=2)
+    assert (found.windows, found.disagreements) == (1, ())
+
+
+def test_segments_all_over_leave_no_room() -> None:
+    with pytest.raises(BadInput) as caught:
+        Ground.of([(0x10000000, 0x90000000), (0xA0000000, 0xB0000000)])
+    assert str(caught.value) == (
+        "the images at 0x10000000 to 0xb0000000 leave no room for a stage beside them"
+    )
+
+
+def test_load_addresses_in_the_text_are_no_code() -> None:
+    found = prove(loaded.kernel(), patch(loaded.kernel()).data, trials=1)
+    assert found.windows and found.disagreements == ()
+
+
+BOARD_INSIDE = """
+    sti
+again:
+    sub esp, 8
+    push 1
+    push 0xc0100000
+    call sub
+    add esp, 16
+    test eax, eax
+    je close
+    call sub
+    jmp short again
+close:
+    ret
+sub:
+    xor eax, eax
+    ret
+"""
+
+
+def test_a_springboard_may_lie_inside_another_window() -> None:
+    """The jump back is too short for another one, and leads through what is left of the first window."""
+    kernel = small(BOARD_INSIDE)
+    found = prove(kernel, patch(kernel).data, trials=2)
+    assert (found.windows, found.disagreements) == (2, ())

@@ -65,9 +65,7 @@ class _Prover:
         _check_same(original, patched, home.vaddr)
         self.finder = Finder(original, patched, table, (home.vaddr, home.end))
         self.finder.find()
-        low = min(s.vaddr for s in patched.segments)
-        high = max(s.vaddr + s.memsz for s in patched.segments)
-        ground = Ground.of(low, high)
+        ground = Ground.of([(s.vaddr, s.vaddr + s.memsz) for s in patched.segments])
         connected = connect(table, build("native"))
         views = (CodeView(original), CodeView(patched), CodeView(patched, connected.changes))
         extra = [(home.vaddr, home.data)]  # so that no wild pointer tells the images apart

@@ -9,7 +9,7 @@ nobody prepared appears, filled with noise, when it is first touched.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vmi.errors import BadInput
@@ -45,10 +45,15 @@ class Ground:
     noise: Noise
 
     @staticmethod
-    def of(low: int, high: int) -> Ground:
-        """Choose a region beside the images at [low, high)."""
+    def of(ranges: Sequence[tuple[int, int]]) -> Ground:
+        """Choose a region beside the images, whose segments lie at the ranges [start, end)."""
         span = setting.REGION
-        free = (r for r in (0x60000000, 0xA0000000, 0x20000000) if r >= high + span or r + 2 * span <= low)
+        low, high = min(start for start, _ in ranges), max(end for _, end in ranges)
+        free = (
+            r
+            for r in (0x60000000, 0xA0000000, 0x20000000)
+            if all(r >= end + span or r + 2 * span <= start for start, end in ranges)
+        )
         region = next(free, None)
         if region is None:
             raise BadInput(f"the images at {low:#x} to {high:#x} leave no room for a stage beside them")

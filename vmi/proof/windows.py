@@ -10,11 +10,12 @@ padding), or it has no explanation.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from iced_x86 import FlowControl
 
+from vmi.patcher import elf
 from vmi.patcher.model import Access, Image
 from vmi.proof.code import CodeView, Kind
 from vmi.sitetable import SiteFlag, SiteRecord, SiteTable, Tactic
@@ -66,7 +67,10 @@ class Finder:
     def find(self) -> None:
         """Fill in the results."""
         self._old, self._new = CodeView(self.original), CodeView(self.patched)
-        self._runs = _changed_runs(self.original, self.patched)
+        loads = _load_addresses(self.original)
+        self._runs = [
+            part for run in _changed_runs(self.original, self.patched) for part in _without(*run, loads)
+        ]
         self._run_starts = [start for start, _ in self._runs]
         self._springboards: set[int] = set()
         self._walked: dict[int, frozenset[int]] = {}
@@ -83,6 +87,7 @@ class Finder:
                 self.unexplained.append(Unexplained(record.site, record.length, what))
             else:
                 starts.setdefault(start, []).append(record)
+        self._springboards.update(self._boards(starts))
         for start in sorted(starts):
             self._add(start, tuple(starts[start]))
         self._add_others()
@@ -111,6 +116,15 @@ class Finder:
                         at = max(at + 1, self.windows[-1].end)
                     else:
                         at += 1
+
+    def _boards(self, starts: Mapping[int, list[SiteRecord]]) -> Iterator[int]:
+        """Springboards of windows that hold no site: they may lie inside windows that hold some."""
+        for start, end in self._runs:
+            for at in range(start - 1, end):
+                if self._new.read(at, 1) == bytes((SHORT_JUMP,)) and self._is_window(at):
+                    board = self._board(at)
+                    if board not in starts and not board <= at < board + _JUMP_SIZE:
+                        yield board
 
     def _is_window(self, at: int) -> bool:
         """True for a jump of the patch in the text's own code."""
@@ -289,6 +303,17 @@ def _without(start: int, end: int, ranges: list[tuple[int, int]]) -> Iterator[tu
         at += 1
     if start < end:
         yield start, end
+
+
+def _load_addresses(image: Image) -> list[tuple[int, int]]:
+    """Where a multiboot header in the text says what to load and where to start: that the patch changes."""
+    header = elf.multiboot(image.data)
+    if header is None or not header.kludge:
+        return []
+    at, *_ = elf.KLUDGE_FIELDS.unpack_from(image.data, header.offset + elf.KLUDGE_AT)
+    home = image.virtual(at)
+    end = elf.KLUDGE_AT + elf.KLUDGE_FIELDS.size
+    return [] if home is None else [(home + end - 12, home + end)]
 
 
 def _changed_runs(original: Image, patched: Image) -> list[tuple[int, int]]:
