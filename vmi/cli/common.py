@@ -13,15 +13,16 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, ParamSpec, Protocol, TextIO
 
 import typer
 from rich.console import Console
 
 from vmi.cli.terminal import safe, visible
-from vmi.errors import OutputError, VmiError
+from vmi.errors import OutputError, UsageError, VmiError
 from vmi.files import reason
 
 INTERNAL_ERROR = 1
@@ -199,3 +200,9 @@ def _console(stream: TextIO) -> Console:
         emoji=False,
         highlight=False,
     )
+
+
+def keep_inputs(inputs: Sequence[Path], target: Path) -> None:
+    """Raise UsageError when an output would replace one of the inputs."""
+    if target.exists() and any(path.exists() and target.samefile(path) for path in inputs):
+        raise UsageError(f"{str(target)!r} is the input; the output needs a name of its own")

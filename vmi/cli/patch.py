@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vmi.cli import values
-from vmi.cli.common import JsonOption, QuietOption, Ui, VerboseOption, guarded
+from vmi.cli.common import JsonOption, QuietOption, Ui, VerboseOption, guarded, keep_inputs
 from vmi.cli.guest import KernelArgument
 from vmi.cli.tables import coverage_table, misses_table
 from vmi.errors import UsageError
@@ -83,7 +82,7 @@ def command(
     inputs = [path for path in (image.path, symbols, profile) if path is not None]
     for target in (output, report):
         if target is not None:
-            _keep_inputs(inputs, target)
+            keep_inputs(inputs, target)
             check_writable(target)
 
     from vmi.patcher import Options, patch
@@ -123,8 +122,3 @@ def command(
     ui.detail(coverage_table(done.report))
     ui.detail(misses_table(done.report))
     ui.detail(", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in done.seconds.items()))
-
-
-def _keep_inputs(inputs: Sequence[Path], target: Path) -> None:
-    if target.exists() and any(path.exists() and target.samefile(path) for path in inputs):
-        raise UsageError(f"{str(target)!r} is the input; the output needs a name of its own")

@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from vmi.cli.common import JsonOption, QuietOption, Ui, VerboseOption, guarded
-from vmi.errors import UsageError
+from vmi.cli.common import JsonOption, QuietOption, Ui, VerboseOption, guarded, keep_inputs
 from vmi.files import check_writable, read_input, write_atomically
 
 
@@ -28,8 +27,7 @@ def command(
     """
     ui = Ui(as_json, quiet, verbose)
     data = read_input(kernel, "kernel")
-    if output.exists() and output.samefile(kernel):
-        raise UsageError(f"{str(output)!r} is the input; the output needs a name of its own")
+    keep_inputs([kernel], output)
     check_writable(output)
 
     from vmi.patcher import undo

@@ -144,11 +144,6 @@ def whole(cut: tuple[Unit, ...]) -> int:
     return sum(unit.lead + unit.long for unit in cut)
 
 
-def shortest(cut: tuple[Unit, ...]) -> int:
-    """Bytes of a trampoline in one piece, all branches in their short form."""
-    return sum(unit.lead + unit.short for unit in cut)
-
-
 def fill(cut: tuple[Unit, ...], first: int, start: int, room: int, link: int) -> tuple[int, int]:
     """(stop, size): as many units from ``first`` on as fit in ``room`` bytes at ``start``, and their size.
 

@@ -70,12 +70,12 @@ def patch(data: bytes, options: Options = Options(), *, progress: Progress | Non
             source = container.open_container(data)
             image = _image(source)
             where = place(image, _choice(options.place, source))
+            # A symbol file of another build is refused here, before its line table is read.
+            named = image if options.symbols is None else symbols.merge(image, options.symbols)
             stores = _stores(image, options)
-            if options.symbols is not None:
-                image = symbols.merge(image, options.symbols)
         recipe = beside.submit(undo.recipe, source) if options.undo else None
         with clock.phase("plan"):
-            plan = make_plan(image, adaptors.refusal, stores.forms)
+            plan = make_plan(named, adaptors.refusal, stores.forms)
             if where.text_padding:
                 plan = into_padding(plan)
         if not plan.placements and not options.allow_empty:
