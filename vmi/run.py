@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vmi.errors import ExitCode, UsageError
+from vmi.exits import price
 from vmi.hypervisor.domain import Domain
 from vmi.hypervisor.full import take_over
 from vmi.hypervisor.personalities import attach
+from vmi.hypervisor.stopwatch import Spent, Stopwatch
 from vmi.native.boot.state import Module
 from vmi.native.cpuid import I686, CpuModel
 from vmi.native.disk import Disk
@@ -50,7 +52,8 @@ class RunResult:
     ``exit_status`` is what a process should end with: the guest's own (odd) if it used the debug-exit
     port, else one of :class:`~vmi.errors.ExitCode`. ``reason`` is one sentence. ``exits`` counts by
     reason how often the machine or the hypervisor had to act, ``calls`` the VMI calls among them by
-    name. ``virtual_ns`` is the guest's time, ``wall_s`` this computer's.
+    name. ``virtual_ns`` is the guest's time, ``wall_s`` this computer's. ``spent`` says how long exits took
+    here, if the run was timed.
     """
 
     mode: str
@@ -64,6 +67,12 @@ class RunResult:
     exits: dict[str, int]
     calls: dict[str, int]
     ram_sha256: str
+    spent: tuple[Spent, ...] = ()
+
+    @property
+    def price(self) -> int:
+        """Exits that are there only because the kernel is de-privileged: hypercalls and traps."""
+        return price(self.exits)
 
     def __repr__(self) -> str:
         return f"<RunResult {self.mode}: {self.outcome.value}, {self.instructions} instructions>"
@@ -81,7 +90,9 @@ class RunResult:
             "wall_s": round(self.wall_s, 6),
             "exits": self.exits,
             "calls": self.calls,
+            "price": self.price,
             "ram_sha256": self.ram_sha256,
+            "spent": [row.to_json() for row in self.spent],
         }
 
 
@@ -186,15 +197,18 @@ class Guest:
         timeout_ns: int | None = None,
         until: bytes | None = None,
         observer: Observer | None = None,
+        timed: bool = False,
     ) -> RunResult:
         """Run until it ends; the figures in the result count from the machine's power-on.
 
         :param timeout_ns: limit in guest time, None for no limit.
         :param until: end the run as soon as the console has shown this.
+        :param timed: measure how long exits take here, which takes some time itself.
         """
         machine = self.machine
         if until:
             _stop_at(machine, until)
+        stopwatch = Stopwatch(machine, self.domain) if timed else None
         started = time.perf_counter()
         if observer is None:
             end = machine.run(timeout_ns)
@@ -215,6 +229,7 @@ class Guest:
             exits=dict(sorted(machine.exits.items())),
             calls=dict(sorted(self.domain.calls.items())) if self.domain is not None else {},
             ram_sha256=machine.memory.sha256(),
+            spent=() if stopwatch is None else stopwatch.spent(),
         )
 
 
@@ -224,9 +239,10 @@ def run(
     timeout_ns: int | None = None,
     until: bytes | None = None,
     observer: Observer | None = None,
+    timed: bool = False,
 ) -> RunResult:
     """Make the machine and run it to its end, see :func:`prepare` and :meth:`Guest.run`."""
-    return prepare(setup).run(timeout_ns=timeout_ns, until=until, observer=observer)
+    return prepare(setup).run(timeout_ns=timeout_ns, until=until, observer=observer, timed=timed)
 
 
 def run_kernel(
@@ -235,16 +251,18 @@ def run_kernel(
     timeout_ns: int | None = None,
     until: bytes | None = None,
     on_console: Callable[[bytes], None] | None = None,
+    timed: bool = False,
     **options: Any,
 ) -> RunResult:
     """Boot a kernel and run it to its end.
 
     :param on_console: gets each piece of console output.
+    :param timed: measure how long exits take here.
     :param options: fields of :class:`Setup`.
     :raises VmiError: as :func:`run`.
     """
     observer = None if on_console is None else _ConsoleObserver(on_console)
-    return run(Setup(image, **options), timeout_ns=timeout_ns, until=until, observer=observer)
+    return run(Setup(image, **options), timeout_ns=timeout_ns, until=until, observer=observer, timed=timed)
 
 
 class _ConsoleObserver:
@@ -385,6 +403,7 @@ def compare(
                 until=until,
                 full=mode == "full",
                 model=model or I686,
+                timed=True,
             )
         )
     first = results[0]

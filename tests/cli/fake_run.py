@@ -9,6 +9,9 @@ from enum import StrEnum
 from types import ModuleType
 from typing import Any
 
+from vmi.exits import Cause, price
+from vmi.hypervisor.stopwatch import Spent
+
 
 class Outcome(StrEnum):
     DEBUG_EXIT = "debug_exit"
@@ -28,9 +31,15 @@ class RunResult:
     exits: dict[str, int] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     ram_sha256: str = "0" * 64
+    spent: tuple[Spent, ...] = ()
+
+    @property
+    def price(self) -> int:
+        return price(self.exits)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"console": self.console.decode("latin-1")}
+        spent = [row.to_json() for row in self.spent]
+        return asdict(self) | {"console": self.console.decode("latin-1"), "spent": spent}
 
 
 @dataclass(frozen=True)
@@ -43,13 +52,18 @@ class Comparison:
         return {"equal": self.equal, "results": [result.to_json() for result in self.results]}
 
 
-NATIVE = RunResult(exits={"port": 40, "interrupt": 10})
+NATIVE = RunResult(exits={"port read": 40, "interrupt": 10})
 PARAVIRT = replace(
     NATIVE,
     mode="paravirt",
     instructions=1_250_000,
-    exits={"call": 30, "interrupt": 10},
+    exits={"VMI call": 30, "interrupt": 10},
     calls={"SetCR3": 25, "Halt": 5},
+    spent=(
+        Spent("VMI call: SetCR3", Cause.HYPERCALL, 25, 50_000, 1_000, 4_000, 0.125),
+        Spent("interrupt", Cause.INTERRUPT, 10, 70_000, 5_000, 9_000, 0.0),
+        Spent("VMI call: Halt", Cause.HYPERCALL, 5, 5_000, 1_000, 1_000, 0.0),
+    ),
 )
 
 
@@ -63,7 +77,7 @@ class FakeGuest:
     def run(self, *, timeout_ns: int | None, until: bytes | None, observer: Any) -> RunResult:
         library = self.library
         library.seen |= {"timeout_ns": timeout_ns, "until": until}
-        for piece in library.pieces:
+        for piece in library.pieces if observer is not None else ():
             observer._session.write(piece)
         if library.error is not None:
             raise library.error
@@ -99,6 +113,11 @@ class FakeRun(ModuleType):
         if self.refusal is not None:
             raise self.refusal
         return FakeGuest(self)
+
+    def run(self, setup: dict[str, Any], **options: Any) -> RunResult:
+        return self.prepare(setup | options).run(
+            timeout_ns=options["timeout_ns"], until=options["until"], observer=None
+        )
 
     def compare(self, image: bytes, modes: Sequence[str], **options: Any) -> Comparison:
         self.seen = {"image": image, "modes": list(modes), **options}

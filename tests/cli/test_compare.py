@@ -71,7 +71,9 @@ def test_table(vmi: Vmi, fake_run: FakeRun, patched_kernel: Path) -> None:
     assert ["guest time", "2.500 ms", "2.500 ms", "×1.00"] in rows
     assert ["time here", "0.50 s", "0.50 s", "×1.00"] in rows
     assert ["exits", "50", "40", "×0.80"] in rows
-    assert ["call", "–", "30", "–"] in rows
+    assert ["VMI call", "–", "30", "–"] in rows
+    assert ["hypercalls and traps", "–", "30", "–"] in rows
+    assert ["time in them", "–", "55.000 µs", "–"] in rows
     assert ["interrupt", "10", "10", "×1.00"] in rows
     assert ["calls to the hypervisor", "–", "30", "–"] in rows
     assert ["SetCR3", "–", "25", "–"] in rows
@@ -170,3 +172,17 @@ def test_demo_json(vmi: Vmi, fake_run: FakeRun) -> None:
 def test_demo_fails_if_the_consoles_differ(vmi: Vmi, fake_run: FakeRun) -> None:
     fake_run.comparison = replace(fake_run.comparison, equal=False, diff="x\n")
     assert vmi("demo").exit_code == 18
+
+
+def test_plot_is_written_whole_or_not_at_all(vmi: Vmi, patched_kernel: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "out.png"
+    result = vmi("compare", patched_kernel, "--timeout", "2s", "--plot", picture, "-q")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert picture.read_bytes().startswith(b"\x89PNG\r\n")
+    missing = tmp_path / "none" / "out.png"
+    result = vmi("compare", patched_kernel, "--plot", missing)
+    folder = f"there is no folder {str(missing.parent)!r}"
+    assert (result.exit_code, sentence(result)) == (
+        6,
+        f"vmi: output {str(missing)!r} can't be written: {folder}",
+    )

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from vmi.cli import abi, compare, demo, header, inspect, patch, prove, rom, run, unpatch, version
+from vmi.cli import abi, compare, demo, header, inspect, patch, prove, rom, run, stat, unpatch, version
 from vmi.version import __version__
 
 __all__ = ["app", "main"]
@@ -32,6 +32,7 @@ for verb, command in (
     ("inspect", inspect.command),
     ("run", run.command),
     ("compare", compare.command),
+    ("stat", stat.command),
     ("demo", demo.command),
     ("header", header.command),
     ("abi", abi.command),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,6 +23,7 @@ from vmi.cli.guest import (
 )
 from vmi.cli.tables import comparison_table, summary
 from vmi.errors import ExitCode, UsageError
+from vmi.files import check_writable, write_atomically
 
 if TYPE_CHECKING:
     from vmi.run import Comparison
@@ -48,6 +50,9 @@ def command(
     initrd: InitrdOption = None,
     timeout: TimeoutOption = TIMEOUT,
     until: UntilOption = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the comparison too, as a PNG picture.")
+    ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -64,6 +69,8 @@ def command(
             raise UsageError(f"mode {one!r} is not understood: expected native, paravirt or full")
     if len(set(modes)) != len(modes) or len(modes) < 2:
         raise UsageError("a comparison needs at least two modes, each of them once")
+    if plot is not None:
+        check_writable(plot)
     size, limit = values.memory_size(memory), values.duration(timeout)
     image = values.kernel(kernel)
     modules = [values.module(one) for one in initrd or ()]
@@ -88,6 +95,10 @@ def command(
             original=None if image.patched else image.data,
             model=model,
         )
+    if plot is not None:
+        from vmi.plot import png
+
+        write_atomically(plot, png(comparison))
     if ui.json:
         ui.facts(comparison)
     else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from vmi.cli.terminal import safe
+from vmi.exits import Cause
 from vmi.sitetable import Tactic
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from vmi.run import Comparison, RunResult
 
 NOTHING = "–"
+_PRICE = (Cause.HYPERCALL, Cause.TRAP)
 _SHOWN = 10
 """Rows of exits, and of calls, in a comparison; the rest is one row unless everything is asked for."""
 
@@ -150,6 +152,10 @@ def comparison_table(comparison: Comparison, *, everything: bool = False) -> Tab
     row("guest time", [seconds(span) for span in virtual], [float(span) for span in virtual])
     wall = [result.wall_s for result in results]
     row("time here", [f"{span:.2f} s" for span in wall], wall)
+    table.add_section()
+    counted("hypercalls and traps", [result.price for result in results])
+    spent = [sum(row.total for row in result.spent if row.cause in _PRICE) for result in results]
+    row("  time in them", [seconds(span) if span else NOTHING for span in spent])
     for title, columns in (
         ("exits", [result.exits for result in results]),
         ("calls to the hypervisor", [result.calls for result in results]),

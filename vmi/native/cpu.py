@@ -103,8 +103,9 @@ class Cpu(Registers):
         self._alone = (0, 0)
         self._engine = engine = Engine(memory, rom, self._keep)
         engine.map(  # also makes the library create its CPU
-            bus.memory_read,
-            bus.memory_write,
+            # looked up each time, like the other requests: somebody may measure them
+            lambda *request: self.bus.memory_read(*request),  # noqa: PLW0108
+            lambda *request: self.bus.memory_write(*request),  # noqa: PLW0108
         )
         self._lib = engine.lib
         places = layout.locate(engine.structure, engine.function)
