@@ -78,7 +78,8 @@ def sections(image: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def test_the_set_is_complete() -> None:
-    assert NAMES == ["hello", "interrupts", "paging", "paging-annotated", "sched", "sched-annotated", "traps"]
+    plain = {"hello", "interrupts", "paging", "sched", "traps", "workloads"}
+    assert set(NAMES) == plain | {"paging-annotated", "sched-annotated", "workloads-annotated"}
     assert [sample.name for sample in samples.load_all()] == NAMES
     assert build.names() == NAMES
 
