@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import sys
@@ -39,6 +40,15 @@ def test_output_and_report(vmi: Vmi, hello: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out").read_bytes() == done.data
     assert (tmp_path / "report.json").read_text() == done.report.to_json()
     assert result.stdout == done.report.to_text()
+
+
+def test_output_in_gzip(vmi: Vmi, hello: Path, tmp_path: Path) -> None:
+    out, back = tmp_path / "out.gz", tmp_path / "back"
+    assert vmi("patch", hello, "-o", out).exit_code == 0
+    assert gzip.decompress(out.read_bytes()) == patch(hello.read_bytes()).data
+    assert vmi("inspect", out).exit_code == 0
+    assert vmi("unpatch", out, "-o", back).exit_code == 0
+    assert back.read_bytes() == hello.read_bytes()
 
 
 def test_sample_by_name(vmi: Vmi, hello: Path, tmp_path: Path) -> None:

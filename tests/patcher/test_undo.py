@@ -38,7 +38,7 @@ def test_elf() -> None:
     done = sealed(ORIGINAL, PATCHED)
     assert done.note == ""
     assert done.data.startswith(PATCHED)
-    assert undo.restore(done.data) == undo.Restored(ORIGINAL, exact=True)
+    assert undo.restore(done.data) == ORIGINAL
     assert len(done.data) - len(PATCHED) < 1500
     assert sealed(ORIGINAL, PATCHED) == done
 
@@ -46,23 +46,22 @@ def test_elf() -> None:
 def test_gzip_that_can_be_made_again() -> None:
     done = sealed(in_gzip(ORIGINAL), PATCHED)
     assert done.note == ""
-    assert undo.restore(done.data) == undo.Restored(in_gzip(ORIGINAL), exact=True)
+    assert undo.restore(done.data) == in_gzip(ORIGINAL)
     named = gzip.compress(ORIGINAL, 6, mtime=1234)
     named = named[:3] + b"\x08" + named[4:10] + b"kernel\0" + named[10:]
-    assert undo.restore(sealed(named, PATCHED).data).data == named
+    assert undo.restore(sealed(named, PATCHED).data) == named
 
 
 def test_gzip_of_another_program() -> None:
-    done = sealed(gzip.compress(ORIGINAL, 0), PATCHED)
-    assert done.note == (
-        "the patch can be taken back, but not into the same gzip file, "
-        "since the settings of its compression can't be found out"
-    )
-    assert undo.restore(done.data) == undo.Restored(ORIGINAL, exact=False)
+    original = gzip.compress(ORIGINAL, 0)
+    assert undo.recipe(open_container(original)) is None
+    done = sealed(original, PATCHED)
+    assert done.note == ""
+    assert undo.restore(done.data) == original
 
 
 def test_a_patched_file_in_gzip() -> None:
-    assert undo.restore(in_gzip(SEALED)).data == ORIGINAL
+    assert undo.restore(in_gzip(SEALED)) == ORIGINAL
 
 
 def repacked(image: bytes) -> tuple[bytes, bytes]:
@@ -89,12 +88,12 @@ def test_bzimage(name: str, relocatable: bool) -> None:
     done = sealed(original, output)
     assert done.note == ""
     assert done.data.startswith(output)
-    assert undo.restore(done.data) == undo.Restored(original, exact=True)
+    assert undo.restore(done.data) == original
 
 
 def test_signed_bzimage() -> None:
     original, output = repacked(Image(pe="stretched", signature=bytes(range(200))).make())
-    assert undo.restore(sealed(original, output).data).data == original
+    assert undo.restore(sealed(original, output).data) == original
 
 
 def test_bzimage_of_another_encoder() -> None:
@@ -143,7 +142,7 @@ def test_any_damage_to_the_record_gives_a_sentence(at: int, flip: int) -> None:
 
 IMAGE, OUTPUT = repacked(Image().make())
 BODY = lzma.decompress(
-    sealed(IMAGE, OUTPUT).data[len(OUTPUT) : -80]
+    sealed(IMAGE, OUTPUT).data[len(OUTPUT) : -76]
 )  # what a record says can be anything, if someone makes it so
 
 
@@ -151,11 +150,11 @@ def forged(body: bytes) -> bytes:
     """A record that is whole, whatever it says."""
     packed = lzma.compress(body)
     sums = hashlib.sha256(OUTPUT).digest() + hashlib.sha256(IMAGE).digest()
-    return OUTPUT + packed + sums + struct.pack("<II", len(packed), 1) + undo.MAGIC
+    return OUTPUT + packed + sums + struct.pack("<I", len(packed)) + undo.MAGIC
 
 
 def test_forged_as_it_was() -> None:
-    assert undo.restore(forged(BODY)).data == IMAGE
+    assert undo.restore(forged(BODY)) == IMAGE
 
 
 @settings(max_examples=100)
@@ -164,12 +163,14 @@ def test_forged_records(at: int, flip: int) -> None:
     """The front of the body holds all the numbers that could ask for too much."""
     body = BODY[:at] + bytes([BODY[at] ^ flip]) + BODY[at + 1 :]
     try:
-        assert undo.restore(forged(body)).data == IMAGE
+        assert undo.restore(forged(body)) == IMAGE
     except BadInput as error:
         assert str(error) == DAMAGED
 
 
-@pytest.mark.parametrize("body", [b"", b"\3" + bytes(40), b"\2", BODY[:20], BODY[:-1], BODY + b"!"])
+@pytest.mark.parametrize(
+    "body", [b"", b"\4" + bytes(40), b"\3" + bytes(40), b"\2", BODY[:20], BODY[:-1], BODY + b"!"]
+)
 def test_forged(body: bytes) -> None:
     with pytest.raises(BadInput, match=f"^{DAMAGED}$"):
         undo.restore(forged(body))

@@ -69,7 +69,8 @@ def command(
 ) -> None:
     """Patch a kernel, so that it runs natively and under any VMI ROM.
 
-    The input is never changed. Without -o nothing but --report, --explain and --dry-run has an effect.
+    The input is never changed. An ELF file that goes to OUT.gz is compressed.
+    Without -o nothing but --report, --explain and --dry-run has an effect.
     """
     ui = Ui(as_json, quiet, verbose)
     if output is None and report is None and explain is None and not dry_run:
@@ -86,6 +87,8 @@ def command(
             check_writable(target)
 
     from vmi.patcher import Options, patch
+    from vmi.patcher.container import in_gzip
+    from vmi.patcher.elf import MAGIC
     from vmi.patcher.explain import of_patch, parse_address
 
     # What is only looked at needs no record to be taken back by, which takes the most time for a bzImage.
@@ -104,7 +107,8 @@ def command(
     if explainer is not None and explain is not None:
         answer = explainer.explain(parse_address(explain, explainer.symbols))
     if output is not None and not dry_run:
-        write_atomically(output, done.data)
+        compressed = output.suffix == ".gz" and done.data.startswith(MAGIC)
+        write_atomically(output, in_gzip(done.data) if compressed else done.data)
     if report is not None:
         write_atomically(report, done.report.to_json().encode())
 

@@ -23,7 +23,7 @@ def command(
 ) -> None:
     """Take a patch back: write the file that was patched, the same to the byte.
 
-    The patched file is never changed. What was packed with gzip may come back unpacked; a note says so.
+    The patched file is never changed.
     """
     ui = Ui(as_json, quiet, verbose)
     data = read_input(kernel, "kernel")
@@ -33,12 +33,10 @@ def command(
     from vmi.patcher import undo
 
     with ui.progress(f"restoring {output.name}"):
-        done = undo.restore(data)
-    write_atomically(output, done.data)
-    if not done.exact:
-        ui.note("the original was in gzip and comes back unpacked: its compression can't be made again")
+        original = undo.restore(data)
+    write_atomically(output, original)
     if ui.json:
-        digest = hashlib.sha256(done.data).hexdigest()
-        ui.data({"output": str(output), "size": len(done.data), "sha256": digest, "exact": done.exact})
+        digest = hashlib.sha256(original).hexdigest()
+        ui.data({"output": str(output), "size": len(original), "sha256": digest})
     elif not ui.quiet:
-        ui.show(f"{output}: {len(done.data)} bytes")
+        ui.show(f"{output}: {len(original)} bytes")

@@ -63,7 +63,8 @@ class Plain(Container):
 
 @dataclass(frozen=True)
 class Gzip(Container):
-    """An ELF file in gzip, as boot loaders accept it. It is given out unpacked: see :func:`in_gzip`."""
+    """An ELF file in gzip, as boot loaders accept it. It is given out unpacked; whoever names the file that
+    it goes into decides on :func:`in_gzip`."""
 
     @property
     def kind(self) -> Kind:

@@ -41,6 +41,7 @@ SHN_UNDEF, SHN_ABS = 0, 0xFFF1
 MULTIBOOT_MAGIC = 0x1BADB002
 MULTIBOOT_SEARCH = 8192  # bytes from the start of the file that a boot loader searches
 MULTIBOOT_KLUDGE = 1 << 16  # load addresses are in the multiboot header; program headers are not read
+MAGIC = b"\x7fELF"
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_UNPACKED = 256 << 20  # bytes; stops a small gzip file from filling memory
 EMPTY_SLACK = 1 << 16  # bytes
@@ -305,7 +306,7 @@ def read_tables(data: bytes, segments: Sequence[Segment]) -> Tables:
 
 def read_header(data: bytes) -> Header:
     """Check the ELF header and that both header tables lie in the file; raises BadInput."""
-    if data[:4] != b"\x7fELF"[: len(data)] or not data:
+    if data[:4] != MAGIC[: len(data)] or not data:
         found = data[:4].hex(" ") or "an empty file"
         raise BadInput(f"not an ELF file: expected it to start with 7f 45 4c 46, got {found}")
     if len(data) < ELF_HEADER.size:

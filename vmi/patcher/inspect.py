@@ -75,7 +75,7 @@ class Inspection:
         if not self.undoable:
             return None
         try:
-            source = open_container(undo.restore(self.source.data).data)
+            source = open_container(undo.restore(self.source.data))
             return replace(elf.load(source.kernel), displaced=source.displaced)
         except BadInput:
             return None

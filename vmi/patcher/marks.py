@@ -50,7 +50,7 @@ class Record:
 def read(image: Image) -> tuple[Record, ...]:
     """The image's records in address order, each once; raises BadInput when they contradict each other."""
     # The section isn't loaded, so it is in the file but in no segment.
-    raw = elf.section_bytes(image.data, SECTION) if image.data.startswith(b"\x7fELF") else b""
+    raw = elf.section_bytes(image.data, SECTION) if image.data.startswith(elf.MAGIC) else b""
     if len(raw) % RECORD:
         raise BadInput(f"{SECTION} must hold {RECORD}-byte records, but it has {len(raw)} bytes")
     found = sorted({_record(raw[at : at + RECORD]) for at in range(0, len(raw), RECORD)})

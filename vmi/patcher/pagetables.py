@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from iced_x86 import Decoder, Instruction, InstructionInfoFactory, MemorySizeExt, OpAccess, OpKind, Register
 
 from vmi.errors import BadInput
-from vmi.patcher import forms, linetable, symbols
+from vmi.patcher import elf, forms, linetable, symbols
 from vmi.patcher.adaptorcode import same
 from vmi.patcher.decode import BITS
 from vmi.patcher.forms import Form
@@ -132,7 +132,7 @@ def from_lines(data: bytes) -> tuple[Candidate, ...]:
     None for a symbol map, and for a file without a line table. Raises BadInput for a damaged one.
     """
     data = symbols.unpacked(data)
-    if data[:4] != b"\x7fELF":
+    if data[:4] != elf.MAGIC:
         return ()
     sections = (".debug_line", ".debug_line_str", ".debug_str")
     try:

@@ -5,8 +5,8 @@ Nothing that loads kernels looks behind an ELF file's or a bzImage's end, so the
 its own. It holds what the patched file does not: mostly the bytes that were overwritten. For a bzImage it
 also holds the settings of the compression, because a kernel that is compressed anew in the same way comes
 out as it was, byte for byte; that is tried when the record is made, and where it does not hold there is no
-record. A file in gzip whose compression can't be had again (gzip's own program and zlib differ) is
-restored to what was in it.
+record. A file in gzip whose compression can't be had again (gzip's own program and zlib differ) is in the
+record whole.
 
 Behind the patched file stand the body, compressed with xz, and the end, which is found from the file's end:
 
@@ -15,17 +15,17 @@ bytes  the end of a record
 =====  ===============================================================================================
 32     SHA-256 of the patched file, which is all that is before the record
 32     SHA-256 of what is restored
-4      bytes of the body
-4      1 when the original file is restored, 0 when only what was in it (little-endian, as all numbers)
-8      ``VMIUNDO1``
+4      bytes of the body (little-endian, as all numbers)
+8      ``VMIUNDO2``
 =====  ===============================================================================================
 
 The body starts with a byte: 0 for a file that is restored from the patched one by a difference alone, 1 for
-one that then goes into gzip, 2 for a bzImage. In 1 and 2 the settings of the compression follow. In 2 come
-three numbers of 4 bytes, all of the original: where its compressed kernel is, its size with the size word,
-and the bytes of its ELF file or 0 when no list of displaced words is behind that. Then, in 2, 4 bytes with
-the size of the first difference; it is between the unpacked kernels, the list being in its packed form. The
-last or only difference is between the rest of the files, for a bzImage without its payload.
+one that then goes into gzip, 2 for a bzImage, 3 for one that follows as it is. In 1 and 2 the settings of
+the compression follow. In 2 come three numbers of 4 bytes, all of the original: where its compressed kernel
+is, its size with the size word, and the bytes of its ELF file or 0 when no list of displaced words is behind
+that. Then, in 2, 4 bytes with the size of the first difference; it is between the unpacked kernels, the list
+being in its packed form. The last or only difference is between the rest of the files, for a bzImage without
+its payload.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from vmi.patcher import compression, delta, displaced, elf
 from vmi.patcher.compression import Format, Recipe
 from vmi.patcher.container import Container, Gzip, Linux, open_container
 
-MAGIC = b"VMIUNDO1"
+MAGIC = b"VMIUNDO2"
 
-_END = struct.Struct("<32s32sII8s")
+_END = struct.Struct("<32s32sI8s")
 _RECIPE = struct.Struct("<8BIH")
 _IMAGE = struct.Struct("<III")
 _SIZE = struct.Struct("<I")
-_ELF, _GZIP, _BZIMAGE = 0, 1, 2
+_ELF, _GZIP, _BZIMAGE, _WHOLE = 0, 1, 2, 3
 _FORMATS = tuple(Format)
 
 _NO_SETTINGS = "the settings of its compression can't be found out"
@@ -58,14 +58,6 @@ class Sealed:
 
     data: bytes = field(repr=False)
     note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Restored:
-    """What was patched. ``exact``: the file itself; else what was in it, before it was compressed."""
-
-    data: bytes = field(repr=False)
-    exact: bool = True
 
 
 def recipe(original: Container) -> Recipe | None:
@@ -88,18 +80,16 @@ def seal(original: Container, output: bytes, settings: Recipe | None) -> Sealed:
         if settings is None:
             return Sealed(output, f"the patch can't be taken back, since {_NO_SETTINGS}")
         body = _image_body(original, output, settings)
-        return _sealed(output, body, original.data)
-    if isinstance(original, Gzip) and settings is not None:
+    elif isinstance(original, Gzip) and settings is None:
+        body = bytes([_WHOLE]) + original.data
+    elif isinstance(original, Gzip) and settings is not None:
         body = bytes([_GZIP]) + _recipe_bytes(settings) + delta.encode(output, original.kernel)
-        return _sealed(output, body, original.data)
-    body = bytes([_ELF]) + delta.encode(output, original.kernel)
-    if isinstance(original, Gzip):
-        note = f"the patch can be taken back, but not into the same gzip file, since {_NO_SETTINGS}"
-        return _sealed(output, body, original.kernel, note)
-    return _sealed(output, body, original.kernel)
+    else:
+        body = bytes([_ELF]) + delta.encode(output, original.kernel)
+    return _sealed(output, body, original.data)
 
 
-def restore(data: bytes) -> Restored:
+def restore(data: bytes) -> bytes:
     """The original of a patched file, which may be in gzip itself; raises BadInput.
 
     Every byte is checked: what is returned is what was patched. Takes as long as compressing it does.
@@ -113,22 +103,22 @@ def restore(data: bytes) -> Restored:
     changed = BadInput("the file was changed after it was patched, so the patch can't be taken back")
     if at + len(MAGIC) != len(data) or start < 0:
         raise changed
-    patched_sum, original_sum, size, exact, _magic = _END.unpack_from(data, start)
+    patched_sum, original_sum, size, _magic = _END.unpack_from(data, start)
     if size > start or hashlib.sha256(data[: start - size]).digest() != patched_sum:
         raise changed
     try:
         original = _restored(data[: start - size], _unpacked(data[start - size : start]))
-        if hashlib.sha256(original).digest() != original_sum or exact not in (0, 1):
+        if hashlib.sha256(original).digest() != original_sum:
             raise BadInput("it gives another file")
     except (BadInput, ValueError, struct.error, IndexError) as error:
         raise BadInput("the file's record for taking its patch back is damaged") from error
-    return Restored(original, bool(exact))
+    return original
 
 
-def _sealed(output: bytes, body: bytes, original: bytes, note: str = "") -> Sealed:
+def _sealed(output: bytes, body: bytes, original: bytes) -> Sealed:
     packed = lzma.compress(body, lzma.FORMAT_XZ, lzma.CHECK_CRC32, preset=6 | lzma.PRESET_EXTREME)
     sums = hashlib.sha256(output).digest(), hashlib.sha256(original).digest()
-    return Sealed(output + packed + _END.pack(*sums, len(packed), not note, MAGIC), note)
+    return Sealed(output + packed + _END.pack(*sums, len(packed), MAGIC))
 
 
 def _unpacked(packed: bytes) -> bytes:
@@ -142,6 +132,8 @@ def _restored(output: bytes, body: bytes) -> bytes:
     kind = body[0]
     if kind == _ELF:
         return delta.decode(output, body[1:])
+    if kind == _WHOLE:
+        return body[1:]
     settings, at = _recipe_from(body, 1)
     if kind == _GZIP:
         return settings.compress(delta.decode(output, body[at:]))
