@@ -89,14 +89,6 @@ def test_code_that_nothing_leads_to_is_not_reached() -> None:
     assert reached(only_code(image)) == {BASE, made.labels["used"], made.labels["used"] + 1}
 
 
-def test_label_inside_is_about_the_interior_only() -> None:
-    image, made = source_image("a: nop\n nop\nb: nop\n jmp short b")
-    code = only_code(image)
-    assert code.label_inside(BASE, BASE + 3)
-    assert not code.label_inside(BASE, BASE + 2)
-    assert not code.label_inside(made.labels["b"], made.labels["b"] + 3)
-
-
 def test_bytes_that_instructions_use_as_data_are_pinned() -> None:
     image, made = source_image(
         """

@@ -61,11 +61,6 @@ class Code:
     def is_value(self, address: int) -> bool:
         return bool(self.values[address - self.listing.start])
 
-    def label_inside(self, start: int, end: int) -> bool:
-        """True when control may arrive strictly between ``start`` and ``end``."""
-        base = self.listing.start
-        return any(self.labels[start + 1 - base : end - base])
-
     def pin(self, start: int, end: int) -> Pin | None:
         """The first pin that holds a byte of [start, end)."""
         at = bisect_right(self._pin_ends, start)

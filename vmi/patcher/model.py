@@ -389,10 +389,6 @@ class Window:
     def end(self) -> int:
         return self.start + self.length
 
-    @property
-    def ends_in_call(self) -> bool:
-        return self.insns[-1].branch is Branch.CALL
-
     def __repr__(self) -> str:
         return f"Window({self.start:#x}+{self.length}, {len(self.insns)} insns, {len(self.sites)} sites)"
 

@@ -24,7 +24,6 @@ from vmi.patcher.adaptorcode import same
 from vmi.patcher.decode import BITS
 from vmi.patcher.forms import Form
 from vmi.patcher.model import Access, Image
-from vmi.patcher.scan import Scan
 
 HEADERS = ("pgtable*.h", "pgalloc*.h")
 """Base names, as file patterns, of the headers whose inline functions write page-table entries."""
@@ -109,21 +108,6 @@ def choose(image: Image, candidates: Iterable[Candidate]) -> PageTableSites:
                 kept[address], sources[address] = form, candidate.source
     left = sorted((one for one in refused.values() if one.address not in kept), key=lambda r: r.address)
     return PageTableSites(dict(sorted(kept.items())), dict(sorted(sources.items())), tuple(left))
-
-
-def confirm(found: Scan, sites: PageTableSites) -> PageTableSites:
-    """Keep only stores where the search found that an instruction begins; the others are refused."""
-    lost = []
-    for address in sites.forms:
-        listing = found.listing_at(address)
-        if listing is None or listing.at(address) < 0:
-            lost.append(Refused(address, sites.sources[address], NOT_A_START))
-    gone = {one.address for one in lost}
-    return PageTableSites(
-        {address: form for address, form in sites.forms.items() if address not in gone},
-        {address: source for address, source in sites.sources.items() if address not in gone},
-        tuple(sorted((*sites.refused, *lost), key=lambda r: r.address)),
-    )
 
 
 def from_lines(data: bytes) -> tuple[Candidate, ...]:
