@@ -174,6 +174,13 @@ def test_demo_fails_if_the_consoles_differ(vmi: Vmi, fake_run: FakeRun) -> None:
     assert vmi("demo").exit_code == 18
 
 
+def test_client_of_the_interface_is_not_patched(vmi: Vmi, fake_run: FakeRun) -> None:
+    kernel = samples.get("hello").path
+    result = vmi("compare", kernel, "--no-patch", "--mode", "paravirt", "--mode", "full")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert fake_run.seen["image"] == fake_run.seen["original"] == kernel.read_bytes()
+
+
 def test_plot_is_written_whole_or_not_at_all(vmi: Vmi, patched_kernel: Path, tmp_path: Path) -> None:
     picture = tmp_path / "out.png"
     result = vmi("compare", patched_kernel, "--timeout", "2s", "--plot", picture, "-q")

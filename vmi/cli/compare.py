@@ -50,6 +50,12 @@ def command(
     initrd: InitrdOption = None,
     timeout: TimeoutOption = TIMEOUT,
     until: UntilOption = None,
+    no_patch: Annotated[
+        bool,
+        typer.Option(
+            "--no-patch", help="Run the kernel as it is: it is a client of the interface by itself."
+        ),
+    ] = False,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw the comparison too, as a PNG picture.")
     ] = None,
@@ -59,8 +65,8 @@ def command(
 ) -> None:
     """Run a kernel natively and paravirtualized and show both side by side.
 
-    An unpatched kernel is patched in memory first. The exit status is 18 if
-    consoles or outcomes differ.
+    An unpatched kernel is patched in memory first, unless it is a client of the interface by itself, such as a
+    Linux with CONFIG_VMI (--no-patch). The exit status is 18 if consoles or outcomes differ.
     """
     ui = Ui(as_json, quiet, verbose)
     modes = mode or ["native", "paravirt"]
@@ -78,7 +84,7 @@ def command(
     wanted, model = values.text(until), values.cpu(cpu)
     if "full" in modes and image.patched:
         raise UsageError("mode full runs the kernel as it was before patching, so give that file")
-    data = patched(ui, image)
+    data = image.data if no_patch else patched(ui, image)
 
     from vmi.run import compare
 
