@@ -65,8 +65,9 @@ def command(
 ) -> None:
     """Run a kernel natively and paravirtualized and show both side by side.
 
-    An unpatched kernel is patched in memory first, unless it is a client of the interface by itself, such as a
-    Linux with CONFIG_VMI (--no-patch). The exit status is 18 if consoles or outcomes differ.
+    An unpatched kernel is patched in memory first, unless it is a client of the interface
+    by itself, such as a Linux with CONFIG_VMI (--no-patch). The exit status is 18 if
+    consoles or outcomes differ.
     """
     ui = Ui(as_json, quiet, verbose)
     modes = mode or ["native", "paravirt"]
