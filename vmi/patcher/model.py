@@ -401,6 +401,20 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
+class EntryCode:
+    """Code that may run while most of the kernel is not mapped: ``ranges`` of addresses.
+
+    ``mapped`` are ranges of whole pages: while code of one runs, all of that range is mapped.
+    """
+
+    ranges: tuple[range, ...] = ()
+    mapped: tuple[range, ...] = ()
+
+    def __contains__(self, address: int) -> bool:
+        return any(address in one for one in self.ranges)
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
     """What became of one site; ``reason`` is a sentence for TRAP and LEFT, empty otherwise."""
 
@@ -437,6 +451,7 @@ class Plan:
     instructions: int = 0
     padding: tuple[Pad, ...] = ()
     fault_table: FaultTable | None = None
+    entry_code: EntryCode = EntryCode()
 
     @property
     def sites(self) -> tuple[Site, ...]:
