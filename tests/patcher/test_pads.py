@@ -312,6 +312,17 @@ def test_without_its_host_a_short_window_goes_too() -> None:
     )
 
 
+def test_a_host_that_holds_nothing_of_its_own_goes_with_the_short_window() -> None:
+    before = small_plan(15)
+    short = replace(before.windows[0], length=4, springboard=TEXT + 0x85)
+    insns = tuple(Insn(TEXT + 0x80 + n, b"\x43") for n in range(10))
+    host = Window(TEXT + 0x80, 10, insns, (), (), TEXT + 0x8A)
+    both = replace(before, windows=(short, host))
+    assert pads.into_padding(both).windows == ()
+    room = (*before.padding, Pad(TEXT + 0x40, 15))
+    assert len(pads.into_padding(replace(both, padding=room)).windows) == 2
+
+
 def test_a_site_that_stays_needs_a_copy_on_every_way_to_it() -> None:
     before = planned.plan()
     edged, short = before.windows[0], replace(before.windows[2], springboard=VADDR + 0x50)

@@ -349,8 +349,8 @@ class Window:
       springboards are disjoint;
     * all sites of ``sites`` have a call; ``traps`` are silent sites that get no slot; both in address order;
     * the instruction after sti / mov ss / pop ss follows it in ``insns`` and is not in ``sites`` unless its
-      own raw has 5 bytes or it is padded after: so nothing ever comes between them. ``sti;hlt`` is a single
-      insn and site;
+      own raw has 5 bytes or it is padded after: so nothing ever comes between them; but for a jump label,
+      a NOP or jump that stays, to which the trampoline comes back. ``sti;hlt`` is a single insn and site;
     * a CALL, or an indirect call (``branch`` None, copied as it is), is only the last insn, and ``resume``
       is the next address. JMP, and anything else that never falls through, is only the last; ``resume`` is
       then None;

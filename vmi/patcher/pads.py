@@ -69,7 +69,10 @@ def _give_up(windows: dict[int, Window], refused: Mapping[int, str], reasons: di
         if window is None:
             continue
         reasons.update((site.address, reason) for site in window.sites)
+        board = window.springboard or 0
         for other in list(windows.values()):
+            if other.start < board < other.end and not (other.sites or other.edges or other.inner):
+                todo.append((other.start, NO_HOST))  # it was made to be the host, and nothing else
             if other.springboard is not None and window.start <= other.springboard < window.end:
                 todo.append((other.start, NO_HOST))
             edges = tuple(site for site in other.edges if site not in window.edges)
