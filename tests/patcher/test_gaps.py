@@ -27,6 +27,10 @@ CASES = [
     ("zeros up to nowhere", "c3" + "00" * 8 + "40" * 8 + "c3", None),
     ("NOPs, then zeros up to nowhere", "c3 909090909090" + "0000" * 2 + "40" * 8 + "c3", (1, 6)),
     ("what is no filling", "c3 89f7 89f7 89f7 8d7601", None),
+    ("what a jump that nothing leads to leads over", "c3 eb08 8d742600 8d742600 c3", (3, 8)),
+    ("not all that it leads over is filling", "c3 eb09 8d742600 8d742600 40 c3", None),
+    ("it leads elsewhere", "c3 eb04 8d742600 8d742600 c3", None),
+    ("a jump that something leads to", "7400 eb08 8d742600 8d742600 c3", (4, 8)),
     ("behind a call, which may return", "e800000000 9090909090 c3", None),
     ("behind what nothing leads to", "c3 40 c3 9090909090", None),
 ]

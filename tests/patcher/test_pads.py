@@ -25,7 +25,19 @@ from tests.patcher import planned
 from tests.patcher.elfs import VADDR
 from vmi import abi
 from vmi.patcher import chains, pads, pieces, trampoline
-from vmi.patcher.model import Access, Branch, Image, Insn, Pad, Placement, Plan, Segment, Site, Window
+from vmi.patcher.model import (
+    Access,
+    Branch,
+    EntryCode,
+    Image,
+    Insn,
+    Pad,
+    Placement,
+    Plan,
+    Segment,
+    Site,
+    Window,
+)
 from vmi.sitetable import Tactic
 
 PAGE = 0x1000
@@ -238,6 +250,45 @@ def test_other_pages_are_for_code_that_is_never_isolated() -> None:
     )
 
 
+def test_isolated_code_may_use_pages_that_are_mapped_with_its_own() -> None:
+    near, far = range(TEXT, TEXT + 2 * PAGE), range(TEXT + 2 * PAGE, TEXT + 4 * PAGE)
+    pad = (Pad(TEXT + 0x1800, 15),)
+    for mapped, used in (((near,), (Pad(TEXT + 0x1800, 13),)), ((far,), ())):
+        before = replace(small_plan(5, isolated=True), padding=pad, entry_code=EntryCode((), mapped))
+        assert tuple(p for window in pads.into_padding(before).windows for p in window.pads) == used
+    before = replace(small_plan(5, isolated=True), padding=(*pad, Pad(TEXT + 0x10, 15)))
+    board = replace(before.windows[0], springboard=TEXT + 0x1820)
+    before = replace(before, windows=(board,))
+    assert pads.into_padding(replace(before, entry_code=EntryCode((), (near,)))).windows
+    assert not pads.into_padding(before).windows
+
+
+def test_a_window_without_sites_in_entry_code_is_isolated_too() -> None:
+    before = replace(small_plan(5), padding=(Pad(TEXT + 0x2000, 15),))
+    assert pads.into_padding(before).windows
+    code = EntryCode((range(TEXT + 1, TEXT + 2),), ())
+    assert not pads.into_padding(replace(before, entry_code=code)).windows
+
+
+def test_padding_of_awkward_sizes_nearby_costs_no_window() -> None:
+    """Long instructions and a jump fit in none of the many pads close by, but in some further off."""
+    before = small_plan(5)
+    long = [Insn(TEXT + 3 + 10 * n, bytes.fromhex("c78424000100002a0000")) for n in range(2)]
+    window = replace(before.windows[0], length=23, insns=(*before.windows[0].insns[:2], *long))
+    window = replace(window, sites=window.sites[:1], resume=TEXT + 23)
+    near = tuple(Pad(TEXT + 0x200 * n, 12) for n in range(1, 48))
+    far = tuple(Pad(TEXT + 0x8000 + 0x200 * n, 15) for n in range(3))
+    segment = replace(before.image.segments[0], data=bytes(0x10000), memsz=0x10000)
+    plan = replace(
+        before,
+        image=replace(before.image, segments=(segment,)),
+        windows=(window,),
+        placements=before.placements[:1],
+    )
+    assert pads.into_padding(replace(plan, padding=(*near, *far))).windows
+    assert not pads.into_padding(replace(plan, padding=near)).windows
+
+
 def test_a_silent_site_without_room_is_to_be_trapped() -> None:
     before = small_plan(5)
     silent = replace(before.placements[0].site, silent=True, trapping=False)
@@ -259,6 +310,17 @@ def test_without_its_host_a_short_window_goes_too() -> None:
         Tactic.TRAP,
         "The window that its short jump leads through found no room in the padding.",
     )
+
+
+def test_a_host_that_holds_nothing_of_its_own_goes_with_the_short_window() -> None:
+    before = small_plan(15)
+    short = replace(before.windows[0], length=4, springboard=TEXT + 0x85)
+    insns = tuple(Insn(TEXT + 0x80 + n, b"\x43") for n in range(10))
+    host = Window(TEXT + 0x80, 10, insns, (), (), TEXT + 0x8A)
+    both = replace(before, windows=(short, host))
+    assert pads.into_padding(both).windows == ()
+    room = (*before.padding, Pad(TEXT + 0x40, 15))
+    assert len(pads.into_padding(replace(both, padding=room)).windows) == 2
 
 
 def test_a_site_that_stays_needs_a_copy_on_every_way_to_it() -> None:

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 
-from tests.patcher.images import BASE, source_image
+from tests.patcher.images import BASE, DATA, code_image, source_image
 from vmi.patcher.model import Branch, Plan, Window
 from vmi.patcher.plan import make_plan
+from vmi.rom.assemble import assemble
 from vmi.sitetable import Tactic
 
 
@@ -136,6 +139,15 @@ def test_a_window_grows_to_be_a_host() -> None:
     short, host = plan.windows
     assert tactics(plan) == [("cli", Tactic.HOST), ("sti", Tactic.FORWARD)]
     assert (host.start, host.length, short.springboard) == (labels["more"], 10, labels["more"] + 5)
+
+
+def test_a_window_is_made_to_be_a_host_when_there_is_none() -> None:
+    source = SHORT.format(before="nop", after="jmp start\n push ebx\nmore:" + "inc eax\n" * 12 + "ret")
+    plan, labels = plan_source(source, words=("here", "out", "more"))
+    short, host = plan.windows
+    assert tactics(plan) == [("cli", Tactic.HOST)]
+    assert (host.start, host.length, short.springboard) == (labels["more"], 10, labels["more"] + 5)
+    assert (host.sites, host.resume) == ((), labels["more"] + 10)
 
 
 def test_there_is_no_host_out_of_reach() -> None:
@@ -341,6 +353,36 @@ def test_sti_before_a_label_takes_a_copy_of_the_next_instruction() -> None:
     window = only_window(plan)
     assert (window.start, window.end, window.resume) == (BASE, labels["back"], labels["back"] + 2)
     assert [insn.raw.hex() for insn in window.insns] == ["b801000000", "fb", "89cb"]
+
+
+BEFORE_NOP = """
+    start: test ecx, ecx
+           jz short out
+           sti
+    out:   .byte 0x3e, 0x8d, 0x74, 0x26, 0
+           {then}
+           ret
+"""
+
+
+def test_a_shadow_may_end_before_a_jump_label() -> None:
+    made = assemble(BEFORE_NOP.format(then="nop"), BASE)
+    label = made.labels["out"]
+    table = struct.pack("<3I", label - DATA & 0xFFFFFFFF, label + 6 - DATA - 4 & 0xFFFFFFFF, 0x1234)
+    plan = make_plan(code_image(made.code, data=table))
+    window = only_window(plan)
+    assert tactics(plan) == [("sti", Tactic.BACKWARD)]
+    assert (window.start, window.end, window.resume) == (BASE, label, label)
+    assert window.insns[-1].form == "sti"
+
+
+def test_a_shadow_ends_before_nothing_else_that_must_stay() -> None:
+    plan, _ = plan_source(BEFORE_NOP.format(then=f"mov al, [{BASE + 5}]"))
+    assert plan.windows == ()
+    assert left_reason(plan, "sti") == (
+        Tactic.LEFT,
+        "An interrupt shadow beside it can't be kept in a trampoline.",
+    )
 
 
 def test_a_short_site_in_a_shadow_is_padded_behind() -> None:

@@ -43,8 +43,8 @@ class Job:
 
     @property
     def weight(self) -> int:
-        """What is lost without room."""
-        return len(self.window.sites) + len(self.window.edges) + len(self.window.inner)
+        """What is lost without room; a window that holds nothing of its own is there for another one."""
+        return max(1, len(self.window.sites) + len(self.window.edges) + len(self.window.inner))
 
     @property
     def rank(self) -> tuple[int, int]:

@@ -204,6 +204,10 @@ class Listing:
         index = bisect_right(self.starts, address) - 1
         return index if index >= 0 and address < self.stop(index) else -1
 
+    def between(self, start: int, end: int) -> range:
+        """The indices of the entries that start in [start, end)."""
+        return range(bisect_left(self.starts, start), bisect_left(self.starts, end))
+
     def inside(self, addresses: Iterable[int]) -> list[int]:
         """Those of ``addresses`` that lie in an entry but aren't its start, in order."""
         base, end, mask = self.start, self.end, self._mask()

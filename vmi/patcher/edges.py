@@ -13,7 +13,7 @@ from collections import defaultdict
 from dataclasses import replace
 
 from vmi.patcher.model import MIN_SLOT, Site
-from vmi.patcher.springs import release, spring
+from vmi.patcher.springs import hosted, release, spring
 from vmi.patcher.windows import Draft, Wanted, WindowPlanner
 from vmi.sitetable import Tactic
 
@@ -29,7 +29,7 @@ def rescue(planner: WindowPlanner) -> None:
     if not planner.failed:
         return
     ways = _Ways(planner)
-    for attempt in (_merged, ways.within, _sprung, ways.beyond, ways.split):
+    for attempt in (_merged, ways.within, _sprung, ways.beyond, ways.split, _hosted):
         failed, planner.failed = planner.failed, []
         for one in failed:
             tactic = _merged(planner, one) or attempt(planner, one)
@@ -50,6 +50,14 @@ def _sprung(planner: WindowPlanner, one: Wanted) -> Tactic | None:
         return None
     planner.insert(found[0])
     return found[1]
+
+
+def _hosted(planner: WindowPlanner, one: Wanted) -> Tactic | None:
+    draft = hosted(planner, one.index, one.stop) if planner.fits(one) else None
+    if draft is None:
+        return None
+    planner.insert(draft)
+    return Tactic.HOST
 
 
 class _Ways:

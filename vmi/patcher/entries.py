@@ -105,6 +105,11 @@ class Entries:
         form = self.code.listing.forms.get(self.code.listing.starts[index])
         return form is not None and form.shadow
 
+    def toggled(self, index: int) -> bool:
+        """True when the kernel has only ever a NOP or a jump at entry ``index``."""
+        listing = self.code.listing
+        return index < len(listing) and listing.starts[index] in self.flow.scan.hints.toggled
+
     def size(self, first: int, stop: int) -> int:
         """Bytes of entries [first, stop)."""
         listing = self.code.listing

@@ -121,6 +121,11 @@ def _run(code: Code, index: int, stop: int) -> tuple[int, int]:
     low = high = listing.stop(index - 1)
     zeros = -1
     at = index
+    over = listing.targets.get(low) if listing.kinds[index] == Kind.JMP else None
+    if over is not None:
+        # What an assembler fills a long way with starts with a jump over the rest of it.
+        low = high = listing.stop(index)
+        at += 1
     while at < stop and listing.starts[at] == high:
         raw = listing.raw(at)
         if not raw.strip(b"\0"):
@@ -131,6 +136,8 @@ def _run(code: Code, index: int, stop: int) -> tuple[int, int]:
         at += 1
     if zeros >= 0 and not (high % ALIGNMENT == 0 or high == listing.end):
         high = zeros
+    if over is not None and high != over:
+        return low, low
     label = code.labels.find(1, low - base, high - base)
     if label >= 0:
         high = label + base

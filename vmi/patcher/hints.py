@@ -41,6 +41,7 @@ class Hints:
     ``functions``: addresses where an instruction surely starts. ``labels``: addresses control may reach.
     ``recovered``: the instructions that ``fault_table`` names, in order. ``rewritten``: addresses at which
     the kernel may put other instructions, so that control runs on behind what is a jump in the file.
+    ``toggled``: where jump labels start, at which there is only ever a NOP or a jump.
     """
 
     data: tuple[Skipped, ...] = ()
@@ -50,6 +51,7 @@ class Hints:
     fault_table: FaultTable | None = None
     recovered: tuple[int, ...] = ()
     rewritten: frozenset[int] = frozenset()
+    toggled: frozenset[int] = frozenset()
 
 
 def read_hints(image: Image, is_code: IsCode) -> Hints:
@@ -59,6 +61,7 @@ def read_hints(image: Image, is_code: IsCode) -> Hints:
     faults = fault_table(image, is_code)
     recovered: list[int] = []
     rewritten: set[int] = set()
+    toggled: set[int] = set()
     if faults is not None:
         recovered, fixups = fault_entries(image, faults)
         labels.extend(fixups)
@@ -74,6 +77,7 @@ def read_hints(image: Image, is_code: IsCode) -> Hints:
         pins.append(Pin(label.start, end, _PATCHED.format("jump labels"), True))
         labels.append(label.target)
         rewritten.update(range(label.start, end))
+        toggled.add(label.start)
     for record in marks.kept(image):
         if not is_code(record.start) or not is_code(record.end - 1):
             raise BadInput(f"the annotation at {record.start:#x} is outside the kernel's code")
@@ -88,6 +92,7 @@ def read_hints(image: Image, is_code: IsCode) -> Hints:
         faults,
         tuple(sorted(recovered)),
         frozenset(rewritten),
+        frozenset(toggled),
     )
 
 

@@ -349,8 +349,8 @@ class Window:
       springboards are disjoint;
     * all sites of ``sites`` have a call; ``traps`` are silent sites that get no slot; both in address order;
     * the instruction after sti / mov ss / pop ss follows it in ``insns`` and is not in ``sites`` unless its
-      own raw has 5 bytes or it is padded after: so nothing ever comes between them. ``sti;hlt`` is a single
-      insn and site;
+      own raw has 5 bytes or it is padded after: so nothing ever comes between them; but for a jump label,
+      a NOP or jump that stays, to which the trampoline comes back. ``sti;hlt`` is a single insn and site;
     * a CALL, or an indirect call (``branch`` None, copied as it is), is only the last insn, and ``resume``
       is the next address. JMP, and anything else that never falls through, is only the last; ``resume`` is
       then None;
@@ -397,6 +397,20 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
+class EntryCode:
+    """Code that may run while most of the kernel is not mapped: ``ranges`` of addresses.
+
+    ``mapped`` are ranges of whole pages: while code of one runs, all of that range is mapped.
+    """
+
+    ranges: tuple[range, ...] = ()
+    mapped: tuple[range, ...] = ()
+
+    def __contains__(self, address: int) -> bool:
+        return any(address in one for one in self.ranges)
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
     """What became of one site; ``reason`` is a sentence for TRAP and LEFT, empty otherwise."""
 
@@ -433,6 +447,7 @@ class Plan:
     instructions: int = 0
     padding: tuple[Pad, ...] = ()
     fault_table: FaultTable | None = None
+    entry_code: EntryCode = EntryCode()
 
     @property
     def sites(self) -> tuple[Site, ...]:

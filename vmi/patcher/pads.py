@@ -5,9 +5,10 @@ A kernel that forbids the execution of everything but its text, or that runs som
 else mapped, can't run trampolines in the `.vmi` segment. Padding comes in runs of a few bytes, so most
 trampolines become chains of pieces (``chains``). Padding in the page of a window is mapped and executable
 whenever the window is, so that is where they go if they can, and where those of code that may run isolated
-must go. But sensitive instructions come in crowds: a driver's page full of `out` has not nearly enough
-padding. Then the window of other code takes padding from other pages of its section, or of the main text,
-which a kernel that runs at all has mapped and executable, and never gives back as it does its start-up code.
+must go, or into a page that is known to be mapped together with it. But sensitive instructions come in
+crowds: a driver's page full of `out` has not nearly enough padding. Then the window of other code takes
+padding from other pages of its section, or of the main text, which a kernel that runs at all has mapped and
+executable, and never gives back as it does its start-up code.
 
 A window that finds no room is given up, and so is whatever needed it.
 """
@@ -68,7 +69,10 @@ def _give_up(windows: dict[int, Window], refused: Mapping[int, str], reasons: di
         if window is None:
             continue
         reasons.update((site.address, reason) for site in window.sites)
+        board = window.springboard or 0
         for other in list(windows.values()):
+            if other.start < board < other.end and not (other.sites or other.edges or other.inner):
+                todo.append((other.start, NO_HOST))  # it was made to be the host, and nothing else
             if other.springboard is not None and window.start <= other.springboard < window.end:
                 todo.append((other.start, NO_HOST))
             edges = tuple(site for site in other.edges if site not in window.edges)
@@ -91,44 +95,65 @@ class _Packer:
         for piece in (piece for pad in plan.padding for piece in _by_page(pad)):
             self.free[piece.start // PAGE] = (*self.free.get(piece.start // PAGE, ()), piece)
         self.longest: dict[int, int] = {}  # bytes of a page's longest pad, once it was looked for
+        self.entry_code = plan.entry_code
+        self.mapped = [range(one.start // PAGE, one.stop // PAGE) for one in plan.entry_code.mapped]
         self.windows = windows
         self.pads: dict[int, tuple[Pad, ...]] = {}
         self.refused: dict[int, str] = {}
 
     def run(self) -> None:
         jobs = [chains.job(window) for window in self.windows.values()]
-        alone = {page for job in jobs if _isolated(job.window) for page in _pages(job.window)}
+        alone = {page for job in jobs if self._alone(job.window) for page in _pages(job.window)}
         isolated = [job for job in jobs if alone.intersection(_pages(job.window))]
         self._isolated(isolated)
         self._others([job for job in jobs if not alone.intersection(_pages(job.window))])
 
     def _isolated(self, jobs: Sequence[Job]) -> None:
-        """Windows that must have their pads in a page of their own."""
-        todo: dict[int, list[Job]] = {}
-        pages: dict[int, list[int]] = {}
+        """Windows that must have their pads in a page of their own, or in one that is mapped with it."""
+        todo: dict[range, list[Job]] = {}
+        places: dict[int, list[range]] = {}
         for job in jobs:
             window = job.window
-            pages[window.start] = _steady_pages(window)
-            if not pages[window.start]:
+            near = {self._together(page) for page in _steady_pages(window)}
+            if window.springboard is not None:
+                board = window.springboard // PAGE
+                if not any(board in self._together(page) for page in _pages(window)):
+                    self.refused[window.start] = FAR_BOARD
+                    continue
+            if not near:
                 self.refused[window.start] = TABLES_CHANGE
-            elif window.springboard is not None and window.springboard // PAGE not in _pages(window):
-                self.refused[window.start] = FAR_BOARD
-            else:
-                todo.setdefault(pages[window.start].pop(0), []).append(job)
+                continue
+            places[window.start] = sorted(near, key=lambda one: one.start)
+            todo.setdefault(places[window.start].pop(0), []).append(job)
         while todo:
-            page = min(todo)
-            mine = todo.pop(page)
-            packed = chains.pack(mine, self.free.get(page, ()))
-            self.free[page] = packed.free
+            pages = min(todo, key=lambda one: one.start)
+            mine = todo.pop(pages)
+            packed = chains.pack(mine, [pad for page in pages for pad in self.free.get(page, ())])
+            for page in pages:
+                self.free[page] = tuple(pad for pad in packed.free if pad.start // PAGE == page)
             self.pads.update(packed.pads)
             for job in mine:
                 start = job.window.start
                 if start in packed.pads:
                     continue
-                if pages[start]:
-                    todo.setdefault(pages[start].pop(0), []).append(job)
+                if places[start]:
+                    todo.setdefault(places[start].pop(0), []).append(job)
                 else:
                     self.refused[start] = NO_ROOM_ISOLATED
+
+    def _alone(self, window: Window) -> bool:
+        """True when some of a window's instructions may run isolated."""
+        sites = (*window.sites, *window.traps, *window.edges)
+        return any(site.isolated for site in sites) or any(
+            insn.address in self.entry_code for insn in window.insns
+        )
+
+    def _together(self, page: int) -> range:
+        """The numbers of the pages that are surely mapped whenever ``page`` is."""
+        for one in self.mapped:
+            if page in one:
+                return one
+        return range(page, page + 1)
 
     def _others(self, jobs: Sequence[Job]) -> None:
         """Windows that may have their pads in other pages: their own page first, for all of them."""
@@ -143,7 +168,10 @@ class _Packer:
             return
         zones = _zones(self.image, self.free)
         for job in crowded:
-            if not self._take(job, chains.chain(job.cut, self._around(zones, job))):
+            if not (
+                self._take(job, chains.chain(job.cut, self._around(zones, job)))
+                or self._take(job, chains.chain(job.cut, self._roomy(zones, job)))
+            ):
                 self.refused[job.window.start] = NO_ROOM
 
     def _around(self, zones: _Zones, job: Job) -> list[Pad]:
@@ -171,6 +199,20 @@ class _Packer:
                 break
         return sorted(pool, key=lambda pad: pad.start)
 
+    def _roomy(self, zones: _Zones, job: Job) -> list[Pad]:
+        """The nearest padding of which each run has room for any part of the trampoline: always enough.
+
+        What is nearest may be too small for too many parts, or of sizes that the search finds no way with.
+        """
+        size = max(unit.lead + unit.long for unit in job.cut) + JMP32_SIZE
+        pool: list[Pad] = []
+        for page in zones.around(job.window.start):
+            if self._longest(page) >= size:
+                pool += [pad for pad in self.free[page] if pad.size >= size]
+            if len(pool) >= len(job.cut):
+                break
+        return sorted(pool, key=lambda pad: pad.start)
+
     def _longest(self, page: int) -> int:
         found = self.longest.get(page)
         if found is None:
@@ -189,10 +231,6 @@ class _Packer:
 def _fair(job: Job) -> int:
     """As few pieces as one may hope for where functions are padded to 16 bytes."""
     return 1 + max(0, -(-(whole(job.cut) - 15) // 10))
-
-
-def _isolated(window: Window) -> bool:
-    return any(site.isolated for site in (*window.sites, *window.traps, *window.edges))
 
 
 def _pages(window: Window) -> list[int]:

@@ -21,7 +21,18 @@ from vmi.patcher.gaps import Gaps
 from vmi.patcher.isolation import isolated
 from vmi.patcher.liveness import LivenessFinder
 from vmi.patcher.mixed import refuse_mixed
-from vmi.patcher.model import MIN_SLOT, Image, Pad, Placement, Plan, Site, Skipped, Slot, Window
+from vmi.patcher.model import (
+    MIN_SLOT,
+    EntryCode,
+    Image,
+    Pad,
+    Placement,
+    Plan,
+    Site,
+    Skipped,
+    Slot,
+    Window,
+)
 from vmi.patcher.pagetables import NOT_A_START
 from vmi.patcher.scan import scan
 from vmi.patcher.windows import Wanted, WindowPlanner
@@ -85,6 +96,7 @@ def make_plan(image: Image, refuse: Refuse = accept_all, extra: Mapping[int, For
         instructions=found_flow.scan.instructions,
         padding=tuple(pad for part in parts for pad in part.padding),
         fault_table=found_flow.scan.hints.fault_table,
+        entry_code=entry_code,
     )
 
 
@@ -126,7 +138,7 @@ def _plan_code(
     backwards: frozenset[int],
     checked: list[Annotated],
     refuse: Refuse,
-    entry_code: list[range],
+    entry_code: EntryCode,
 ) -> _Part:
     listing = code.listing
     part = _Part([], [], [], [], Counter(), [])
@@ -140,7 +152,7 @@ def _plan_code(
     for found in _sites(whole, code, finder, mine, part):
         if found.site.address in backwards:
             found = replace(found, site=replace(found.site, direction=True))
-        if any(found.site.address in one for one in entry_code):
+        if found.site.address in entry_code:
             found = replace(found, site=replace(found.site, isolated=True))
         site = found.site
         sites.append(site)

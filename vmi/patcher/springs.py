@@ -44,6 +44,44 @@ def spring(planner: WindowPlanner, index: int, stop: int) -> tuple[Draft, Tactic
     return None
 
 
+def hosted(planner: WindowPlanner, index: int, stop: int) -> Draft | None:
+    """As `spring`, with a window close by that is made to be the host; not yet inserted, the host is."""
+    entries, listing = planner.entries, planner.entries.code.listing
+    _, floor, ceiling = planner.neighbours(index)
+    for calls in (False, True):
+        last = planner.forward(index, stop, ceiling, calls, SPRING)
+        first = planner.open(planner.backward(index, last, floor, SPRING), floor)
+        closed = planner.close(last, ceiling, calls)
+        if first < 0 or closed is None or not SPRING <= entries.size(first, closed[0]) < MIN_SLOT:
+            continue
+        origin = listing.starts[first] + SPRING
+        near = listing.between(origin - REACH - MIN_SLOT, origin + REACH - MIN_SLOT)
+        found = [_made(planner, at, range(first, closed[0] + 1)) for at in near]
+        made = min(filter(None, found), key=lambda host: (_length(planner, host), host.first), default=None)
+        if made is not None:
+            planner.insert(made)
+            return Draft(first, *closed, springboard=listing.starts[made.first] + MIN_SLOT)
+    return None
+
+
+def _made(planner: WindowPlanner, first: int, keep: range) -> Draft | None:
+    """A new window from entry ``first`` on that is long enough to be a host; None when it can't be."""
+    entries = planner.entries
+    if planner.draft_of(first) is not None or not entries.movable(first):
+        return None
+    _, floor, ceiling = planner.neighbours(first)
+    if first < keep.start:
+        ceiling = min(ceiling, keep.start)
+    else:
+        floor = max(floor, keep.stop)
+    stop = planner.forward(first, first + 1, ceiling, False, HOST_SIZE)
+    closed = planner.close(stop, ceiling, False)
+    if first < floor or closed is None or planner.open(first, floor) != first:
+        return None
+    draft = Draft(first, *closed, host=True)
+    return draft if _length(planner, draft) >= HOST_SIZE else None
+
+
 def release(planner: WindowPlanner, draft: Draft) -> None:
     """Give a draft's springboard and padding back."""
     if draft.padding:

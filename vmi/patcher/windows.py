@@ -218,7 +218,10 @@ class WindowPlanner:
         return first
 
     def close(self, stop: int, ceiling: int, calls: bool) -> tuple[int, int] | None:
-        """(stop, tail) such that a last instruction with a shadow is followed by its own next one."""
+        """(stop, tail) such that a last instruction with a shadow is followed by its own next one.
+
+        Unless that one does nothing: then nobody can tell where it runs.
+        """
         entries, listing = self.entries, self.entries.code.listing
         last = stop + MAX_SHADOWS
         while entries.shadow(stop - 1):
@@ -227,6 +230,9 @@ class WindowPlanner:
             if stop < ceiling and entries.follows(stop, calls):
                 stop += 1
                 continue
+            if entries.toggled(stop):
+                # The shadow may as well end with the jump that comes back to this NOP or jump.
+                return stop, -1
             inside = self.draft_of(stop)
             # The trampoline comes back behind the copy, which must not be in the middle of another window.
             if entries.copyable(stop) and (inside is None or inside.stop == stop + 1):
