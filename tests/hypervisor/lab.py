@@ -63,6 +63,7 @@ class Lab(Guest):
     ``sites`` are the addresses of its breakpoints under full virtualization.
 
     :param taken: False leaves it on ring 0 still, with the hypervisor standing by.
+    :param client: the kernel speaks the interface and knows its ring; without it, it was patched.
     """
 
     domain: Domain | None = None
@@ -76,9 +77,10 @@ class Lab(Guest):
         rom: Rom = ROM,
         silent: Iterable[str] | None = None,
         taken: bool = True,
+        client: bool = False,
     ) -> None:
         super().__init__(expand(source, mode, rom), handlers, ram=RAM, model=I686)
-        self.mode, self.rom = mode, rom
+        self.mode, self.rom, self.client = mode, rom, client
         self.sites = self._sites(silent)
         if mode == "paravirt":
             self.memory.write(ROM_AT, rom.image)
@@ -94,6 +96,9 @@ class Lab(Guest):
             eip, eax, esp = self.cpu.eip, self.cpu.eax, self.cpu.esp
             assert self.initialise() == 0
             self.cpu.eip, self.cpu.eax, self.cpu.esp = eip, eax, esp
+            assert self.domain is not None
+            if not self.client:
+                self.domain.privilege.shown_ring = 0
 
     def initialise(self, at: int = ROM_AT) -> int:
         """Let the guest call VMI_Init; gives its answer."""

@@ -126,7 +126,9 @@ class Domain:
             cpu.eax = 1  # there are no rings to compress, and the answer is no
             return True
         silent = self._site_table(cpu.ebx)
-        self.privilege.iopl_from_frames = silent is not None
+        if silent is None:
+            self.privilege.iopl_from_frames = False
+            self.privilege.shown_ring = KERNEL_RING
         self.start(silent or ())
         cpu.eax = 0
         return True

@@ -3,9 +3,10 @@
 
 The guest's own tables are used in place; a kernel descriptor's DPL 0 is raised to 1 in them, since
 the CPU would refuse it otherwise. What the guest can see of itself on a frame or in a selector is
-turned back: ring 1 shows as ring 0, the interrupt flag and IOPL are the virtual ones. The real
-interrupt flag stays set and the real IOPL stays 0 for ever (virtual-8086 code aside, which can't leave
-without the hypervisor, and whose own instructions depend on IOPL).
+turned back: ring 1 shows as ring 0, the interrupt flag and IOPL are the virtual ones. A kernel that
+speaks the interface itself has asked for its new ring, by reading CS behind VMI_Init, and sees it
+everywhere. The real interrupt flag stays set and the real IOPL stays 0 for ever (virtual-8086 code
+aside, which can't leave without the hypervisor, and whose own instructions depend on IOPL).
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ class CompressedPrivilege(Privilege):
 
     ``iopl_from_frames`` says whether IRET calls take IOPL from the frame, as the instruction does. A
     kernel that speaks the interface itself sets it by SetIOPLMask alone; a patched one has no idea.
+
+    ``shown_ring`` is the ring that the kernel sees itself on: 0, or the real one for a kernel that
+    speaks the interface.
     """
 
     def __init__(self, cpu: Cpu, words: FlagWords) -> None:
@@ -47,6 +51,7 @@ class CompressedPrivilege(Privilege):
         self.words = words
         self.virtual_idt = TableRegister(0, 0)
         self.iopl_from_frames = True
+        self.shown_ring = 0
         self.stack: tuple[int, int] | None = None  # SS and ESP from UpdateKernelStack
         self._iopl = 0
 
@@ -80,8 +85,12 @@ class CompressedPrivilege(Privilege):
         return max(ring, KERNEL_RING)
 
     def frame_selector(self, selector: int) -> int:
-        """RPL 1 shows as RPL 0."""
-        return selector & ~3 if selector & 3 == KERNEL_RING else selector
+        """RPL 1 shows as the ring that the kernel sees itself on."""
+        return selector & ~3 | self.shown_ring if selector & 3 == KERNEL_RING else selector
+
+    def kernel_selector(self, selector: int) -> int:
+        """The real ring counts as ring 0 for a kernel that knows it."""
+        return selector & ~3 if selector & 3 == KERNEL_RING == self.shown_ring else selector
 
     def interrupts_on(self) -> bool:
         """The virtual interrupt flag; user code always has it set."""
@@ -117,7 +126,7 @@ class CompressedPrivilege(Privilege):
         if ring == 0 and self.stack is not None:
             return self.stack
         selector, esp = super().kernel_stack(ring)
-        return self.frame_selector(selector), esp
+        return selector & ~3 if selector & 3 == KERNEL_RING else selector, esp
 
     # -- the guest's tables -----------------------------------------------------------------
 

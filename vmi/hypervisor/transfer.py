@@ -178,6 +178,7 @@ class Transfers:
 
         :param resume: EIP behind the instruction.
         """
+        selector = self._p.kernel_selector(selector)
         target = self._target(selector)
         if target.is_segment:
             self._check_code(target, selector & 0xFFFC, selector & 3)
@@ -191,11 +192,12 @@ class Transfers:
             self._switch(target, selector, Switch.JUMP, resume)
 
     def far_call(self, selector: int, offset: int, size: int, resume: int) -> None:
-        """CALL, as :meth:`far_jump`; pushed selectors show ring 0.
+        """CALL, as :meth:`far_jump`; pushed selectors show the ring that the kernel knows.
 
         :param size: bytes of each value pushed; a gate has a size of its own.
         """
         cpu = self._cpu
+        selector = self._p.kernel_selector(selector)
         target = self._target(selector)
         if not target.is_segment and target.type not in (_CALL_GATE_16, _CALL_GATE_32):
             self._switch(target, selector, Switch.CALL, resume)

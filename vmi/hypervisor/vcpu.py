@@ -185,8 +185,9 @@ class VirtualCpu:
             return
         p = self.privilege
         descriptor = p.descriptor(selector)
+        rpl = p.kernel_selector(selector) & 3
         if seg == Seg.SS:
-            if selector & 3 or descriptor.dpl or not descriptor.writable_data:
+            if rpl or descriptor.dpl or not descriptor.writable_data:
                 raise GuestFault(Vector.GP, error)
             if not descriptor.present:
                 raise GuestFault(Vector.SS, error)
@@ -194,7 +195,7 @@ class VirtualCpu:
             p.raise_descriptor(selector)
             self.cpu.set_segment(Seg.SS, loaded)
             return
-        if not descriptor.readable or (not descriptor.conforming and selector & 3 > descriptor.dpl):
+        if not descriptor.readable or (not descriptor.conforming and rpl > descriptor.dpl):
             raise GuestFault(Vector.GP, error)
         if not descriptor.present:
             raise GuestFault(Vector.NP, error)

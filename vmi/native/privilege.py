@@ -63,6 +63,10 @@ class Privilege:
         """A CS or SS value as a frame shows it."""
         return selector
 
+    def kernel_selector(self, selector: int) -> int:
+        """A selector that the kernel gives, with the RPL it would have on ring 0."""
+        return selector
+
     def frame_flags(self) -> int:
         """EFLAGS as a frame shows them."""
         return self.cpu.eflags

@@ -76,6 +76,8 @@ def switch_task(p: Privilege, selector: int, how: Switch = Switch.CALL, resume: 
     cpu.eip = field(_EIP)
     _load_ldt(p, field(_LDT) & 0xFFFF)
     selectors = {seg: field(_SEGS + 4 * seg) & 0xFFFF for seg in Seg}
+    if not flags & Eflags.VM:
+        selectors.update({seg: p.kernel_selector(selectors[seg]) for seg in (Seg.CS, Seg.SS)})
     ring = selectors[Seg.CS] & 3
     for seg in (Seg.SS, Seg.CS, Seg.ES, Seg.DS, Seg.FS, Seg.GS):
         at = selectors[seg]
