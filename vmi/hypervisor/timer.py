@@ -43,7 +43,7 @@ class VirtualTimer:
     def __init__(self, machine: Machine, tell: Callable[[Told, int], None]) -> None:
         self._machine = machine
         self._tell = tell
-        self._line = machine.interrupts.line(0)
+        self._line = machine.interrupts.beside_timer()
         self._alarms: dict[Counter, Alarm] = {}
         self._events: dict[Counter, Event] = {}
         self._stolen = 0

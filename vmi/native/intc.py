@@ -94,7 +94,6 @@ class InterruptLogic:
         self.pic = pic
         self.lapic = lapic
         self.io_apic = io_apic
-        self._timer_line: SharedLine | None = None
         self.pending: Callable[[], bool]
         self.acknowledge: Callable[[], int]
         if lapic is None or io_apic is None:
@@ -106,20 +105,19 @@ class InterruptLogic:
             lapic.external = pic.acknowledge
             lapic.on_change = self._changed
             lapic.on_eoi = io_apic.end_of_interrupt
+        self._timer_line = SharedLine(self._line(TIMER_IRQ))
+        self._timer = self._timer_line.driver()
 
     def _changed(self) -> None:
         if self.on_change is not None:
             self.on_change()
 
     def line(self, isa_irq: int) -> IrqLine:
-        """Give an ISA request line; each one given of the timer's is for another device that shares it.
+        """Give an ISA request line. UsageError if it is not one of 0, 1, 3-15."""
+        return self._timer if isa_irq == TIMER_IRQ else self._line(isa_irq)
 
-        UsageError if it is not one of 0, 1, 3-15.
-        """
-        if isa_irq != TIMER_IRQ:
-            return self._line(isa_irq)
-        if self._timer_line is None:
-            self._timer_line = SharedLine(self._line(TIMER_IRQ))
+    def beside_timer(self) -> IrqLine:
+        """Give an end of line 0 to a device that shares it with the timer."""
         return self._timer_line.driver()
 
     def _line(self, isa_irq: int) -> IrqLine:
