@@ -121,7 +121,7 @@ def test_protocols() -> None:
 def test_models() -> None:
     listed = re.search(r"`--cpu` is one of (.*?)\.", PAGE, re.DOTALL)
     assert listed is not None
-    names = set(re.findall(r"\w+", listed[1])) - {"and", "the", "usual", "one"}
+    names = set(re.findall(r"[\w-]+", listed[1])) - {"and", "the", "usual", "one"}
     assert names == set(MODELS)
     assert f"{machine.DEFAULT_MODEL.name} (the usual one)" in listed[1]
 

@@ -18,7 +18,7 @@ from vmi import abi
 from vmi.hypervisor.domain import Domain
 from vmi.hypervisor.full import take_over
 from vmi.hypervisor.personalities import attach
-from vmi.native.cpuid import I686
+from vmi.native.cpuid import I686, CpuModel
 from vmi.native.machine import Outcome
 from vmi.rom.build import Rom, build
 from vmi.rom.flavours import vmware
@@ -78,8 +78,9 @@ class Lab(Guest):
         silent: Iterable[str] | None = None,
         taken: bool = True,
         client: bool = False,
+        model: CpuModel = I686,
     ) -> None:
-        super().__init__(expand(source, mode, rom), handlers, ram=RAM, model=I686)
+        super().__init__(expand(source, mode, rom), handlers, ram=RAM, model=model)
         self.mode, self.rom, self.client = mode, rom, client
         self.sites = self._sites(silent)
         if mode == "paravirt":
@@ -155,18 +156,29 @@ class Called:
 
 
 LANDING = CODE + 0x800
+SITE = LANDING - 5  # of the call
 
 
 def call(lab: Lab, name: str, *stack: int, **registers: int) -> Called:
-    """Make one VMI call, stack arguments first to last."""
+    """Make one VMI call, by CALL to its entry; stack arguments first to last."""
     cpu = lab.cpu
     for register, value in registers.items():
         cpu.set_gpr(GPRS.index(register), value)
     cpu.esp = STACK
-    lab.push(*reversed(stack), LANDING)
-    cpu.eip = ROM_AT + lab.rom.offset(name)
+    lab.push(*reversed(stack))
+    at = cpu.segment(Seg.CS).base + SITE
+    covered = lab.memory.read(at, 5)
+    place_call(lab, name)
+    cpu.eip = SITE
     lab.step_to(LANDING)
+    cpu.write_memory(at, covered)
     return Called({register: cpu.gpr(i) for i, register in enumerate(GPRS)}, cpu.eip == LANDING)
+
+
+def place_call(lab: Lab, name: str) -> None:
+    """Put CALL to a call's entry at SITE."""
+    target = ROM_AT + lab.rom.offset(name) - lab.cpu.segment(Seg.CS).base - LANDING
+    lab.cpu.write_memory(lab.cpu.segment(Seg.CS).base + SITE, b"\xe8" + (target & U32).to_bytes(4, "little"))
 
 
 def flags(lab: Lab, mask: int = ARITHMETIC_FLAGS) -> int:

@@ -7,27 +7,33 @@ from dataclasses import replace
 
 import pytest
 
-from tests.hypervisor.lab import GPRS, LANDING, ROM, ROM_AT, Lab, call
+from tests.hypervisor.lab import GPRS, ROM, ROM_AT, SITE, U32, Lab, call, place_call
 from tests.native.guest import DATA0, DATA3, GDT, IDT, STACK, TASK, descriptor
 from vmi import abi
 from vmi.abi import Reloc
 from vmi.hypervisor import calls
+from vmi.native.cpuid import I686_APIC
 from vmi.native.machine import Outcome
 from vmi.rom.build import build_flavour
 from vmi.rom.flavours import vmware
 from vmi.rom.template import gate
 from vmi.x86 import Eflags, Seg
 
+ROM_CALLS = {row.name for row in abi.CALLS if ROM.calls[row.number][0] is not Reloc.NONE}
+OFFERED = [row for row in abi.CALLS if row.name in ROM_CALLS]
 SERVED = [row for row in abi.CALLS if "@gate" in vmware.FLAVOUR.template(row).source]
-# WRMSR knows no register to write
-RETURNING = [row for row in SERVED if row.returns and row.name not in ("Halt", "WRMSR")]
+RETURNING = [row for row in OFFERED if row.returns and row.name not in ("Halt", "RDPMC")]  # it always faults
 ABSENT, READ_ONLY, BUFFER = 0x62000, 0x63000, 0x60000
 FAULT = "fault: jmp fault"
 LDT_SELECTOR, FREE_ENTRY = 0x60, 0x68
 
+WIDTH = {"u8": 0xFF, "u16": 0xFFFF}
+TIMES = {"RDMSR", "RDTSC", "GetCycleCounter", "GetWallclockTime"}
+
 # arguments that a call succeeds with; the others take 0
 ARGUMENTS: dict[str, dict[str, int]] = {
     "RDMSR": {"msr": 0x10},
+    "WRMSR": {"msr": 0x10, "value": 1 << 40},
     "SetGDT": {"pointer": BUFFER},
     "SetIDT": {"pointer": BUFFER + 8},
     "SetLDT": {"selector": LDT_SELECTOR},
@@ -45,12 +51,29 @@ ARGUMENTS: dict[str, dict[str, int]] = {
     "InvalPage": {"address": 0x1234567},
     "FlushTLB": {"flags": 3},
     "SetAlarm": {"flags": 0x100, "expiry": 1 << 60, "period": 1 << 40},
+    "SetPxE": {"value": 5, "entry": BUFFER + 64},
+    "SetPxELong": {"value": 5 << 32, "entry": BUFFER + 64},
+    "AllocatePage": {"pfn": BUFFER >> 12, "flags": abi.PageFlag.PT},
+    "ReleasePage": {"pfn": BUFFER >> 12, "flags": abi.PageFlag.PT},
+    "UpdatePxE": {"entry": BUFFER + 64, "flags": 1},
+    "UpdatePxELong": {"entry": BUFFER + 64, "flags": 1},
+    "SetLinearMapping": {"va": BUFFER, "count": 1, "pfn": BUFFER >> 12},
+    "APICWrite": {"register": 0x80, "value": 0x20},
+    "APICRead": {"register": 0x80},
+    **{f"IN{size}": {"port": 0x3FF} for size in "BWL"},
+    **{f"OUT{size}": {"port": 0x3FF, "value": 5} for size in "BWL"},
+    **{
+        f"{way}S{size}": {"port": 0x3FF, "buffer": BUFFER + 128, "count": 3}
+        for way in ("IN", "OUT")
+        for size in "BWL"
+    },
 }
 
 
 def lab_for_calls(source: str = FAULT) -> Lab:
     """A guest behind the ROM with paging on, one page absent and one read-only, and handlers for faults."""
-    lab = Lab(source, {1: "fault", 6: "fault", 11: "fault", 13: "fault", 14: "fault"}, "paravirt")
+    handlers = {1: "fault", 6: "fault", 11: "fault", 13: "fault", 14: "fault"}
+    lab = Lab(source, handlers, "paravirt", model=I686_APIC)
     lab.page(ABSENT)
     lab.memory.put_u32(0x21000 + 4 * (READ_ONLY >> 12), READ_ONLY | 5)
     lab.memory.write(BUFFER, (0xFFF).to_bytes(2, "little") + GDT.to_bytes(4, "little"))
@@ -94,15 +117,20 @@ def test_a_call_keeps_what_the_table_says(row: abi.Call) -> None:
         lab = lab_for_calls()
         filled = {name: fill for name in GPRS if name != "esp"} | registers
         lab.cpu.eflags = 0x8D7
+        lab.memory.write(STACK - 0x200, b"\x5a" * 0x200)
         left = call(lab, row.name, *stack, **filled)
         assert left.returned and left.registers["esp"] == STACK - 4 * len(stack), row
         for name in row.preserves:
             assert name == "esp" or left.registers[name] == filled[name], (row, name)
         assert [lab.u32(left.registers["esp"] + 4 * i) for i in range(len(stack))] == stack
-        assert lab.cpu.cpl == 1 and not lab.cpu.eflags & Eflags.DF and not lab.virtual_if
+        assert lab.cpu.cpl == 1 and not lab.cpu.eflags & Eflags.DF
+        assert lab.virtual_if == (row.name == "EnableInterrupts")
+        below = lab.memory.read(STACK - 0x200, 0x200 - 4 * len(stack) - 4)
+        assert not below[:-32].strip(b"\x5a"), "more than 32 bytes of the stack below the call"
         assert lab.cpu.segment(Seg.DS).selector == DATA0
-        results.append([left.registers[place] for result in row.results for place in result.places])
-    assert results[0] == results[1] or row.name in ("RDMSR", "GetCycleCounter", "GetWallclockTime")
+        places = [(place, WIDTH.get(result.type, U32)) for result in row.results for place in result.places]
+        results.append([left.registers[place] & width for place, width in places])
+    assert results[0] == results[1] or row.name in TIMES
 
 
 @pytest.mark.parametrize("mask", [0, 0x200])
@@ -126,9 +154,6 @@ def faulted(lab: Lab, name: str, *stack: int, **registers: int) -> tuple[int, li
     return lab.cpu.cr2, [lab.u32(left.registers["esp"] + 4 * i) for i in range(4)]
 
 
-SITE = LANDING - 5
-
-
 @pytest.mark.parametrize(
     ("name", "pointer", "address", "error"),
     [
@@ -142,11 +167,13 @@ SITE = LANDING - 5
 )
 def test_a_bad_pointer_is_a_page_fault_at_the_call(name: str, pointer: int, address: int, error: int) -> None:
     lab = lab_for_calls()
-    before = lab.cpu.gdt, lab.memory.read(ABSENT - 16, 16), lab.memory.read(READ_ONLY, 16)
+    before = lab.cpu.gdt, lab.memory.read(READ_ONLY, 16)
     cr2, frame = faulted(lab, name, eax=pointer)
     assert (cr2, frame) == (address, [error, SITE, 0x08, frame[3]])
     assert lab.cpu.esp == STACK - 16, "the return address is gone, the frame is on top"
-    assert before == (lab.cpu.gdt, lab.memory.read(ABSENT - 16, 16), lab.memory.read(READ_ONLY, 16))
+    assert before == (lab.cpu.gdt, lab.memory.read(READ_ONLY, 16))
+    stored = 2 if address - pointer >= 2 and error else 0  # the limit, as by the instruction
+    assert not lab.memory.read(ABSENT - 16, 16).replace(b"\xff\x07", b"", stored // 2).strip(b"\0")
 
 
 @pytest.mark.parametrize("name", ["WriteGDTEntry", "WriteLDTEntry", "WriteIDTEntry"])
@@ -160,10 +187,9 @@ def test_an_entry_that_can_not_be_written_whole_is_not_written(name: str) -> Non
 def test_a_stack_argument_that_is_not_there() -> None:
     lab = lab_for_calls()
     lab.cpu.eax, lab.cpu.edx, lab.cpu.ecx = GDT, FREE_ENTRY >> 3, 0xFFFF
-    lab.cpu.esp = ABSENT - 4
-    lab.memory.put_u32(ABSENT - 4, LANDING)
-    lab.cpu.eip = ROM_AT + ROM.offset("WriteGDTEntry")
-    lab.cpu.run(2)
+    place_call(lab, "WriteGDTEntry")
+    lab.cpu.esp, lab.cpu.eip = ABSENT, SITE
+    assert lab.step_to(lab.labels["fault"])
     # the frame goes where the return address was
     assert (lab.cpu.cr2, lab.cpu.eip) == (ABSENT, lab.labels["fault"])
     assert [lab.u32(lab.cpu.esp + 4 * i) for i in range(2)] == [0, SITE]
@@ -182,9 +208,11 @@ def test_a_stack_argument_that_is_not_there() -> None:
         ("SetTR", {"eax": 0}, 0),
         ("SetTR", {"eax": DATA3}, 0x20),
         ("SetTR", {"eax": LDT_SELECTOR}, LDT_SELECTOR),
-        ("RDMSR", {"ecx": 0x1B}, 0),
-        ("WRMSR", {"ecx": 0x10}, 0),
+        ("RDMSR", {"ecx": 0x174}, 0),
+        ("WRMSR", {"ecx": 0x1B, "edx": 0x100, "eax": 0}, 0),
         ("WRMSR", {"ecx": 0x174}, 0),
+        ("RDPMC", {"ecx": 0}, 0),
+        ("RDPMC", {"ecx": 0x40000001}, 0),
     ],
 )
 def test_a_bad_argument_is_a_protection_fault_at_the_call(
@@ -196,16 +224,15 @@ def test_a_bad_argument_is_a_protection_fault_at_the_call(
 
 
 def test_a_call_that_nobody_serves_ends_the_run() -> None:
-    templates = {**vmware.FLAVOUR.templates, "APICRead": gate()}
+    templates = {**vmware.FLAVOUR.templates, "WBINVD": gate()}
     rom = build_flavour(replace(vmware.FLAVOUR, templates=templates))
-    assert rom.calls[abi.BY_NAME["APICRead"].number][0] is Reloc.CALL_REL
     lab = Lab(
-        f"start: call {ROM_AT + rom.offset('APICRead'):#x}\nmov al, 1\nout 0xf4, al", mode="paravirt", rom=rom
+        f"start: call {ROM_AT + rom.offset('WBINVD'):#x}\nmov al, 1\nout 0xf4, al", mode="paravirt", rom=rom
     )
     end = lab.run()
     assert end.outcome is Outcome.CALL_NOT_SERVED
-    number = abi.BY_NAME["APICRead"].number
+    number = abi.BY_NAME["WBINVD"].number
     assert end.reason == (
-        f"the guest made the VMI call APICRead (number {number}), which this hypervisor does not serve"
+        f"the guest made the VMI call WBINVD (number {number}), which this hypervisor does not serve"
     )
-    assert lab.domain is not None and lab.domain.calls == {"VMI_Init": 1, "APICRead": 1}
+    assert lab.domain is not None and lab.domain.calls == {"VMI_Init": 1, "WBINVD": 1}

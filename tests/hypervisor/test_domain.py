@@ -15,6 +15,7 @@ from vmi.hypervisor.full import NoRom, take_over
 from vmi.hypervisor.personalities import PERSONALITIES, attach
 from vmi.hypervisor.personalities.vmware import Vmware
 from vmi.memory import PhysicalMemory
+from vmi.native.cpuid import I686_APIC
 from vmi.native.machine import Machine, Outcome
 from vmi.rom import layout
 from vmi.rom.build import build
@@ -212,7 +213,7 @@ def test_what_ring_0_is_refused_by_the_manual(code: str, error: int) -> None:
 
 def test_the_time_stamp_counter_is_readable_in_every_way() -> None:
     source = f"start: rdtsc\nmov ebx, eax\nmov ecx, 0x10\nrdmsr\nmov esi, eax\n{DONE}"
-    lab = Lab(source, mode="full")
+    lab = Lab(source, mode="full", model=I686_APIC)
     lab.cpu.set_cr(4, 4)  # TSD: RDTSC is refused outside ring 0
     assert exit_value(lab) == 1
     assert lab.cpu.ebx < lab.cpu.esi <= lab.machine.tsc()

@@ -99,4 +99,5 @@ def test_slots_spare_the_traps() -> None:
 def test_both_ways_of_finding_sites_lead_to_the_same_calls() -> None:
     found, annotated = run("sched", "paravirt"), run("sched-annotated", "paravirt")
     assert found.console == annotated.console
-    assert set(found.calls) == set(annotated.calls)
+    chance = {"pending interrupt"}  # it depends on where the ticks fall
+    assert set(found.calls) - chance == set(annotated.calls) - chance

@@ -220,9 +220,11 @@ def test_virtual_8086_mode_and_back(mode: str, iopl: int) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_sysexit_is_refused_without_sysenter(mode: str) -> None:
+    """The call is, too, if there are no segments that it could go to."""
     source = "start: nop\nsite: " + ("call SYSEXIT" if mode == "paravirt" else "sysexit") + "\nfault: hlt"
     lab = Lab(source, {13: "fault"}, mode)
     lab.cpu.eip = lab.labels["site"]
+    lab.memory.write(GDT + (DATA3 & ~7), bytes(8))
     assert lab.step_to(lab.labels["fault"])
     assert fault_frame(lab, 3) == [0, lab.labels["site"], CODE0] and lab.cpu.esp == STACK - 16
 

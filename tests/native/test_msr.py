@@ -32,6 +32,7 @@ MACHINE_CHECK = {0x179: 0x100010A, 0x17B: ALL, **{0x400 + 4 * n: ALL for n in ra
 P6 = {0x1B: 0xFEE00900, 0x8B: 1 << 32, 0x1A0: 1, 0x277: 0x0007040600070406}
 SHOWN = {
     "i686": {},
+    "i686-apic": {0x1B: 0xFEE00900, 0x8B: 1 << 32, 0x1A0: 1},
     "486": {},
     "pentium": {0x1B: 0xFEE00900},
     "pentium3": P6 | FIRMWARE_MTRR | MACHINE_CHECK,

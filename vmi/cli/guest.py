@@ -33,7 +33,7 @@ InitrdOption = Annotated[
 ]
 CpuOption = Annotated[
     str | None,
-    typer.Option("--cpu", metavar="MODEL", help="486, pentium, pentium3, i686, qemu32 or max."),
+    typer.Option("--cpu", metavar="MODEL", help="486, pentium, pentium3, i686, i686-apic, qemu32 or max."),
 ]
 ProtocolOption = Annotated[
     str | None,

@@ -15,6 +15,7 @@ from iced_x86 import Instruction
 from vmi import abi
 from vmi.hypervisor import calls
 from vmi.hypervisor.breakpoints import Breakpoints, silent_sites
+from vmi.hypervisor.callsite import CALL_LENGTH, CallSites, reaches_out
 from vmi.hypervisor.emulate import Emulator
 from vmi.hypervisor.operands import M, decode, undefined
 from vmi.hypervisor.personality import Gate, Personality
@@ -26,13 +27,13 @@ from vmi.native.machine import Machine, Outcome
 from vmi.x86 import IF_BIT, IOPL_MASK, Cr0, Eflags, GuestFault, Seg, Vector
 
 _GATE_LENGTH = 2  # INT n
-_CALL_LENGTH = 5  # CALL rel32
+_SYSEXIT_FRAME = 24  # EIP, CS, EFLAGS, ESP and SS, and EAX, which is loaded already
 _WIDE = 1 << 22  # the D bit of a code segment
 _DR6_BS = 1 << 14
 _DR6_HITS = 0xF
 _DR7_ENABLED = 0xFF
-# What the CPU may refuse the ROM's own IRETD with.
-_IRET_FAULTS = frozenset({Vector.GP, Vector.NP, Vector.SS, Vector.TS, Vector.PF})
+# What the CPU may refuse an instruction of the ROM's own with.
+_ROM_FAULTS = frozenset({Vector.GP, Vector.NP, Vector.SS, Vector.TS, Vector.PF})
 
 
 class Domain:
@@ -50,8 +51,10 @@ class Domain:
         self.active = False
         self.calls: dict[str, int] = {}
         self._emulator = Emulator(self.vcpu)
+        self._sites = CallSites(self.vcpu, self._emulator.transfers, rom)
         self._delivery = Delivery(self.privilege)
-        self.timer = VirtualTimer(machine)
+        self.timer = VirtualTimer(machine, rom.tell)
+        self.vcpu.on_tsc = self.timer.publish
         self._context = calls.CallContext(self.vcpu, self._emulator.transfers, self.timer)
         self._handlers = calls.load_all()
         machine.monitor = self
@@ -144,9 +147,10 @@ class Domain:
         """De-privilege the guest; breakpoints go to the guest-physical addresses of silent instructions."""
         self.active = True
         self.machine.privilege = self.privilege
+        self.machine.cpu.enter_kernel = self.privilege.enter_by_sysenter
         self.vcpu.deprivilege()
         self.privilege.restore_flags(self.machine.cpu.eflags)
-        self.rom.set_iopl(self.privilege.iopl)
+        self.timer.publish()
         self.rom.set_pending(self.machine.interrupts.pending())
         self.breakpoints.plant(silent)
 
@@ -201,7 +205,7 @@ class Domain:
             return event.vector == Vector.BP and event.length == 1 and self._breakpoint()
         if event.vector == Vector.DB:
             return self._step_in_rom()
-        if event.vector in _IRET_FAULTS and self._in_rom() and self._fault_in_rom():
+        if event.vector in _ROM_FAULTS and self._in_rom() and self._fault_in_rom(event):
             return True
         return event.vector == Vector.GP and self._refused()
 
@@ -253,15 +257,9 @@ class Domain:
             self._single_step()  # a call that returns steps by the ROM's RET
 
     def _report_at_site(self, fault: GuestFault) -> None:
-        """A call faulted: the guest sees the fault at its own call instruction, the stack as before it."""
-        cpu = self.machine.cpu
-        try:
-            site = self.vcpu.linear.u32(self._emulator.transfers.stack_address(0))
-        except GuestFault:
-            site = cpu.eip
-        else:
-            self._emulator.transfers.move_esp(4)
-        cpu.eip = site - _CALL_LENGTH
+        """A call faulted at its gate: the guest sees that at its own call instruction, or at the gate."""
+        if not self._sites.leave():
+            self.machine.cpu.eip -= _GATE_LENGTH
         self._deliver_fault(fault)
 
     def _deliver_fault(self, fault: GuestFault) -> None:
@@ -279,13 +277,24 @@ class Domain:
         breakpoint_hit = cpu.dr(6) & _DR6_HITS and cpu.dr(7) & _DR7_ENABLED
         return not breakpoint_hit and self._in_rom()
 
-    def _fault_in_rom(self) -> bool:
-        """The ROM's IRETD was refused: do as ring 0 would, or report the fault at the site, frame intact."""
-        if self._instruction().mnemonic != M.IRETD:
+    def _fault_in_rom(self, event: Event) -> bool:
+        """An instruction of the ROM was refused; False if that is reported as it is."""
+        instruction = self._instruction()
+        if instruction.mnemonic == M.IRETD:
+            return self._iret_in_rom()
+        if event.vector != Vector.PF or not reaches_out(instruction) or not self._sites.leave():
             return False
+        self._deliver_fault(GuestFault(Vector.PF, event.error, event.address))
+        return True
+
+    def _iret_in_rom(self) -> bool:
+        """The ROM's IRETD was refused: do as ring 0 would, or report the fault at the site, frame intact."""
         cpu, transfers = self.machine.cpu, self._emulator.transfers
         behind = self.rom.undo_iret()
-        cpu.eip = behind - _CALL_LENGTH
+        if not behind:
+            self._sysexit_in_rom()
+            return True
+        cpu.eip = behind - CALL_LENGTH
         try:
             shown = transfers.stack_address(4)  # the ROM has put ring 1 into the frame
             cs = self.vcpu.linear.u32(shown)
@@ -294,6 +303,15 @@ class Domain:
         except GuestFault as fault:
             self._deliver_fault(fault)
         return True
+
+    def _sysexit_in_rom(self) -> None:
+        """The IRETD that SYSEXIT ends with was refused: take its frame down, and go to the gate instead."""
+        call = abi.BY_NAME["SYSEXIT"]
+        here, cpu = self._physical_eip(), self.machine.cpu
+        cpu.eip += self.rom.gate_address(call) + _GATE_LENGTH - here
+        self._emulator.transfers.move_esp(_SYSEXIT_FRAME)
+        self.privilege.mirror.user_segments(0, 0)
+        self._call(call)
 
     # -- instructions -----------------------------------------------------------------------
 

@@ -69,6 +69,7 @@ class Emulator:
             M.POPF: lambda _i: self._popf(2),
             M.IRETD: lambda i: self._iret(i, 4),
             M.IRET: lambda i: self._iret(i, 2),
+            M.SYSEXIT: self._fast_return,
             M.RETF: self._far_return,
             M.CALL: self.far_branch,
             M.JMP: self.far_branch,
@@ -204,6 +205,10 @@ class Emulator:
     def _iret(self, i: Instruction, size: int) -> bool:
         self.transfers.iret(size=size, resume=self._cpu.eip + i.len)
         self._v.offer_interrupt()
+        return True
+
+    def _fast_return(self, _i: Instruction) -> bool:
+        self.transfers.fast_return()
         return True
 
     def _far_return(self, i: Instruction) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from vmi import abi
 from vmi.hypervisor.domain import Domain
+from vmi.hypervisor.mirror import Told
 from vmi.hypervisor.personality import Gate
 from vmi.native.machine import Machine
 
@@ -23,6 +24,7 @@ class NoRom:
 
     def __init__(self) -> None:
         self._on = False
+        self._iopl = 0
 
     def adopt(self, address: int) -> bool:
         """See :class:`vmi.hypervisor.personality.Personality`."""
@@ -31,6 +33,14 @@ class NoRom:
     def gate(self, address: int) -> abi.Call | Gate | None:
         """See :class:`vmi.hypervisor.personality.Personality`."""
         return None
+
+    def gate_address(self, call: abi.Call) -> int:
+        """Never called."""
+        raise NotImplementedError
+
+    def is_entry(self, address: int) -> bool:
+        """See :class:`vmi.hypervisor.personality.Personality`."""
+        return False
 
     def holds_code(self, address: int) -> bool:
         """See :class:`vmi.hypervisor.personality.Personality`."""
@@ -48,8 +58,20 @@ class NoRom:
         """Set the virtual interrupt flag."""
         self._on = on
 
+    def iopl(self) -> int:
+        """The virtual IOPL."""
+        return self._iopl
+
     def set_iopl(self, iopl: int) -> None:
-        """Nobody asks: each IRET of the kernel is emulated."""
+        """Set the virtual IOPL."""
+        self._iopl = iopl
+
+    def kernel_stack(self) -> tuple[int, int] | None:
+        """Always the one in the TSS."""
+        return None
+
+    def tell(self, what: Told, value: int) -> None:
+        """Nobody asks: each instruction that reads it is emulated."""
 
     def set_pending(self, waits: bool) -> None:
         """Nobody looks: interrupts only become acceptable by what the hypervisor itself does."""

@@ -7,6 +7,7 @@ from enum import Enum, auto
 from typing import Protocol
 
 from vmi import abi
+from vmi.hypervisor.mirror import Told
 
 
 class Gate(Enum):
@@ -28,6 +29,12 @@ class Personality(Protocol):
     def gate(self, address: int) -> abi.Call | Gate | None:
         """What the gate at a guest-physical address stands for."""
 
+    def gate_address(self, call: abi.Call) -> int:
+        """Guest-physical address of a call's gate."""
+
+    def is_entry(self, address: int) -> bool:
+        """A call is entered at this guest-physical address."""
+
     def holds_code(self, address: int) -> bool:
         """The guest-physical address lies in the ROM's code."""
 
@@ -40,11 +47,23 @@ class Personality(Protocol):
     def set(self, on: bool) -> None:
         """Set the virtual interrupt flag."""
 
+    def iopl(self) -> int:
+        """The virtual IOPL, in EFLAGS position."""
+
     def set_iopl(self, iopl: int) -> None:
-        """Tell the ROM the virtual IOPL, in EFLAGS position."""
+        """Set the virtual IOPL, in EFLAGS position."""
+
+    def kernel_stack(self) -> tuple[int, int] | None:
+        """Selector and ESP that UpdateKernelStack gave, None if it was never called. Not to be trusted."""
+
+    def tell(self, what: Told, value: int) -> None:
+        """Let the ROM know something that it answers calls with."""
 
     def set_pending(self, waits: bool) -> None:
         """Tell the ROM whether an interrupt waits."""
 
     def undo_iret(self) -> int:
-        """The ROM's own iretd was refused: take its effect back; gives the address behind the call."""
+        """The ROM's own iretd was refused: take its effect back.
+
+        Gives the address behind the IRET call, or 0 if it was the end of SYSEXIT.
+        """

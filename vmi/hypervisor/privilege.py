@@ -13,18 +13,19 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from vmi.hypervisor.mirror import Mirror, Told
 from vmi.memory import PAGE_SIZE
 from vmi.native.cpu import Cpu
 from vmi.native.privilege import Privilege
-from vmi.native.registers import TableRegister
-from vmi.x86 import IF_BIT, IOPL_MASK, U32, Descriptor, Eflags, GuestFault, Vector
+from vmi.native.registers import Segment, TableRegister
+from vmi.x86 import IF_BIT, IOPL_MASK, U32, Descriptor, Eflags, GuestFault, Seg, Vector
 
 KERNEL_RING = 1
 USER_RING = 3
 
 
 class FlagWords(Protocol):
-    """Where the virtual interrupt flag lives, and who wants to know the virtual IOPL."""
+    """Where the virtual interrupt flag, IOPL and kernel stack live, and who wants to know of registers."""
 
     def get(self) -> bool:
         """Interrupts are on."""
@@ -32,8 +33,17 @@ class FlagWords(Protocol):
     def set(self, on: bool) -> None:
         """Switch interrupts on or off."""
 
+    def iopl(self) -> int:
+        """The virtual IOPL, in EFLAGS position."""
+
     def set_iopl(self, iopl: int) -> None:
         """The virtual IOPL is another, in EFLAGS position."""
+
+    def kernel_stack(self) -> tuple[int, int] | None:
+        """Selector and ESP that the guest gave for entries from user mode, None for those of its TSS."""
+
+    def tell(self, what: Told, value: int) -> None:
+        """Something that calls are answered with has a new value."""
 
 
 class CompressedPrivilege(Privilege):
@@ -52,20 +62,16 @@ class CompressedPrivilege(Privilege):
         self.virtual_idt = TableRegister(0, 0)
         self.iopl_from_frames = True
         self.shown_ring = 0
-        self.stack: tuple[int, int] | None = None  # SS and ESP from UpdateKernelStack
-        self._iopl = 0
+        self.mirror = Mirror(cpu, words)
 
     @property
     def iopl(self) -> int:
         """The virtual IOPL, in EFLAGS position."""
-        return self._iopl
+        return self.words.iopl() & IOPL_MASK
 
     @iopl.setter
     def iopl(self, value: int) -> None:
-        value &= IOPL_MASK
-        if value != self._iopl:
-            self._iopl = value
-            self.words.set_iopl(value)
+        self.words.set_iopl(value & IOPL_MASK)
 
     def idt(self) -> TableRegister:
         """The guest's IDT; the real one is not used."""
@@ -73,7 +79,7 @@ class CompressedPrivilege(Privilege):
 
     def io_level(self) -> int:
         """The virtual IOPL, 0 to 3."""
-        return self._iopl >> 12
+        return self.iopl >> 12
 
     def cpl(self) -> int:
         """Ring 1 counts as ring 0."""
@@ -99,7 +105,7 @@ class CompressedPrivilege(Privilege):
     def frame_flags(self) -> int:
         """EFLAGS with the virtual interrupt flag and IOPL."""
         flags = self.cpu.eflags & ~(IF_BIT | IOPL_MASK)
-        return flags | (IF_BIT if self.interrupts_on() else 0) | self._iopl
+        return flags | (IF_BIT if self.interrupts_on() else 0) | self.iopl
 
     def settle_flags(self, flags: int, *, mask_interrupts: bool) -> None:
         """Set the handler's flags; only the virtual interrupt flag is masked."""
@@ -123,10 +129,29 @@ class CompressedPrivilege(Privilege):
 
     def kernel_stack(self, ring: int) -> tuple[int, int]:
         """What UpdateKernelStack said last, else what the guest's TSS says; RPL 1 counts as 0."""
-        if ring == 0 and self.stack is not None:
-            return self.stack
+        given = self.words.kernel_stack() if ring == 0 else None
+        if given is not None:
+            return given
         selector, esp = super().kernel_stack(ring)
         return selector & ~3 if selector & 3 == KERNEL_RING else selector, esp
+
+    def enter_by_sysenter(self, selector: int, esp: int, eip: int) -> None:
+        """SYSENTER into flat segments of ring 1; the stack's selector is the one behind the code's."""
+        cpu, flags = self.cpu, KERNEL_RING << 13
+        self.words.set(False)
+        cpu.system_flags &= ~(Eflags.VM | Eflags.RF)
+        cpu.set_segment(Seg.CS, Segment(selector | KERNEL_RING, 0, U32, 0xCF9B00 | flags))
+        cpu.set_segment(Seg.SS, Segment(selector + 8 | KERNEL_RING, 0, U32, 0xCF9300 | flags))
+        cpu.esp, cpu.eip = esp, eip
+
+    def page_fault_at(self, address: int) -> None:
+        """CR2, as the guest sees it."""
+        super().page_fault_at(address)
+        self.mirror.control(2)
+
+    def task_changed(self) -> None:
+        """CR0, CR3 and LDTR may be others."""
+        self.mirror.registers(self.virtual_idt)
 
     # -- the guest's tables -----------------------------------------------------------------
 

@@ -1,49 +1,101 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The virtual timer that the time calls are about: cycle counters, alarms, the time of day.
 
-The guest has the virtual CPU for itself, so nothing is ever stolen from it: the available counter is the
-real one, and both run on while it halts. Alarms pulse interrupt line 0, where the guest has programmed
-the interrupt controllers to bring it; wiring to a local APIC does not exist.
+Each virtual CPU has one. Its real counter is the machine's virtual time. While it is ready to run and
+something else runs in its place, that time is stolen from it: the stolen counter grows, and the available
+one, which is the difference, stands still. Whoever schedules virtual CPUs says when, by :meth:`suspend`
+and :meth:`resume`; a CPU that has the machine for itself never waits, and one that halts is not waiting.
+
+An alarm comes as an edge on interrupt line 0, where the guest has programmed the interrupt controllers to
+bring it, or as the local APIC's own timer would, by the entry that the guest has written for that.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from vmi.abi import Counter
+from vmi.hypervisor.mirror import Told
 from vmi.native.clock import NS_PER_S, Event
 from vmi.native.machine import TSC_HZ, Machine
 
 _NS_PER_CYCLE = NS_PER_S // TSC_HZ
 
 
+@dataclass(frozen=True)
+class Alarm:
+    """What is armed: cycles, by its counter; ``period`` 0 for once, ``lvtt`` for the local APIC's way."""
+
+    expiry: int
+    period: int
+    lvtt: bool
+
+
 class VirtualTimer:
-    """Counters and alarms of one virtual CPU. Times are in cycles of :attr:`frequency`."""
+    """Counters and alarms of one virtual CPU. Times are in cycles of :attr:`frequency`.
+
+    :param tell: told what the ROM needs for answering by itself.
+    """
 
     frequency = TSC_HZ  # Hz
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, tell: Callable[[Told, int], None]) -> None:
         self._machine = machine
-        self._line = machine.interrupts.line(0)
-        self._alarms: dict[Counter, Event] = {}
+        self._tell = tell
+        self._line = machine.interrupts.beside_timer()
+        self._alarms: dict[Counter, Alarm] = {}
+        self._events: dict[Counter, Event] = {}
+        self._stolen = 0
+        self._waits_since: int | None = None
+        self._wall = machine.epoch * NS_PER_S  # ns at power-on
+        self._wall_was_set = False
 
     def __repr__(self) -> str:
-        return f"<VirtualTimer {len(self._alarms)} alarms>"
+        return f"<VirtualTimer {len(self._alarms)} alarms, {self.count(Counter.STOLEN)} cycles stolen>"
 
     @property
     def alarms(self) -> dict[Counter, int]:
-        """When each armed alarm is due, in cycles."""
-        return {counter: event.at // _NS_PER_CYCLE for counter, event in self._alarms.items()}
+        """When each armed alarm is due, in cycles of its counter."""
+        return {counter: alarm.expiry for counter, alarm in self._alarms.items()}
+
+    # -- counters ---------------------------------------------------------------------------
+
+    def _now(self) -> int:
+        return self._machine.clock.now() // _NS_PER_CYCLE
 
     def count(self, counter: int) -> int:
         """A counter's value; an unknown one reads as 0."""
-        if counter in (Counter.REAL, Counter.AVAILABLE):
-            return self._machine.clock.now() // _NS_PER_CYCLE
-        return 0
+        now = self._now()
+        stolen = self._stolen + (0 if self._waits_since is None else now - self._waits_since)
+        values: dict[int, int] = {Counter.REAL: now, Counter.AVAILABLE: now - stolen, Counter.STOLEN: stolen}
+        return values.get(counter, 0)
 
-    def wall_clock(self) -> int:
-        """Nanoseconds since 1970, as the host knows it; the guest's own clock chip can be set, this can't."""
-        return self._machine.epoch * NS_PER_S + self._machine.clock.now()
+    def publish(self) -> None:
+        """Tell the ROM what the counters are more than the time stamp counter, which it reads itself."""
+        ahead = self._now() - self._machine.tsc()
+        self._tell(Told.HERTZ, self.frequency)
+        self._tell(Told.REAL, ahead)
+        self._tell(Told.AVAILABLE, ahead - self._stolen)
+        self._tell(Told.STOLEN, self._stolen)
 
-    def arm(self, counter: int, expiry: int, period: int) -> None:
+    def suspend(self) -> None:
+        """The virtual CPU is ready and does not run: from now on time is stolen from it."""
+        if self._waits_since is None:
+            self._waits_since = self._now()
+            self._forget(Counter.AVAILABLE)
+
+    def resume(self) -> None:
+        """The virtual CPU runs again, or halts: from now on time is its own."""
+        if self._waits_since is not None:
+            self._stolen = self.count(Counter.STOLEN)
+            self._waits_since = None
+            self._schedule(Counter.AVAILABLE)
+            self.publish()
+
+    # -- alarms -----------------------------------------------------------------------------
+
+    def arm(self, counter: int, expiry: int, period: int, *, lvtt: bool = False) -> None:
         """Set the alarm of a counter, instead of one that is armed: once (period 0), or periodically.
 
         Counters without an alarm are ignored.
@@ -51,24 +103,57 @@ class VirtualTimer:
         if counter not in (Counter.REAL, Counter.AVAILABLE):
             return
         self.cancel(counter)
-        self._schedule(Counter(counter), expiry, period)
+        self._alarms[Counter(counter)] = Alarm(expiry, period, lvtt)
+        self._schedule(Counter(counter))
         self._machine.cpu.stop_soon()  # the run in progress knows nothing of the new event
 
     def cancel(self, counter: int) -> bool:
         """Disarm the alarm of a counter; whether it was armed."""
-        event = self._alarms.pop(Counter(counter), None) if counter in list(Counter) else None
-        if event is None:
+        if counter not in list(Counter) or self._alarms.pop(Counter(counter), None) is None:
             return False
-        event.cancel()
+        self._forget(Counter(counter))
         return True
 
-    def _schedule(self, counter: Counter, expiry: int, period: int) -> None:
-        def fire(_due: int) -> None:
-            del self._alarms[counter]
-            if period:
-                missed = max(0, self.count(counter) - expiry) // period
-                self._schedule(counter, expiry + (missed + 1) * period, period)
-            self._line.set(False)
-            self._line.set(True)  # an edge is what the interrupt controller asks for
+    def _forget(self, counter: Counter) -> None:
+        event = self._events.pop(counter, None)
+        if event is not None:
+            event.cancel()
 
-        self._alarms[counter] = self._machine.clock.schedule(expiry * _NS_PER_CYCLE, fire)
+    def _schedule(self, counter: Counter) -> None:
+        """Wait for a counter's alarm, if it is armed and the counter is running."""
+        alarm = self._alarms.get(counter)
+        if alarm is None or (counter is Counter.AVAILABLE and self._waits_since is not None):
+            return
+        real = alarm.expiry + (self._stolen if counter is Counter.AVAILABLE else 0)
+        self._events[counter] = self._machine.clock.schedule(
+            real * _NS_PER_CYCLE, lambda _due: self._fire(counter, alarm)
+        )
+
+    def _fire(self, counter: Counter, alarm: Alarm) -> None:
+        del self._alarms[counter], self._events[counter]
+        if alarm.period:  # ticks that were missed fall together, and the phase stays
+            missed = max(0, self.count(counter) - alarm.expiry) // alarm.period
+            expiry = alarm.expiry + (missed + 1) * alarm.period
+            self._alarms[counter] = Alarm(expiry, alarm.period, alarm.lvtt)
+            self._schedule(counter)
+        if not alarm.lvtt:
+            self._line.set(False)
+            self._line.set(True)  # an edge is what the interrupt controllers ask for
+        elif self._machine.board.lapic is not None:
+            self._machine.board.lapic.timer_alarm()
+
+    # -- the time of day --------------------------------------------------------------------
+
+    def wall_clock(self) -> int:
+        """Nanoseconds since 1970, as the host knows it; the guest can't set it, as it can its clock chip."""
+        return self._wall + self._machine.clock.now()
+
+    def set_wall_clock(self, ns: int) -> None:
+        """The host sets the time of day: nanoseconds since 1970 now."""
+        self._wall = ns - self._machine.clock.now()
+        self._wall_was_set = True
+
+    def wall_clock_was_set(self) -> bool:
+        """The host has set the time of day since this was asked last."""
+        was_set, self._wall_was_set = self._wall_was_set, False
+        return was_set

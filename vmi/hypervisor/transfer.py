@@ -31,6 +31,8 @@ from vmi.x86 import (
 _IMAGE_FLAGS = 0x257FD5
 _VIRTUAL_8086_FLAGS = _IMAGE_FLAGS | Eflags.VM | Eflags.VIF | Eflags.VIP
 _WIDE = 1 << 22  # the D bit of a descriptor: 32-bit stack or code
+_SEP = 1 << 11  # of CPUID leaf 1, EDX
+_LONGEST_SEARCH = 0x400  # bytes of a GDT
 _CALL_GATE_16, _CALL_GATE_32 = 4, 12
 
 
@@ -99,6 +101,39 @@ class Transfers:
             if cpu.eip == eip:
                 cpu.esp = before
             raise
+
+    def fast_return(self, *, search: bool = False) -> None:
+        """SYSEXIT: flat user code at EDX with the stack at ECX; interrupts are not its business.
+
+        :param search: on a processor without SYSENTER's registers, which say the segments, take the flat
+            ones of ring 3 that come first in the GDT.
+        :raises GuestFault: #GP, the segments are not known.
+        """
+        cpu = self._cpu
+        kernel = cpu.fast_call_target[0] & 0xFFFC
+        found = (kernel + 16 | 3, kernel + 24 | 3) if kernel else None
+        if found is None and search and not cpu.bus.cpuid(1, 0)[3] & _SEP:
+            found = self._flat_user_segments()
+        if found is None:
+            raise GuestFault(Vector.GP)
+        code, stack = found
+        self._p.mirror.user_segments(code, stack)
+        cpu.set_segment(Seg.CS, Segment(code, 0, U32, 0xCFFB00))
+        cpu.set_segment(Seg.SS, Segment(stack, 0, U32, 0xCFF300))
+        cpu.esp, cpu.eip = cpu.ecx, cpu.edx
+
+    def _flat_user_segments(self) -> tuple[int, int] | None:
+        code = stack = None
+        for selector in range(8 | 3, min(self._cpu.gdt.limit + 1, _LONGEST_SEARCH), 8):
+            try:
+                found = self._linear.descriptor(selector)
+            except GuestFault:
+                continue
+            flat = not found.base and found.limit == U32 and found.present and found.dpl == 3
+            if flat and found.high & _WIDE:
+                code = selector if code is None and found.is_code else code
+                stack = selector if stack is None and found.writable_data else stack
+        return None if code is None or stack is None else (code, stack)
 
     def far_return(self, pop: int = 0, size: int = 4) -> None:
         """RETF, then drop ``pop`` bytes. :raises GuestFault: as the instruction."""

@@ -7,8 +7,11 @@ the instruction would raise come out as :class:`~vmi.x86.GuestFault`, before any
 
 from __future__ import annotations
 
-from vmi.hypervisor.privilege import KERNEL_RING, CompressedPrivilege
+from collections.abc import Callable
+
+from vmi.hypervisor.privilege import KERNEL_RING, USER_RING, CompressedPrivilege
 from vmi.native.machine import Machine, Outcome
+from vmi.native.msr import SYSENTER_CS, TSC
 from vmi.native.registers import Segment, TableRegister
 from vmi.x86 import (
     LDT_TYPE,
@@ -21,7 +24,6 @@ from vmi.x86 import (
     Vector,
 )
 
-_MSR_TSC = 0x10
 _TSS_AVAILABLE_16 = 1
 _TSS_BUSY_BIT = 0x200
 
@@ -47,6 +49,7 @@ class VirtualCpu:
         self.linear = privilege.linear
         offered = machine.cpuid(1, 0)[3]
         known = [int(bit) for bit, feature in _CR4_FEATURES.items() if offered >> feature & 1]
+        self.on_tsc: Callable[[], None] = lambda: None  # the time stamp counter was written
         self._cr4 = sum(known) | int(Cr4.PCE)
 
     # -- descriptor tables ------------------------------------------------------------------
@@ -54,12 +57,14 @@ class VirtualCpu:
     def load_gdt(self, base: int, limit: int) -> None:
         """LGDT. Segments in use keep what they have, as they do after the instruction."""
         self.cpu.gdt = TableRegister(base, limit)
+        self.privilege.mirror.gdt()
         self.privilege.raise_table()
 
     def load_idt(self, base: int, limit: int) -> None:
         """LIDT; the real IDTR is kept equal, for SIDT, which no ring check stops."""
         self.privilege.virtual_idt = TableRegister(base, limit)
         self.cpu.idt = TableRegister(base, limit)
+        self.privilege.mirror.idt(self.cpu.idt)
 
     def _system_descriptor(self, selector: int, types: tuple[int, ...]) -> Descriptor:
         error = selector & 0xFFFC
@@ -76,9 +81,10 @@ class VirtualCpu:
         """LLDT."""
         if not selector & 0xFFFC:
             self.cpu.ldt = Segment(selector, 0, 0, 0)
-            return
-        table = self._system_descriptor(selector, (LDT_TYPE,))
-        self.cpu.ldt = Segment(selector, table.base, table.limit, table.high)
+        else:
+            table = self._system_descriptor(selector, (LDT_TYPE,))
+            self.cpu.ldt = Segment(selector, table.base, table.limit, table.high)
+        self.privilege.mirror.ldt()
 
     def load_task(self, selector: int) -> None:
         """LTR."""
@@ -102,6 +108,7 @@ class VirtualCpu:
         elif number == 4 and value & ~self._cr4:
             raise GuestFault(Vector.GP)
         self.cpu.set_cr(number, value)
+        self.privilege.mirror.control(number)
 
     def end_in_real_mode(self) -> None:
         """There are no rings to compress without protected mode: the run ends."""
@@ -116,6 +123,7 @@ class VirtualCpu:
     def clear_task_switched(self) -> None:
         """CLTS."""
         self.cpu.set_cr(0, self.cpu.cr(0) & ~Cr0.TS)
+        self.privilege.mirror.control(0)
 
     def _debug_register(self, number: int) -> int:
         """The register that an access reaches. :raises GuestFault: it is not to be accessed."""
@@ -139,14 +147,26 @@ class VirtualCpu:
         return self.cpu.dr(self._debug_register(number))
 
     def read_msr(self, number: int) -> int:
-        """RDMSR: only the time stamp counter exists."""
-        if number == _MSR_TSC:
-            return self.machine.tsc()
-        raise GuestFault(Vector.GP)
+        """RDMSR: the registers are those of the machine's processor model."""
+        value = self.machine.read_msr(number)
+        if value is None:
+            raise GuestFault(Vector.GP)
+        return value
 
     def write_msr(self, number: int, value: int) -> None:
-        """WRMSR: no register can be written."""
-        raise GuestFault(Vector.GP)
+        """WRMSR."""
+        if not self.machine.write_msr(number, value):
+            raise GuestFault(Vector.GP)
+        if number == TSC:
+            self.on_tsc()
+        elif number == SYSENTER_CS:
+            self.mirror_fast_return()
+
+    def mirror_fast_return(self) -> None:
+        """Tell the ROM where SYSEXIT goes, by the register that SYSENTER has; nowhere without that."""
+        kernel = self.cpu.fast_call_target[0] & 0xFFFC
+        code, stack = (kernel + 16 | USER_RING, kernel + 24 | USER_RING) if kernel else (0, 0)
+        self.privilege.mirror.user_segments(code, stack)
 
     # -- interrupts -------------------------------------------------------------------------
 
@@ -245,4 +265,6 @@ class VirtualCpu:
             selector = segment.selector & ~3 | KERNEL_RING if seg in (Seg.CS, Seg.SS) else segment.selector
             cpu.set_segment(seg, Segment(selector, segment.base, segment.limit, flags))
         self.privilege.virtual_idt = cpu.idt
+        self.privilege.mirror.registers(cpu.idt)
+        self.mirror_fast_return()
         cpu.flush_tlb()

@@ -95,6 +95,8 @@ class Cpu(Registers):
         self.code_pages: set[int] = set()  # numbers of the pages of RAM that translated code lies in
         self.watched_pages: set[int] = set()
         self.store_watch: StoreWatch | None = None
+        # what SYSENTER does to code selector, ESP and EIP; the owner may exchange it
+        self.enter_kernel: Callable[[int, int, int], None] = self._enter_kernel
         self._refused: tuple[int, ...] | None = None
         self._refusal = GuestFault(Vector.GP)
         self._trouble: BaseException | None = None
@@ -345,7 +347,9 @@ class Cpu(Registers):
         if not selector & 0xFFFC:
             self.refuse()
             return
-        selector &= 0xFFFC
+        self.enter_kernel(selector & 0xFFFC, esp, eip)
+
+    def _enter_kernel(self, selector: int, esp: int, eip: int) -> None:
         self.system_flags &= ~(Eflags.VM | Eflags.IF | Eflags.RF)
         self.set_segment(Seg.CS, Segment(selector, 0, U32, 0xCF9B00))
         self.set_segment(Seg.SS, Segment(selector + 8, 0, U32, 0xCF9300))

@@ -293,6 +293,10 @@ MODELS: dict[str, CpuModel] = {
     )
 }
 
-#: What hypervisors here can serve a de-privileged kernel: no APIC, no registers by RDMSR, no SYSENTER.
-I686 = CpuModel("i686", _INTEL, 0x663, _set("fpu pse tsc cx8 pge cmov mmx fxsr sse sse2"), max_leaf=1)
-MODELS[I686.name] = I686
+_I686 = _set("fpu pse tsc cx8 pge cmov mmx fxsr sse sse2")
+
+#: What a de-privileged kernel finds if nothing else is asked for: no APIC, RDMSR or SYSENTER.
+I686 = CpuModel("i686", _INTEL, 0x663, _I686, max_leaf=1)
+#: The same with an APIC, and the registers that one is found by.
+I686_APIC = CpuModel("i686-apic", _INTEL, 0x663, _I686 | _set("msr apic"), max_leaf=1)
+MODELS |= {model.name: model for model in (I686, I686_APIC)}

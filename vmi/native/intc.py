@@ -38,6 +38,45 @@ class _Both:
         self._second.set(level)
 
 
+class SharedLine:
+    """A line that several devices drive: high while one of them does, and an edge of each is an edge.
+
+    So a device that holds it high hides no edge of another, and one that lets go takes no request of
+    another's back. A device that is alone on it drives it as if it were its own.
+    """
+
+    def __init__(self, line: IrqLine) -> None:
+        self._line = line
+        self._levels: list[bool] = []
+
+    def driver(self) -> IrqLine:
+        """One device's end."""
+        self._levels.append(False)
+        return _Driver(self, len(self._levels) - 1)
+
+    def drive(self, number: int, level: bool) -> None:
+        """The device with that number drives it high or low."""
+        before, self._levels[number] = self._levels[number], level
+        if not any(other for n, other in enumerate(self._levels) if n != number):
+            self._line.set(level)
+        elif level and not before:
+            self._line.set(False)
+            self._line.set(True)
+
+
+class _Driver:
+    """One device's end of a shared line."""
+
+    __slots__ = ("_number", "_shared")
+
+    def __init__(self, shared: SharedLine, number: int) -> None:
+        self._shared = shared
+        self._number = number
+
+    def set(self, level: bool, /) -> None:
+        self._shared.drive(self._number, level)
+
+
 class InterruptLogic:
     """The interrupt controllers, wired.
 
@@ -66,6 +105,8 @@ class InterruptLogic:
             lapic.external = pic.acknowledge
             lapic.on_change = self._changed
             lapic.on_eoi = io_apic.end_of_interrupt
+        self._timer_line = SharedLine(self._line(TIMER_IRQ))
+        self._timer = self._timer_line.driver()
 
     def _changed(self) -> None:
         if self.on_change is not None:
@@ -73,6 +114,13 @@ class InterruptLogic:
 
     def line(self, isa_irq: int) -> IrqLine:
         """Give an ISA request line. UsageError if it is not one of 0, 1, 3-15."""
+        return self._timer if isa_irq == TIMER_IRQ else self._line(isa_irq)
+
+    def beside_timer(self) -> IrqLine:
+        """Give an end of line 0 to a device that shares it with the timer."""
+        return self._timer_line.driver()
+
+    def _line(self, isa_irq: int) -> IrqLine:
         line = self.pic.line(isa_irq)
         if self.io_apic is None:
             return line

@@ -76,7 +76,7 @@ class Delivery:
         """
         cpu = self._cpu
         if event.origin is Origin.EXCEPTION and event.vector == Vector.PF:
-            cpu.cr2 = event.address
+            self._p.page_fault_at(event.address)
         resume, task = cpu.eip, cpu.tr
         while True:
             try:
@@ -91,7 +91,7 @@ class Delivery:
                 else:  # a fault behind a task switch is the new task's own
                     resume, task = cpu.eip, cpu.tr
                 if fault.vector == Vector.PF:
-                    cpu.cr2 = fault.address
+                    self._p.page_fault_at(fault.address)
                 event = self._escalate(event, fault)
 
     @staticmethod

@@ -79,6 +79,13 @@ class Privilege:
         """Set EFLAGS from an image that the kernel gives (IRET, task switch)."""
         self.cpu.eflags = flags
 
+    def page_fault_at(self, address: int) -> None:
+        """A page fault is about to be delivered: its address is in CR2."""
+        self.cpu.cr2 = address
+
+    def task_changed(self) -> None:
+        """A task switch has loaded control registers or LDTR."""
+
     def descriptor(self, selector: int, vector: int = Vector.GP) -> Descriptor:
         """The guest's descriptor of a selector, DPL as the guest wrote it."""
         return self.linear.descriptor(selector, vector)

@@ -69,12 +69,14 @@ def switch_task(p: Privilege, selector: int, how: Switch = Switch.CALL, resume: 
 
     if cpu.cr(0) & Cr0.PG:
         cpu.set_cr(3, field(_CR3))
+    p.task_changed()
     flags = field(_EFLAGS) & _FLAGS | Eflags.ONE
     p.restore_flags(flags | Eflags.NT if how is Switch.CALL else flags)
     for number in range(8):
         cpu.set_gpr(number, field(_GPRS + 4 * number))
     cpu.eip = field(_EIP)
     _load_ldt(p, field(_LDT) & 0xFFFF)
+    p.task_changed()
     selectors = {seg: field(_SEGS + 4 * seg) & 0xFFFF for seg in Seg}
     if not flags & Eflags.VM:
         selectors.update({seg: p.kernel_selector(selectors[seg]) for seg in (Seg.CS, Seg.SS)})

@@ -17,7 +17,7 @@ from vmi.hypervisor.timer import VirtualTimer
 from vmi.hypervisor.transfer import Transfers
 from vmi.hypervisor.vcpu import VirtualCpu
 from vmi.native.cpu import Cpu
-from vmi.x86 import U32
+from vmi.x86 import U32, Seg
 
 # The ROM's gate has pushed nothing: the return address is on top of the stack.
 RETURN_ADDRESS = 4
@@ -35,6 +35,10 @@ class CallContext:
     def cpu(self) -> Cpu:
         """The CPU with the guest's registers."""
         return self.vcpu.cpu
+
+    def address(self, pointer: int) -> int:
+        """Linear address of a pointer argument, which counts from the base of DS."""
+        return self.cpu.segment(Seg.DS).base + pointer & U32
 
     def stack_argument(self, number: int) -> int:
         """A dword argument on the stack, 0 being the first. :raises GuestFault: #PF."""

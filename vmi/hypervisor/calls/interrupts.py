@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from vmi.hypervisor.calls import RETURN_ADDRESS, CallContext, serves
-from vmi.x86 import IOPL_MASK, GuestFault, Vector
 
 
 @serves("IRET")
@@ -18,9 +17,11 @@ def interrupt_return(call: CallContext) -> None:
 
 
 @serves("SYSEXIT")
-def fast_return(_call: CallContext) -> None:
-    """SYSEXIT: CPUID offers none, and without SYSENTER's MSRs the instruction itself is refused."""
-    raise GuestFault(Vector.GP)
+def fast_return(call: CallContext) -> None:
+    """SYSEXIT that the ROM left to us: an interrupt waits, or it does not know the user's segments yet."""
+    call.transfers.fast_return(search=True)
+    call.vcpu.privilege.words.set(True)
+    call.vcpu.offer_interrupt()
 
 
 @serves("Halt")
@@ -28,9 +29,3 @@ def halt(call: CallContext) -> None:
     """Interrupts on and wait, in one step: what waits already is delivered instead."""
     call.vcpu.privilege.words.set(True)
     call.vcpu.halt()
-
-
-@serves("SetIOPLMask")
-def set_iopl(call: CallContext) -> None:
-    """IOPL of the code to return to, in EFLAGS position."""
-    call.vcpu.privilege.iopl = call.cpu.eax & IOPL_MASK

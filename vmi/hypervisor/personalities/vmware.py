@@ -3,19 +3,24 @@
 
 The ROM runs from a copy in guest memory, or in place. It is recognised by its code, byte for byte, when
 VMI_Init is called; from then on a gate is only a gate at its place inside that copy. The data page
-belongs to the guest: what it holds can mislead the guest about its own interrupt flag and nothing else.
+belongs to the guest: what it holds can mislead the guest about its own state and nothing else.
 """
 
 from __future__ import annotations
 
 from vmi import abi
 from vmi.errors import RomError
+from vmi.hypervisor.mirror import Told
 from vmi.hypervisor.personality import Gate
 from vmi.memory import PAGE_SIZE, PhysicalMemory
 from vmi.rom import layout
 from vmi.rom.build import PRODUCT
 from vmi.rom.flavours import vmware as flavour
-from vmi.x86 import IF_BIT
+from vmi.x86 import IF_BIT, IOPL_MASK
+
+_WIDE = frozenset({Told.HERTZ, Told.REAL, Told.AVAILABLE, Told.STOLEN})  # 64 bits
+_TOLD = {what: flavour.FLAVOUR.words[what.name] // 4 for what in Told}
+_MASK = 0xFFFFFFFF
 
 _SPECIAL = {flavour.INIT_GATE: Gate.INIT, flavour.PENDING_GATE: Gate.PENDING}
 
@@ -38,7 +43,9 @@ class Vmware:
         self._code = image[: table.data_page]
         self._size = len(image)
         self._data = table.data_page
+        self._slots = range(table.slots, table.slots + table.slot_size * len(abi.CALLS), table.slot_size)
         self._base: int | None = None
+        self._words = memoryview(bytearray(PAGE_SIZE)).cast("I")  # until a copy is in use
 
     @classmethod
     def for_rom(cls, image: bytes, memory: PhysicalMemory) -> Vmware | None:
@@ -60,6 +67,8 @@ class Vmware:
         if self._memory.read(base, len(self._code)) != self._code:
             return False
         self._base = base
+        start = base + self._data
+        self._words = self._memory.ram[start : start + PAGE_SIZE].cast("I")
         return True
 
     def gate(self, address: int) -> abi.Call | Gate | None:
@@ -68,6 +77,14 @@ class Vmware:
         if number is None:
             return None
         return abi.CALLS[number] if number < len(abi.CALLS) else _SPECIAL.get(number)
+
+    def gate_address(self, call: abi.Call) -> int:
+        """See :class:`vmi.hypervisor.personality.Personality`."""
+        return self.base + layout.gate_offset(call.number)
+
+    def is_entry(self, address: int) -> bool:
+        """See :class:`vmi.hypervisor.personality.Personality`."""
+        return address - self.base in self._slots
 
     def holds_code(self, address: int) -> bool:
         """See :class:`vmi.hypervisor.personality.Personality`."""
@@ -78,32 +95,44 @@ class Vmware:
         start = self.base + self._data
         return start <= address < start + PAGE_SIZE
 
-    def _word(self, offset: int) -> int:
-        return self._memory.u32(self.base + self._data + offset)
-
-    def _set_word(self, offset: int, value: int) -> None:
-        self._memory.put_u32(self.base + self._data + offset, value)
-
     def get(self) -> bool:
         """See :class:`vmi.hypervisor.personality.Personality`."""
-        return bool(self._word(flavour.VIF) & IF_BIT)
+        return bool(self._words[flavour.VIF // 4] & IF_BIT)
 
     def set(self, on: bool) -> None:
         """See :class:`vmi.hypervisor.personality.Personality`."""
-        self._set_word(flavour.VIF, IF_BIT if on else 0)
+        self._words[flavour.VIF // 4] = IF_BIT if on else 0
+
+    def iopl(self) -> int:
+        """See :class:`vmi.hypervisor.personality.Personality`."""
+        return self._words[flavour.IOPL // 4] & IOPL_MASK
 
     def set_iopl(self, iopl: int) -> None:
         """See :class:`vmi.hypervisor.personality.Personality`."""
-        self._set_word(flavour.IOPL, iopl)
+        self._words[flavour.IOPL // 4] = iopl
+
+    def kernel_stack(self) -> tuple[int, int] | None:
+        """See :class:`vmi.hypervisor.personality.Personality`."""
+        selector = self._words[flavour.KERNEL_SS // 4]
+        if not selector & flavour.KERNEL_SS_GIVEN:
+            return None
+        return selector & 0xFFFC, self._words[flavour.KERNEL_ESP // 4]
+
+    def tell(self, what: Told, value: int) -> None:
+        """See :class:`vmi.hypervisor.personality.Personality`."""
+        place = _TOLD[what]
+        self._words[place] = value & _MASK
+        if what in _WIDE:
+            self._words[place + 1] = value >> 32 & _MASK
 
     def set_pending(self, waits: bool) -> None:
         """See :class:`vmi.hypervisor.personality.Personality`."""
-        self._set_word(flavour.PENDING, int(waits))
+        self._words[flavour.PENDING // 4] = int(waits)
 
     def undo_iret(self) -> int:
         """See :class:`vmi.hypervisor.personality.Personality`."""
-        self.set(bool(self._word(flavour.IRET_VIF) & IF_BIT))
-        return self._word(flavour.IRET_SITE)
+        self.set(bool(self._words[flavour.IRET_VIF // 4] & IF_BIT))
+        return self._words[flavour.IRET_SITE // 4]
 
 
 def product(image: bytes) -> str | None:

@@ -179,6 +179,11 @@ class Lapic:
         else:
             self._non_maskable()
 
+    def timer_alarm(self) -> None:
+        """A timer that isn't this one's, but has its entry: vector and mask are those that hold now."""
+        if self.enabled:
+            self._take_local(LVT_TIMER)
+
     def _take_local(self, register: int) -> None:
         entry = self.lvt[register - LVT_TIMER]
         mode = entry >> 8 & 7

@@ -16,7 +16,7 @@ from __future__ import annotations
 from vmi import abi
 from vmi.abi import INTERRUPT_FLAG
 from vmi.rom.template import Flavour, Template, absent, body, code, gate
-from vmi.x86 import Eflags
+from vmi.x86 import Cr0, Eflags
 
 GATE_INTERRUPT = 0x82
 # Gates after those of the calls.
@@ -26,11 +26,23 @@ PENDING_GATE = INIT_GATE + 1  # interrupts are on now and one waits: deliver it,
 # Words of the data page: offsets of dwords in it.
 VIF = 0  # virtual interrupt flag: 0 or 200h
 PENDING = 4  # 1 while an interrupt waits for VIF, else 0; the hypervisor writes it
-IRET_SITE = 8  # return address of the last IRET call: the site is 5 bytes before it
+IRET_SITE = 8  # return address of the last IRET call: the site is 5 bytes before it; 0 for SYSEXIT
 USER_CS = 12  # SYSEXIT's selectors for user mode; 0 in USER_CS sends SYSEXIT to its gate
 USER_SS = 16
-IRET_VIF = 20  # VIF before the last IRET call set it: what a fault of its iretd must show
-IOPL = 24  # virtual IOPL in EFLAGS position; the hypervisor writes it
+IRET_VIF = 20  # VIF before the last IRET or SYSEXIT set it: what a fault of its iretd must show
+IOPL = 24  # virtual IOPL in EFLAGS position; SetIOPLMask and the hypervisor write it
+CR0, CR2, CR3, CR4 = 28, 32, 36, 40  # the guest's control registers; the hypervisor writes them
+GDT, GDT_LIMIT = 44, 48  # linear base and limit of the GDT in use
+IDT, IDT_LIMIT = 52, 56
+LDT = 60  # linear base of the LDT in use, NO_TABLE for none
+KERNEL_SS = 64  # stack of the kernel by UpdateKernelStack: selector | 1, or 0 for "see the TSS"
+KERNEL_ESP = 68
+# Quadwords, low dword first, written by the hypervisor.
+HERTZ = 72  # cycles a second
+REAL, AVAILABLE = 80, 88  # what to add to the time stamp counter
+STOLEN = 96  # the counter itself
+
+NO_TABLE = 0xFFFFFFFF
 
 _WORDS = {
     "VIF": VIF,
@@ -40,7 +52,25 @@ _WORDS = {
     "USER_SS": USER_SS,
     "IRET_VIF": IRET_VIF,
     "IOPL": IOPL,
+    "CR0": CR0,
+    "CR2": CR2,
+    "CR3": CR3,
+    "CR4": CR4,
+    "GDT": GDT,
+    "GDT_LIMIT": GDT_LIMIT,
+    "IDT": IDT,
+    "IDT_LIMIT": IDT_LIMIT,
+    "LDT": LDT,
+    "KERNEL_SS": KERNEL_SS,
+    "KERNEL_ESP": KERNEL_ESP,
+    "HERTZ": HERTZ,
+    "REAL": REAL,
+    "AVAILABLE": AVAILABLE,
+    "STOLEN": STOLEN,
 }
+
+KERNEL_SS_GIVEN = 1
+_PRESENT_SEGMENT, _USER_LEVEL, _INDEX = 0x9000, 0x6000, 0xFFFC  # bits of a descriptor, and of a selector
 
 _VM_AND_IOPL = int(Eflags.VM | Eflags.IOPL)
 _NT_BYTE = int(Eflags.NT) >> 8
@@ -123,12 +153,19 @@ _IRET = f"""
 # SYSEXIT has no frame: one is built, with EDX and ECX as the instruction uses them.
 _SYSEXIT = f"""
         push eax
+        pushfd
+        pop eax
+        test ah, {_NT_BYTE}
+        jnz short @exit
         call @here
 @here:  pop eax
         cmp dword ptr ss:[eax + {{USER_CS - @here}}], 0
         je short @exit
         cmp dword ptr ss:[eax + {{PENDING - @here}}], 0
         jne short @exit
+        push dword ptr ss:[eax + {{VIF - @here}}]
+        pop dword ptr ss:[eax + {{IRET_VIF - @here}}]
+        mov dword ptr ss:[eax + {{IRET_SITE - @here}}], 0
         push dword ptr ss:[eax + {{USER_SS - @here}}]
         push ecx
         pushfd
@@ -141,7 +178,156 @@ _SYSEXIT = f"""
         jmp @gate
 """
 
-_NO_APIC = "The virtual machine has no local APIC."
+# Calls that reach guest memory for the guest do it with the stack and the arguments as the call was made,
+# so that a page fault there can be reported as the call's own, and the call be repeated. An entry on an
+# 8-byte boundary lies on one page: its second half can't fault any more.
+_STORE_ENTRY = """
+        mov [eax + edx*8], ecx
+        mov ecx, [esp + 4]
+        mov [eax + edx*8 + 4], ecx
+        ret
+"""
+_WRITE_IDT = f"""
+        test al, 7
+        jnz short @exit
+        cmp ecx, [esp + 4]              ; is the argument there?
+        {_STORE_ENTRY}
+@exit:  jmp @gate
+"""
+# The LDT in use is the hypervisor's: segments in use get the new descriptor.
+_WRITE_LDT = f"""
+        test al, 7
+        jnz short @exit
+        cmp ecx, [esp + 4]
+        push ecx
+        call @here
+@here:  pop ecx
+        cmp eax, ss:[ecx + {{LDT - @here}}]
+        pop ecx
+        je short @exit
+        {_STORE_ENTRY}
+@exit:  jmp @gate
+"""
+# In the GDT in use, what is no present segment, or one of user code that no register holds, is just stored.
+_WRITE_GDT = f"""
+        test al, 7
+        jnz short @exit
+        cmp ecx, [esp + 4]
+        push ecx
+        call @here
+@here:  pop ecx
+        cmp eax, ss:[ecx + {{GDT - @here}}]
+        jne short @plain
+        mov ecx, [esp + 8]
+        not ecx
+        test ecx, {_PRESENT_SEGMENT}
+        jnz short @plain
+        test ecx, {_USER_LEVEL}
+        jnz short @busy
+        push eax
+        lea eax, [edx*8]
+        mov ecx, ds
+        xor ecx, eax
+        test ecx, {_INDEX}
+        jz short @used
+        mov ecx, es
+        xor ecx, eax
+        test ecx, {_INDEX}
+        jz short @used
+        mov ecx, fs
+        xor ecx, eax
+        test ecx, {_INDEX}
+        jz short @used
+        mov ecx, gs
+        xor ecx, eax
+        test ecx, {_INDEX}
+        jz short @used
+        pop eax
+@plain: pop ecx
+        {_STORE_ENTRY}
+@used:  pop eax
+@busy:  pop ecx
+@exit:  jmp @gate
+"""
+# Kernels set TS at each switch of tasks, and it mostly is set already.
+_SET_CR0 = """
+        push ecx
+        call @here
+@here:  pop ecx
+        cmp eax, ss:[ecx + {CR0 - @here}]
+        pop ecx
+        jne @gate
+        ret
+"""
+_CLTS = f"""
+        call @here
+@here:  pop ecx
+        test byte ptr ss:[ecx + {{CR0 - @here}}], {int(Cr0.TS)}
+        jnz @gate
+        ret
+"""
+_UPDATE_KERNEL_STACK = f"""
+        call @here
+@here:  pop ecx
+        and eax, {0xFFFC}
+        or eax, {KERNEL_SS_GIVEN}
+        mov ss:[ecx + {{KERNEL_SS - @here}}], eax
+        mov ss:[ecx + {{KERNEL_ESP - @here}}], edx
+        ret
+"""
+_SET_IOPL = f"""
+        call @here
+@here:  pop ecx
+        and eax, {int(Eflags.IOPL)}
+        mov ss:[ecx + {{IOPL - @here}}], eax
+        ret
+"""
+_FREQUENCY = """
+        call @here
+@here:  pop edx
+        mov eax, ss:[edx + {HERTZ - @here}]
+        mov edx, ss:[edx + {HERTZ + 4 - @here}]
+        ret
+"""
+# The time stamp counter is the machine's virtual time; what it differs by from a counter is in a word.
+_COUNTER = """
+        cmp eax, 2
+        ja short @none
+        call @here
+@here:  pop ecx
+        lea ecx, [ecx + eax*8 + {REAL - @here}]
+        je short @held                  ; the flags are still those of CMP
+        rdtsc
+        add eax, ss:[ecx]
+        adc edx, ss:[ecx + 4]
+        ret
+@held:  mov eax, ss:[ecx]
+        mov edx, ss:[ecx + 4]
+        ret
+@none:  xor eax, eax
+        xor edx, edx
+        ret
+"""
+
+
+def _table_pointer(table: str) -> Template:
+    """A call that stores limit and base, in this order, as the instruction does."""
+    return code(f"""
+        call @here
+@here:  pop ecx
+        mov edx, ss:[ecx + {{{table}_LIMIT - @here}}]
+        mov [eax], dx
+        mov edx, ss:[ecx + {{{table} - @here}}]
+        mov [eax + 2], edx
+        ret
+        """)
+
+
+def _shown(word: str) -> Template:
+    """A call that gives a word of the data page."""
+    return code(f"call @here\n@here: pop eax\nmov eax, ss:[eax + {{{word} - @here}}]\nret")
+
+
 # The guest's own page tables are in use, so a notice brings nothing new.
 _NOTICE = code("ret")
 
@@ -153,28 +339,28 @@ _TEMPLATES: dict[str, Template] = {
     "SetLDT": gate(),
     "SetIDT": gate(),
     "SetTR": gate(),
-    "GetGDT": gate(),
-    "GetLDT": gate(),
-    "GetIDT": gate(),
-    "GetTR": gate(),
-    "WriteGDTEntry": gate(),
-    "WriteLDTEntry": gate(),
-    "WriteIDTEntry": gate(),
-    "UpdateKernelStack": gate(),
-    "SetCR0": gate(),
+    "GetGDT": _table_pointer("GDT"),
+    "GetLDT": code("sldt eax\nmovzx eax, ax\nret"),
+    "GetIDT": _table_pointer("IDT"),
+    "GetTR": code("str eax\nmovzx eax, ax\nret"),
+    "WriteGDTEntry": body(_WRITE_GDT),
+    "WriteLDTEntry": body(_WRITE_LDT),
+    "WriteIDTEntry": code(_WRITE_IDT),
+    "UpdateKernelStack": code(_UPDATE_KERNEL_STACK),
+    "SetCR0": code(_SET_CR0),
     "SetCR2": gate(),
     "SetCR3": gate(),
     "SetCR4": gate(),
-    "GetCR0": gate(),
-    "GetCR2": gate(),
-    "GetCR3": gate(),
-    "GetCR4": gate(),
-    "WBINVD": gate(),
+    "GetCR0": _shown("CR0"),
+    "GetCR2": _shown("CR2"),
+    "GetCR3": _shown("CR3"),
+    "GetCR4": _shown("CR4"),
+    "WBINVD": code("ret"),  # there are no caches
     "SetDR": gate(),
     "GetDR": gate(),
-    "RDPMC": absent("There are no performance counters, and the instruction itself says so by faulting."),
+    "RDPMC": gate(),
     "RDTSC": code("rdtsc\nret"),
-    "CLTS": gate(),
+    "CLTS": code(_CLTS),
     "EnableInterrupts": code(_ENABLE),
     "DisableInterrupts": code(_DISABLE),
     "GetInterruptMask": code(_GET_MASK),
@@ -209,13 +395,13 @@ _TEMPLATES: dict[str, Template] = {
     "OUTSL": code("rep outsd\nret"),
     "OUTSB": code("rep outsb\nret"),
     "OUTSW": code("rep outsw\nret"),
-    "SetIOPLMask": gate(),
+    "SetIOPLMask": code(_SET_IOPL),
     "SetInitialAPState": absent("The virtual machine has one processor."),
-    "APICWrite": absent(_NO_APIC),
-    "APICRead": absent(_NO_APIC),
+    "APICWrite": gate(),
+    "APICRead": gate(),
     "IODelay": code("ret"),
-    "GetCycleFrequency": gate(),
-    "GetCycleCounter": gate(),
+    "GetCycleFrequency": code(_FREQUENCY),
+    "GetCycleCounter": body(_COUNTER),
     "SetAlarm": gate(),
     "CancelAlarm": gate(),
     "GetWallclockTime": gate(),
