@@ -16,6 +16,7 @@ from vmi import abi
 from vmi.hypervisor import calls
 from vmi.hypervisor.breakpoints import Breakpoints, silent_sites
 from vmi.hypervisor.emulate import Emulator
+from vmi.hypervisor.mmu import DEFAULT, create
 from vmi.hypervisor.operands import M, decode, undefined
 from vmi.hypervisor.personality import Gate, Personality
 from vmi.hypervisor.privilege import KERNEL_RING, USER_RING, CompressedPrivilege
@@ -41,11 +42,12 @@ class Domain:
     ``calls`` counts call-outs by VMI call, the machine's ``exits`` count everything by reason.
     """
 
-    def __init__(self, machine: Machine, rom: Personality) -> None:
+    def __init__(self, machine: Machine, rom: Personality, mmu: str = DEFAULT) -> None:
         self.machine = machine
         self.rom = rom
-        self.privilege = CompressedPrivilege(machine.cpu, rom)
-        self.vcpu = VirtualCpu(machine, self.privilege)
+        self.mmu = create(mmu, machine, rom, rom.virtual_top)
+        self.privilege = CompressedPrivilege(machine.cpu, rom, self.mmu)
+        self.vcpu = VirtualCpu(machine, self.privilege, self.mmu)
         self.breakpoints = Breakpoints(machine.cpu, self.vcpu.linear)
         self.active = False
         self.calls: dict[str, int] = {}
@@ -65,7 +67,22 @@ class Domain:
         """See :class:`vmi.native.monitor.Monitor`."""
         if not self.active:
             return event.origin is Origin.SOFTWARE and event.vector == self.rom.interrupt and self._init()
-        return not self._stay_compressed() or self._handle(event)
+        if not self._stay_compressed():
+            return True
+        if event.vector == Vector.PF and event.origin is Origin.EXCEPTION:
+            return self._page_fault(event)
+        return self._handle(event)
+
+    def _page_fault(self, event: Event) -> bool:
+        found = self.mmu.page_fault(event)
+        if found is None:
+            return True
+        if self._handle(found):
+            return True
+        if found is event:
+            return False
+        self._deliver_fault(GuestFault(found.vector, found.error, found.address))
+        return True
 
     def accepts_interrupts(self) -> bool:
         """See :class:`vmi.native.monitor.Monitor`."""
@@ -143,6 +160,7 @@ class Domain:
         self.active = True
         self.machine.privilege = self.privilege
         self.vcpu.deprivilege()
+        self.mmu.start()
         self.privilege.restore_flags(self.machine.cpu.eflags)
         self.rom.set_iopl(self.privilege.iopl)
         self.rom.set_pending(self.machine.interrupts.pending())

@@ -39,6 +39,7 @@ class Vmware:
         self._size = len(image)
         self._data = table.data_page
         self._base: int | None = None
+        self.virtual_top = layout.RomHeader.parse(image).virtual_top
 
     @classmethod
     def for_rom(cls, image: bytes, memory: PhysicalMemory) -> Vmware | None:
@@ -99,6 +100,13 @@ class Vmware:
     def set_pending(self, waits: bool) -> None:
         """See :class:`vmi.hypervisor.personality.Personality`."""
         self._set_word(flavour.PENDING, int(waits))
+
+    def want(self, wanted: bool) -> None:
+        """See :class:`vmi.hypervisor.personality.Personality`."""
+
+    def take(self) -> list[int]:
+        """See :class:`vmi.hypervisor.personality.Personality`."""
+        return []
 
     def undo_iret(self) -> int:
         """See :class:`vmi.hypervisor.personality.Personality`."""
