@@ -67,22 +67,7 @@ class Domain:
         """See :class:`vmi.native.monitor.Monitor`."""
         if not self.active:
             return event.origin is Origin.SOFTWARE and event.vector == self.rom.interrupt and self._init()
-        if not self._stay_compressed():
-            return True
-        if event.vector == Vector.PF and event.origin is Origin.EXCEPTION:
-            return self._page_fault(event)
-        return self._handle(event)
-
-    def _page_fault(self, event: Event) -> bool:
-        found = self.mmu.page_fault(event)
-        if found is None:
-            return True
-        if self._handle(found):
-            return True
-        if found is event:
-            return False
-        self._deliver_fault(GuestFault(found.vector, found.error, found.address))
-        return True
+        return not self._stay_compressed() or self._handle(event)
 
     def accepts_interrupts(self) -> bool:
         """See :class:`vmi.native.monitor.Monitor`."""

@@ -208,12 +208,16 @@ class Cpu(Translation):
             self._engine.leave()
 
     def _on_interrupt(self, _uc: int, vector: int, _user: int) -> None:
-        if vector == Vector.PF and self.faulted_in_fetch:
-            if self._refused is None and self._runs_on():
-                return
-        elif vector != Vector.DB:
+        error = self.error_code
+        fetch = vector == Vector.PF and self.faulted_in_fetch
+        if not fetch and vector != Vector.DB:
             self.settle_flags()
-        self._report(vector, self.exception_is_int, self.error_code)
+        if vector == Vector.PF and self._refused is None and not self.exception_is_int:
+            found = self._ask_pager(error, begun=not fetch)
+            if found is None or (fetch and self._runs_on()):
+                return
+            error = found
+        self._report(vector, self.exception_is_int, error)
 
     def _runs_on(self) -> bool:
         """Have one instruction done alone if it may not be the one that needs the page it runs on into.
@@ -254,6 +258,8 @@ class Cpu(Translation):
         """CR0, CR3 or CR4 has a new value."""
         if self.store_watch is not None:
             self._guard(self.store_watch.control_changed)
+        if self.pager is not None:
+            self._guard(self.pager.control_changed)
 
     def _on_invalid(self, _uc: int, _user: int) -> bool:
         self.settle_flags()

@@ -14,6 +14,7 @@ import mmap
 from vmi.native.engine import HIDDEN_SIZE, HIDDEN_START, NOWHERE, PTR, U64, Engine
 from vmi.native.layout import Places
 from vmi.native.registers import Registers
+from vmi.native.wiring import Pager
 
 
 class Translation(Registers):
@@ -21,6 +22,7 @@ class Translation(Registers):
 
     :ivar hidden_from: linear addresses from here on show nothing, whatever page tables say.
     :ivar nowhere: guest-physical address of a page that nothing answers.
+    :ivar pager: who provides the page tables, if the guest does not.
     """
 
     def __init__(self, engine: Engine, places: Places) -> None:
@@ -31,6 +33,7 @@ class Translation(Registers):
         self._state = PTR(places.cpu)
         self._registers = PTR(places.env)
         self.hidden_from, self.nowhere = 1 << 32, NOWHERE
+        self.pager: Pager | None = None
         self._hidden: mmap.mmap | None = None
 
     def flush_tlb(self) -> None:
@@ -65,6 +68,18 @@ class Translation(Registers):
         """Load CR3 with an address that may lie in hidden memory, above what CR3 has room for."""
         self._lib.cpu_x86_update_cr3_x86_64(self._registers, U64(address))
 
-    def undo_fault(self) -> None:
-        """The fault that is being reported has never been: the instruction counts when it is done again."""
-        self._counter.value -= 1
+    def _ask_pager(self, error: int, *, begun: bool) -> int | None:
+        """The error code of a page fault that the guest is to see; None if it never has been.
+
+        :param begun: an instruction has begun, so it has been counted, and will be again.
+        """
+        pager = self.pager
+        if pager is None:
+            return error
+        found = pager.page_fault(self.cr2, error)
+        if found is None:
+            self.cr2 = self.told_cr2
+            self.forget_exception()
+            if begun:
+                self._counter.value -= 1
+        return found

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from typing import Protocol
 
 from vmi.errors import UsageError
-from vmi.hypervisor.mmu import direct
+from vmi.hypervisor.mmu import direct, shadow
 from vmi.hypervisor.mmu.notices import Notices
-from vmi.native.interrupts import Event
 from vmi.native.machine import Machine
 
 #: Name of the strategy -> how it is made.
 STRATEGIES: dict[str, Callable[[Machine, Notices, int], Mmu]] = {
     "direct": direct.DirectMmu,
+    "shadow": shadow.ShadowMmu,
 }
 DEFAULT = "direct"
 
@@ -60,11 +60,15 @@ class Mmu(Protocol):
         Sets accessed and dirty bits. :raises GuestFault: #PF.
         """
 
-    def page_fault(self, event: Event) -> Event | None:
-        """The CPU reports a page fault: the fault that the guest is to see, or None if it is to see none."""
-
     def entry_changed(self, entry: int) -> None:
         """The guest says that it has changed the page-table entry at an address."""
+
+    def set_linear_mapping(self, slot: int, linear: int, pages: int, frame: int) -> None:
+        """The guest says where in its memory the page-table entries are that it names by address.
+
+        :param slot: 0 to 3; others mean nothing.
+        :param pages: how many there are from ``linear`` and ``frame`` on.
+        """
 
     def catch_up(self) -> None:
         """All that the guest has said of page-table entries counts from now on."""

@@ -8,22 +8,13 @@ No change to an entry needs the hypervisor, and the ROM never calls out for one.
 
 from __future__ import annotations
 
-from vmi.hypervisor.mmu.notices import Notices
-from vmi.native.engine import NOWHERE
-from vmi.native.interrupts import Event
-from vmi.native.machine import Machine
-from vmi.x86 import U32, Paging, translate
+from vmi.hypervisor.mmu.guest import GuestTables
 
 
-class DirectMmu:
+class DirectMmu(GuestTables):
     """See :class:`vmi.hypervisor.mmu.Mmu`."""
 
     name = "direct"
-
-    def __init__(self, machine: Machine, notices: Notices, virtual_top: int) -> None:
-        self._cpu = machine.cpu
-        self._notices = notices
-        self._top = virtual_top or 1 << 32
 
     def __repr__(self) -> str:
         return "<DirectMmu>"
@@ -31,21 +22,11 @@ class DirectMmu:
     def start(self) -> None:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
         self._notices.want(False)
-        if self._top <= U32:
-            self._cpu.hide_from(self._top)
-
-    def read(self, number: int) -> int:
-        """See :class:`vmi.hypervisor.mmu.Mmu`."""
-        return self._cpu.cr(number)
+        self._hide()
 
     def write(self, number: int, value: int) -> None:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
         self._cpu.set_cr(number, value)
-
-    @property
-    def efer(self) -> int:
-        """See :class:`vmi.hypervisor.mmu.Mmu`."""
-        return self._cpu.efer
 
     def write_efer(self, value: int) -> None:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
@@ -63,19 +44,11 @@ class DirectMmu:
         else:
             self._cpu.set_cr(3, self._cpu.cr(3))
 
-    def translate(self, linear: int, *, write: bool = False, user: bool = False) -> int:
-        """See :class:`vmi.hypervisor.mmu.Mmu`."""
-        cpu = self._cpu
-        paging = Paging(cpu.cr(0), cpu.cr(3), cpu.cr(4), cpu.efer, cpu.a20_mask | ~U32)
-        found = translate(cpu.memory, paging, linear, write=write, user=user, store=cpu.put_u32)
-        return found if linear < self._top or not paging.cr0 >> 31 else NOWHERE | found & 0xFFF
-
-    def page_fault(self, event: Event) -> Event | None:
-        """See :class:`vmi.hypervisor.mmu.Mmu`: the CPU has it from the guest's own tables."""
-        return event
-
     def entry_changed(self, entry: int) -> None:
         """See :class:`vmi.hypervisor.mmu.Mmu`: the CPU reads the entry itself when it needs it."""
+
+    def set_linear_mapping(self, slot: int, linear: int, pages: int, frame: int) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`: nobody looks for entries."""
 
     def catch_up(self) -> None:
         """See :class:`vmi.hypervisor.mmu.Mmu`: nothing is ever behind."""
