@@ -63,6 +63,12 @@ class PhysicalMemory:
             return int.from_bytes(self.ram[address : address + 4], "little")
         return int.from_bytes(self.read(address, 4), "little")
 
+    def u64(self, address: int) -> int:
+        """The 8 bytes at a guest-physical address as a number."""
+        if address + 8 <= self.size:
+            return int.from_bytes(self.ram[address : address + 8], "little")
+        return int.from_bytes(self.read(address, 8), "little")
+
     def put_u32(self, address: int, value: int) -> None:
         """Store a dword at a guest-physical address."""
         self.write(address, (value & 0xFFFFFFFF).to_bytes(4, "little"))

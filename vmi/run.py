@@ -18,6 +18,8 @@ from vmi.errors import ExitCode, UsageError
 from vmi.exits import price
 from vmi.hypervisor.domain import Domain
 from vmi.hypervisor.full import take_over
+from vmi.hypervisor.mmu import DEFAULT as DEFAULT_MMU
+from vmi.hypervisor.mmu import STRATEGIES
 from vmi.hypervisor.personalities import attach
 from vmi.hypervisor.stopwatch import Spent, Stopwatch
 from vmi.native.boot.state import Module
@@ -59,6 +61,7 @@ class RunResult:
     """
 
     mode: str
+    mmu: str | None
     outcome: Outcome
     exit_status: int
     reason: str
@@ -83,6 +86,7 @@ class RunResult:
         """All fields as JSON values; console bytes become characters of the same number."""
         return {
             "mode": self.mode,
+            "mmu": self.mmu,
             "outcome": self.outcome.value,
             "exit_status": self.exit_status,
             "reason": self.reason,
@@ -134,6 +138,7 @@ class Setup:
     :ivar protocol: how the kernel wants to be booted, None to look at it.
     :ivar address: where a flat binary goes.
     :ivar full: de-privilege the kernel from its first instruction, without a ROM.
+    :ivar mmu: how a hypervisor manages the guest's memory, direct or shadow.
     :ivar model: the processor; None for the usual one, or where a ROM or hypervisor is, i686.
     :ivar disks: IDE disks: primary master and slave, secondary master and slave.
     :ivar bios: firmware to start instead of a kernel.
@@ -149,6 +154,7 @@ class Setup:
     protocol: str | None = None
     address: int | None = None
     full: bool = False
+    mmu: str = DEFAULT_MMU
     model: CpuModel | None = None
     disks: Sequence[Disk | None] = ()
     bios: bytes | None = None
@@ -221,6 +227,7 @@ class Guest:
         wall = time.perf_counter() - started
         return RunResult(
             mode=self.mode,
+            mmu=self.domain.mmu.name if self.domain is not None else None,
             outcome=end.outcome,
             exit_status=_exit_status(end),
             reason=end.reason,
@@ -299,6 +306,8 @@ def prepare(setup: Setup) -> Guest:
         raise UsageError("firmware boots from a disk here, so it can't be combined with a kernel")
     if setup.full and setup.image is None:
         raise UsageError("full virtualization starts with a kernel, so it can't begin with firmware")
+    if setup.mmu not in STRATEGIES:
+        raise UsageError(f"the MMU strategy must be one of {', '.join(STRATEGIES)}, but it is {setup.mmu!r}")
     if setup.rom is not None:
         check(setup.rom)
     model = setup.model or (DEFAULT_MODEL if setup.mode == "native" else I686)
@@ -312,7 +321,7 @@ def prepare(setup: Setup) -> Guest:
     domain = None
     if setup.rom is not None:
         machine.plug(setup.rom)
-        domain = attach(machine, setup.rom)
+        domain = attach(machine, setup.rom, setup.mmu)
     if setup.image is not None:
         machine.load(
             setup.image,
@@ -323,7 +332,7 @@ def prepare(setup: Setup) -> Guest:
             address=setup.address,
         )
         if setup.full:
-            domain = take_over(machine, _silent_sites(setup.image))
+            domain = take_over(machine, _silent_sites(setup.image), setup.mmu)
     if domain is not None:
         _check_served(model)
     return Guest(machine, domain, setup.mode)
@@ -380,12 +389,14 @@ def compare(
     original: bytes | None = None,
     on_mode: Callable[[str], None] | None = None,
     model: CpuModel | None = None,
+    mmu: str = DEFAULT_MMU,
 ) -> Comparison:
     """Run a patched kernel in each mode, one after the other, and compare with the first.
 
     :param original: the unpatched kernel, which ``full`` needs: it takes no patched one.
     :param on_mode: told each mode before it runs.
     :param model: the processor, the same in every mode; None for one that every mode can have.
+    :param mmu: how the hypervisor manages memory, where there is one.
     :raises VmiError: as :func:`run_kernel`.
     """
     results = []
@@ -404,6 +415,7 @@ def compare(
                 timeout_ns=timeout_ns,
                 until=until,
                 full=mode == "full",
+                mmu=mmu,
                 model=model or I686,
                 timed=True,
             )

@@ -7,11 +7,12 @@ Architectures Software Developer's Manual, volume 3A, chapters 2 to 7.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
-from vmi.memory import GuestPhys, PhysicalMemory
+from vmi.memory import PAGE_SIZE, GuestPhys, PhysicalMemory
 
 U32 = 0xFFFFFFFF
 
@@ -247,15 +248,127 @@ class PfError(IntEnum):
 
 
 PTE_P, PTE_RW, PTE_US, PTE_A, PTE_D, PTE_PS, PTE_G = 1, 2, 4, 0x20, 0x40, 0x80, 0x100
+PTE_NX = 1 << 63
+PTE_FRAME = 0x000F_FFFF_FFFF_F000  # the address bits of an entry of 8 bytes
+EFER_NXE = 1 << 11
+
+_NO_SUCH_ADDRESS = 0xFFF << 40  # the processor has 40 address lines
+_IGNORED_WIDE = 0x7FF << 52  # bits that IA-32e paging leaves to software; PAE paging wants zeros
 
 
 @dataclass(frozen=True)
 class Paging:
-    """The control registers a translation depends on."""
+    """The registers a translation depends on.
+
+    :ivar a20: mask of address line 20 for all addresses, -1 while its gate is open.
+    """
 
     cr0: int
     cr3: int
     cr4: int
+    efer: int = 0
+    a20: int = -1
+
+
+class Translation(NamedTuple):
+    """What a walk of the page tables found, as it is after the walk has set its bits.
+
+    :ivar physical: guest-physical address of the byte.
+    :ivar directory: the page-directory entry.
+    :ivar entry: the entry that maps the page: the directory's for a large page.
+    :ivar rights: PTE_RW and PTE_US as far as all levels grant them, and PTE_NX if any has it.
+    :ivar large: a page of 4 MiB, or 2 MiB with PAE.
+    """
+
+    physical: int
+    directory: int
+    entry: int
+    rights: int
+    large: bool
+
+
+def walk(
+    memory: PhysicalMemory,
+    paging: Paging,
+    linear: int,
+    *,
+    write: bool = False,
+    user: bool = False,
+    fetch: bool = False,
+    store: Callable[[int, int], None] | None = None,
+    pointers: Sequence[int] | None = None,
+) -> Translation:
+    """Find the page of a linear address as the CPU core does, while paging is on.
+
+    ``store(address, value)`` receives the accessed and dirty bits to set in 32-bit table words; without
+    it none are set. Tables where no RAM is read as all ones.
+
+    :param pointers: the four entries of PAE's top level, instead of those in memory.
+    :raises GuestFault: #PF with the architecture's error code.
+    """
+    wide = bool(paging.cr4 & Cr4.PAE)
+    nx = bool(paging.efer & EFER_NXE)
+    error = (
+        (PfError.W if write else 0) | (PfError.U if user else 0) | (PfError.I if fetch and wide and nx else 0)
+    )
+    a20 = paging.a20
+    reserved = _NO_SUCH_ADDRESS | (0 if nx else PTE_NX)
+    if wide:
+        number = linear >> 30
+        pointer = memory.u64((paging.cr3 & ~31) + 8 * number & a20) if pointers is None else pointers[number]
+        if not pointer & PTE_P:
+            raise GuestFault(Vector.PF, error, linear)
+        reserved |= _IGNORED_WIDE
+        if pointer & (reserved | PTE_NX):
+            raise GuestFault(Vector.PF, error | PfError.RSVD | PfError.P, linear)
+        at = (pointer & PTE_FRAME) + (linear >> 18 & 0xFF8) & a20
+        entry = memory.u64(at)
+    else:
+        at = (paging.cr3 & ~0xFFF) + (linear >> 20 & 0xFFC) & a20
+        entry = memory.u32(at)
+    if not entry & PTE_P:
+        raise GuestFault(Vector.PF, error, linear)
+    if wide and entry & reserved:
+        raise GuestFault(Vector.PF, error | PfError.RSVD | PfError.P, linear)
+    rights, directory = entry, entry
+    large = bool(entry & PTE_PS and (wide or paging.cr4 & Cr4.PSE))
+    if large:
+        size = 2 << 20 if wide else 4 << 20
+        if wide:
+            reserved |= 0x1FE000
+        else:  # bits 13 to 20 are those above 31 of the address
+            reserved, entry = 0x200000, entry | (entry & 0x1FE000) << 19
+    else:
+        if not entry & PTE_A:
+            directory |= PTE_A
+            if store is not None:
+                store(at, directory & U32)
+        size = PAGE_SIZE
+        if wide:
+            at = (entry & PTE_FRAME) + (linear >> 9 & 0xFF8) & a20
+            entry = memory.u64(at)
+        else:
+            at = (entry & ~0xFFF) + (linear >> 10 & 0xFFC) & a20
+            entry, reserved = memory.u32(at), 0
+        if not entry & PTE_P:
+            raise GuestFault(Vector.PF, error, linear)
+        rights = rights & entry & ~PTE_NX | (rights | entry) & PTE_NX
+    if entry & reserved:
+        raise GuestFault(Vector.PF, error | PfError.RSVD | PfError.P, linear)
+    if (
+        (user and not rights & PTE_US)
+        or (write and not rights & PTE_RW and (user or paging.cr0 & Cr0.WP))
+        or (fetch and wide and rights & PTE_NX)
+    ):
+        raise GuestFault(Vector.PF, error | PfError.P, linear)
+    wanted = entry | PTE_A | (PTE_D if write else 0)
+    if wanted != entry:
+        entry = wanted
+        if store is not None:
+            store(at, entry & U32)
+    physical = (entry & PTE_FRAME & ~(size - 1)) + (linear & size - 1) & a20
+    rights &= PTE_RW | PTE_US | PTE_NX
+    return Translation(physical, entry if large else directory, entry, rights, large)
 
 
 def translate(
@@ -267,54 +380,11 @@ def translate(
     user: bool = False,
     store: Callable[[int, int], None] | None = None,
 ) -> GuestPhys:
-    """Guest-physical address of a linear address, as the MMU would find it.
-
-    Two-level tables with 4 MiB pages, and PAE tables (without NX). ``store(address, value)``
-    receives the accessed and dirty bits to set in 32-bit table words; without it none are set.
+    """Guest-physical address of a linear address, see :func:`walk`; the same address without paging.
 
     :raises GuestFault: #PF with the architecture's error code.
     """
     linear &= U32
     if not paging.cr0 & Cr0.PG:
-        return GuestPhys(linear)
-    error = (PfError.W if write else 0) | (PfError.U if user else 0)
-    wide = bool(paging.cr4 & Cr4.PAE)
-    entries: list[tuple[int, int]] = []
-    if wide:
-        pdpte = memory.u32((paging.cr3 & ~31) + 8 * (linear >> 30))
-        if not pdpte & PTE_P:
-            raise GuestFault(Vector.PF, error, linear)
-        address = (pdpte & ~0xFFF) + 8 * ((linear >> 21) & 511)
-        page_bits = 21
-    else:
-        address = (paging.cr3 & ~0xFFF) + 4 * (linear >> 22)
-        page_bits = 22
-    entry = memory.u32(address)
-    if not entry & PTE_P:
-        raise GuestFault(Vector.PF, error, linear)
-    entries.append((address, entry))
-    rights = entry
-    if entry & PTE_PS and (wide or paging.cr4 & Cr4.PSE):
-        base = entry & ~((1 << page_bits) - 1)
-        offset = linear & ((1 << page_bits) - 1)
-    else:
-        index = (linear >> 12) & (511 if wide else 1023)
-        address = (entry & ~0xFFF) + (8 if wide else 4) * index
-        entry = memory.u32(address)
-        if not entry & PTE_P:
-            raise GuestFault(Vector.PF, error, linear)
-        entries.append((address, entry))
-        rights &= entry
-        base, offset = entry & ~0xFFF, linear & 0xFFF
-    protected = (user and not rights & PTE_US) or (
-        write and not rights & PTE_RW and (user or bool(paging.cr0 & Cr0.WP))
-    )
-    if protected:
-        raise GuestFault(Vector.PF, error | PfError.P, linear)
-    if store is not None:
-        for number, (where, value) in enumerate(entries):
-            leaf = number == len(entries) - 1
-            wanted = value | PTE_A | (PTE_D if leaf and write else 0)
-            if wanted != value:
-                store(where, wanted)
-    return GuestPhys(base | offset)
+        return GuestPhys(linear & paging.a20)
+    return GuestPhys(walk(memory, paging, linear, write=write, user=user, store=store).physical)

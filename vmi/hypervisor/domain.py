@@ -17,6 +17,7 @@ from vmi.hypervisor import calls
 from vmi.hypervisor.breakpoints import Breakpoints, silent_sites
 from vmi.hypervisor.callsite import CALL_LENGTH, CallSites, reaches_out
 from vmi.hypervisor.emulate import Emulator
+from vmi.hypervisor.mmu import DEFAULT, create
 from vmi.hypervisor.operands import M, decode, undefined
 from vmi.hypervisor.personality import Gate, Personality
 from vmi.hypervisor.privilege import KERNEL_RING, USER_RING, CompressedPrivilege
@@ -42,11 +43,12 @@ class Domain:
     ``calls`` counts call-outs by VMI call, the machine's ``exits`` count everything by reason.
     """
 
-    def __init__(self, machine: Machine, rom: Personality) -> None:
+    def __init__(self, machine: Machine, rom: Personality, mmu: str = DEFAULT) -> None:
         self.machine = machine
         self.rom = rom
-        self.privilege = CompressedPrivilege(machine.cpu, rom)
-        self.vcpu = VirtualCpu(machine, self.privilege)
+        self.mmu = create(mmu, machine, rom, rom.virtual_top)
+        self.privilege = CompressedPrivilege(machine.cpu, rom, self.mmu)
+        self.vcpu = VirtualCpu(machine, self.privilege, self.mmu)
         self.breakpoints = Breakpoints(machine.cpu, self.vcpu.linear)
         self.active = False
         self.calls: dict[str, int] = {}
@@ -149,6 +151,7 @@ class Domain:
         self.machine.privilege = self.privilege
         self.machine.cpu.enter_kernel = self.privilege.enter_by_sysenter
         self.vcpu.deprivilege()
+        self.mmu.start()
         self.privilege.restore_flags(self.machine.cpu.eflags)
         self.timer.publish()
         self.rom.set_pending(self.machine.interrupts.pending())

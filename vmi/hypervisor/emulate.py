@@ -45,7 +45,7 @@ class Emulator:
             M.CLTS: lambda _i: vcpu.clear_task_switched(),
             M.WBINVD: lambda _i: None,
             M.INVD: lambda _i: None,
-            M.INVLPG: lambda i: self._cpu.flush_page(op.address(i)),
+            M.INVLPG: lambda i: vcpu.mmu.invalidate(op.address(i)),
             M.LGDT: lambda i: vcpu.load_gdt(*op.read_pointer(i)),
             M.LIDT: lambda i: vcpu.load_idt(*op.read_pointer(i)),
             M.LLDT: lambda i: vcpu.load_ldt(op.read(i, 0, 2)),

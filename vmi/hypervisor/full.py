@@ -12,14 +12,17 @@ from collections.abc import Iterable
 from vmi import abi
 from vmi.hypervisor.domain import Domain
 from vmi.hypervisor.mirror import Told
+from vmi.hypervisor.mmu import DEFAULT
+from vmi.hypervisor.mmu.notices import NoNotices
 from vmi.hypervisor.personality import Gate
 from vmi.native.machine import Machine
 
 
-class NoRom:
+class NoRom(NoNotices):
     """In place of a ROM: no gates, and the interrupt flag is the host's own."""
 
     name = "full"
+    virtual_top = 0
     interrupt: int | None = None
 
     def __init__(self) -> None:
@@ -81,11 +84,12 @@ class NoRom:
         raise NotImplementedError
 
 
-def take_over(machine: Machine, silent: Iterable[int]) -> Domain:
+def take_over(machine: Machine, silent: Iterable[int], mmu: str = DEFAULT) -> Domain:
     """De-privilege the kernel that a machine is about to start.
 
     :param silent: guest-physical addresses of its silent sensitive instructions.
+    :param mmu: who decides about translation, see :mod:`vmi.hypervisor.mmu`.
     """
-    domain = Domain(machine, NoRom())
+    domain = Domain(machine, NoRom(), mmu)
     domain.start(silent)
     return domain

@@ -9,6 +9,7 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import Protocol
 
+from vmi.hypervisor.mmu import Mmu
 from vmi.native.cpu import Cpu
 from vmi.native.registers import TableRegister
 
@@ -48,15 +49,15 @@ class Listener(Protocol):
 
 
 class Mirror:
-    """Tells a listener of one CPU's registers."""
+    """Tells a listener of one CPU's registers, as the guest knows them."""
 
-    def __init__(self, cpu: Cpu, listener: Listener) -> None:
-        self._cpu = cpu
+    def __init__(self, cpu: Cpu, mmu: Mmu, listener: Listener) -> None:
+        self._cpu, self._mmu = cpu, mmu
         self._tell = listener.tell
 
     def control(self, number: int) -> None:
         """CR0, CR2, CR3 or CR4 was loaded."""
-        self._tell(_CONTROL[number], self._cpu.cr(number))
+        self._tell(_CONTROL[number], self._cpu.cr2 if number == 2 else self._mmu.read(number))
 
     def gdt(self) -> None:
         """GDTR was loaded."""

@@ -21,6 +21,7 @@ class Personality(Protocol):
     """One guest's ROM as the hypervisor sees it: where it calls out, and what words it shares."""
 
     name: str
+    virtual_top: int  # linear addresses from here on are the hypervisor's; 0 if none are
     interrupt: int | None  # the vector its gates use
 
     def adopt(self, address: int) -> bool:
@@ -61,6 +62,12 @@ class Personality(Protocol):
 
     def set_pending(self, waits: bool) -> None:
         """Tell the ROM whether an interrupt waits."""
+
+    def want(self, wanted: bool) -> None:
+        """Have the ROM tell of changed page-table entries from now on, or not."""
+
+    def take(self) -> list[int]:
+        """Linear addresses of entries that changed since the last look, oldest first; bounded."""
 
     def undo_iret(self) -> int:
         """The ROM's own iretd was refused: take its effect back.

@@ -14,8 +14,10 @@ from __future__ import annotations
 from typing import Protocol
 
 from vmi.hypervisor.mirror import Mirror, Told
+from vmi.hypervisor.mmu import Mmu
 from vmi.memory import PAGE_SIZE
 from vmi.native.cpu import Cpu
+from vmi.native.linear import Linear
 from vmi.native.privilege import Privilege
 from vmi.native.registers import Segment, TableRegister
 from vmi.x86 import IF_BIT, IOPL_MASK, U32, Descriptor, Eflags, GuestFault, Seg, Vector
@@ -46,6 +48,18 @@ class FlagWords(Protocol):
         """Something that calls are answered with has a new value."""
 
 
+class GuestLinear(Linear):
+    """Linear memory as the guest maps it, whatever the CPU's own tables are."""
+
+    def __init__(self, cpu: Cpu, mmu: Mmu) -> None:
+        super().__init__(cpu)
+        self._mmu = mmu
+
+    def physical(self, linear: int, *, write: bool = False, user: bool = False) -> int:
+        """See :class:`vmi.native.linear.Linear`."""
+        return self._mmu.translate(linear & U32, write=write, user=user)
+
+
 class CompressedPrivilege(Privilege):
     """The view of a kernel on ring 1.
 
@@ -56,13 +70,14 @@ class CompressedPrivilege(Privilege):
     speaks the interface.
     """
 
-    def __init__(self, cpu: Cpu, words: FlagWords) -> None:
-        super().__init__(cpu)
+    def __init__(self, cpu: Cpu, words: FlagWords, mmu: Mmu) -> None:
+        super().__init__(cpu, GuestLinear(cpu, mmu))
+        self._mmu = mmu
         self.words = words
         self.virtual_idt = TableRegister(0, 0)
         self.iopl_from_frames = True
         self.shown_ring = 0
-        self.mirror = Mirror(cpu, words)
+        self.mirror = Mirror(cpu, mmu, words)
 
     @property
     def iopl(self) -> int:
@@ -72,6 +87,10 @@ class CompressedPrivilege(Privilege):
     @iopl.setter
     def iopl(self, value: int) -> None:
         self.words.set_iopl(value & IOPL_MASK)
+
+    def load_root(self, value: int) -> None:
+        """CR3 goes to where translation is decided."""
+        self._mmu.write(3, value)
 
     def idt(self) -> TableRegister:
         """The guest's IDT; the real one is not used."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from vmi.hypervisor.mmu import Mmu
 from vmi.hypervisor.privilege import KERNEL_RING, USER_RING, CompressedPrivilege
 from vmi.native.machine import Machine, Outcome
 from vmi.native.msr import SYSENTER_CS, TSC
@@ -42,8 +43,9 @@ _CR4_FEATURES = {
 class VirtualCpu:
     """Privileged operations of one de-privileged CPU."""
 
-    def __init__(self, machine: Machine, privilege: CompressedPrivilege) -> None:
+    def __init__(self, machine: Machine, privilege: CompressedPrivilege, mmu: Mmu) -> None:
         self.machine = machine
+        self.mmu = mmu
         self.cpu = machine.cpu
         self.privilege = privilege
         self.linear = privilege.linear
@@ -98,7 +100,7 @@ class VirtualCpu:
     # -- control and debug registers --------------------------------------------------------
 
     def write_cr(self, number: int, value: int) -> None:
-        """MOV to a control register. The guest's registers are the real ones."""
+        """MOV to a control register; CR0, CR3 and CR4 go to where translation is decided."""
         if number == 0:
             if value & (Cr0.PG | Cr0.PE) == Cr0.PG or value & (Cr0.NW | Cr0.CD) == Cr0.NW:
                 raise GuestFault(Vector.GP)
@@ -107,7 +109,10 @@ class VirtualCpu:
                 return
         elif number == 4 and value & ~self._cr4:
             raise GuestFault(Vector.GP)
-        self.cpu.set_cr(number, value)
+        if number == 2:
+            self.cpu.cr2 = value
+        else:
+            self.mmu.write(number, value)
         self.privilege.mirror.control(number)
 
     def end_in_real_mode(self) -> None:
@@ -118,11 +123,11 @@ class VirtualCpu:
 
     def read_cr(self, number: int) -> int:
         """MOV from a control register."""
-        return self.cpu.cr(number)
+        return self.cpu.cr2 if number == 2 else self.mmu.read(number)
 
     def clear_task_switched(self) -> None:
         """CLTS."""
-        self.cpu.set_cr(0, self.cpu.cr(0) & ~Cr0.TS)
+        self.mmu.write(0, self.mmu.read(0) & ~Cr0.TS)
         self.privilege.mirror.control(0)
 
     def _debug_register(self, number: int) -> int:

@@ -53,7 +53,8 @@ from vmi.native.engine import (
     Register,
 )
 from vmi.native.engine import U32 as C_U32
-from vmi.native.registers import Registers, Segment
+from vmi.native.registers import Segment
+from vmi.native.translation import Translation
 from vmi.native.wiring import Bus, Stop, StoreWatch
 from vmi.x86 import TSS_AVAILABLE_32, U32, Cr0, Eflags, GuestFault, Seg, Vector
 
@@ -71,7 +72,7 @@ _DECODED_BY = {
 _CONTROL = {0: Register.CR0, 3: Register.CR3, 4: Register.CR4}
 
 
-class Cpu(Registers):
+class Cpu(Translation):
     """One i386 CPU on a :class:`~vmi.memory.PhysicalMemory`; the owner sets the state it starts in.
 
     :param model: which instructions there are.
@@ -103,25 +104,21 @@ class Cpu(Registers):
         self._running = False
         self._window = self._dropping = False
         self._alone = (0, 0)
-        self._engine = engine = Engine(memory, rom, self._keep)
+        engine = Engine(memory, rom, self._keep)
         engine.map(  # also makes the library create its CPU
             # looked up each time, like the other requests: somebody may measure them
             lambda *request: self.bus.memory_read(*request),  # noqa: PLW0108
             lambda *request: self.bus.memory_write(*request),  # noqa: PLW0108
         )
-        self._lib = engine.lib
         places = layout.locate(engine.structure, engine.function)
-        self._counter = ctypes.c_size_t.from_address(places.counter)
         self._budget = ctypes.c_size_t.from_address(places.budget)
         self._halted = ctypes.c_uint32.from_address(places.halted)
         self._next_block = ctypes.c_uint32.from_address(places.next_block)
         self._interrupt_request = ctypes.c_uint32.from_address(places.interrupt_request)
         self._features = places.features
-        self._state = ctypes.c_void_p(places.cpu)
-        self._registers = ctypes.c_void_p(places.env)
         self.host_cpu = places.cpu
         interpose.adopt(self, engine=engine.structure, cpu=places.cpu, state=places.env)
-        super().__init__(places.env)
+        super().__init__(engine, places)
         self._flags_buffer = ctypes.c_uint32()
         self._hook_events(places)
         self.decode(model)
@@ -214,12 +211,16 @@ class Cpu(Registers):
             self._engine.leave()
 
     def _on_interrupt(self, _uc: int, vector: int, _user: int) -> None:
-        if vector == Vector.PF and self.faulted_in_fetch:
-            if self._refused is None and self._runs_on():
-                return
-        elif vector != Vector.DB:
+        error = self.error_code
+        fetch = vector == Vector.PF and self.faulted_in_fetch
+        if not fetch and vector != Vector.DB:
             self.settle_flags()
-        self._report(vector, self.exception_is_int, self.error_code)
+        if vector == Vector.PF and self._refused is None and not self.exception_is_int:
+            found = self._ask_pager(error, begun=not fetch)
+            if found is None or (fetch and self._runs_on()):
+                return
+            error = found
+        self._report(vector, self.exception_is_int, error)
 
     def _runs_on(self) -> bool:
         """Have one instruction done alone if it may not be the one that needs the page it runs on into.
@@ -260,6 +261,8 @@ class Cpu(Registers):
         """CR0, CR3 or CR4 has a new value."""
         if self.store_watch is not None:
             self._guard(self.store_watch.control_changed)
+        if self.pager is not None:
+            self._guard(self.pager.control_changed)
 
     def _on_invalid(self, _uc: int, _user: int) -> bool:
         self.settle_flags()
@@ -446,14 +449,6 @@ class Cpu(Registers):
     def load_dr(self, number: int, value: int) -> None:
         """Load debug register 0 to 3, 6 or 7 as MOV does: breakpoints that DR7 enables are armed."""
         self._lib.helper_set_dr_x86_64(self._registers, ctypes.c_int(number), ctypes.c_uint64(value & U32))
-
-    def flush_tlb(self) -> None:
-        """Drop all cached translations of addresses, global ones too."""
-        self._lib.tlb_flush_x86_64(self._state)
-
-    def flush_page(self, linear: int) -> None:
-        """Drop the cached translation of one linear address."""
-        self._lib.tlb_flush_page_x86_64(self._state, ctypes.c_uint64(linear))
 
     def forget_translations(self) -> None:
         """Drop all cached translations of addresses and all translated code; only between runs."""

@@ -31,6 +31,11 @@ ROM_PIECE = 0x4000
 
 _TOP = 1 << 32  # where firmware ends
 _PHYSICAL_END = 1 << 52  # with PAE or 4 MiB pages a guest can ask for addresses above 4 GiB
+#: Guest-physical addresses that a hypervisor can put memory of its own at, see :meth:`Engine.map_hidden`.
+HIDDEN_START, HIDDEN_SIZE = 1 << 39, 64 << 20
+_HIDDEN_END = HIDDEN_START + HIDDEN_SIZE
+#: A page of guest-physical addresses that nothing ever answers.
+NOWHERE = HIDDEN_START >> 1
 _RWX, _RX = const.UC_PROT_ALL, const.UC_PROT_READ | const.UC_PROT_EXEC
 # Bytes for translated code, which is emptied when full: a guest that changes its code fills any amount.
 _TRANSLATIONS = 64 << 20
@@ -126,7 +131,15 @@ class Engine:
             at = ctypes.addressof(ctypes.c_char.from_buffer(self._rom_buffer))
             self._map_rom(begin, len(self._rom), at)
         self._map_devices(size, begin, read, write)
-        self._map_devices(_TOP, _PHYSICAL_END, read, write)
+        for start, end in ((_TOP, HIDDEN_START), (HIDDEN_START, _HIDDEN_END), (_HIDDEN_END, _PHYSICAL_END)):
+            self._map_devices(start, end, read, write)
+
+    def map_hidden(self, host: int, size: int) -> None:
+        """Put ``size`` bytes of this process's memory at HIDDEN_START, where nothing answered until now."""
+        self._uc.mem_unmap(HIDDEN_START, HIDDEN_SIZE)
+        self._uc.mem_map(HIDDEN_START, mmap.PAGESIZE)
+        self._uc.mem_unmap(HIDDEN_START, mmap.PAGESIZE)  # as for firmware
+        self._uc.mem_map_ptr(HIDDEN_START, size, const.UC_PROT_READ | const.UC_PROT_WRITE, host)
 
     def _map_rom(self, start: int, size: int, host: int) -> None:
         # only a change of protection makes the library discard writes that its hook has accepted

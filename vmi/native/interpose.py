@@ -53,6 +53,8 @@ class Owner(Protocol):
 
     code_pages: set[int]
     watched_pages: set[int]  # stores into these are told too
+    hidden_from: int  # linear addresses from here on show nothing
+    nowhere: int  # guest-physical address of a page that nothing answers
     host_cpu: int  # address of the library's CPU structure
 
     def host_page(self, page: int) -> int | None:
@@ -121,9 +123,11 @@ def install(library: Any) -> None:
     def on_set_page(
         cpu: int, linear: int, physical: int, attributes: int, access: int, mode: int, size: int
     ) -> None:
+        owner = _by_cpu.get(cpu)
+        if owner is not None and linear >= owner.hidden_from:
+            physical = owner.nowhere
         set_page(cpu, linear, physical, attributes, access, mode, size)
         if access & _WRITABLE:
-            owner = _by_cpu.get(cpu)
             page = physical // PAGE_SIZE
             if owner is not None and page not in owner.code_pages and page not in owner.watched_pages:
                 set_dirty(cpu, linear)  # has no effect on ROM and devices

@@ -23,9 +23,8 @@ class Linear:
     def physical(self, linear: int, *, write: bool = False, user: bool = False) -> int:
         """Guest-physical address; sets accessed and dirty bits. :raises GuestFault: #PF."""
         cpu = self._cpu
-        paging = Paging(cpu.cr(0), cpu.cr(3), cpu.cr(4))
-        found = translate(cpu.memory, paging, linear, write=write, user=user, store=cpu.put_u32)
-        return found & cpu.a20_mask
+        paging = Paging(cpu.cr(0), cpu.cr(3), cpu.cr(4), cpu.efer, cpu.a20_mask | ~U32)
+        return translate(cpu.memory, paging, linear, write=write, user=user, store=cpu.put_u32)
 
     def _pieces(self, linear: int, size: int, write: bool, user: bool) -> list[tuple[int, int]]:
         pieces = []

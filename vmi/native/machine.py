@@ -31,6 +31,7 @@ from vmi.native.disk import MOST_DISKS, Disk
 from vmi.native.engine import ROM_END, ROM_PIECE, ROM_START
 from vmi.native.event_log import EventLog
 from vmi.native.interrupts import Delivery, Event, Origin, TripleFault
+from vmi.native.linear import Linear
 from vmi.native.monitor import Monitor
 from vmi.native.msr import MsrFile
 from vmi.native.privilege import Privilege
@@ -120,7 +121,6 @@ class Machine(Traffic):
         self.cpu = Cpu(self.memory, self, model=model, rom=bios or b"")
         self.privilege = Privilege(self.cpu)
         self.delivery = Delivery(self.privilege)
-        self.linear = self.privilege.linear
         self.monitor: Monitor | None = None
         self.exits: Counter[str] = Counter()
         self.end: End | None = None
@@ -152,6 +152,11 @@ class Machine(Traffic):
 
     def __repr__(self) -> str:
         return f"<Machine {self.memory.size >> 20} MiB {self.model.name} at {self._now()} ns>"
+
+    @property
+    def linear(self) -> Linear:
+        """Linear memory as the guest sees it now."""
+        return self.privilege.linear
 
     # -- set-up -----------------------------------------------------------------------------
 

@@ -18,9 +18,13 @@ _BITMAP_BASE = 0x66  # where the TSS says where its bitmap of ports begins
 class Privilege:
     """How privilege and the interrupt flag show on the bare machine: as they are."""
 
-    def __init__(self, cpu: Cpu) -> None:
+    def __init__(self, cpu: Cpu, linear: Linear | None = None) -> None:
         self.cpu = cpu
-        self.linear = Linear(cpu)
+        self.linear = linear or Linear(cpu)
+
+    def load_root(self, value: int) -> None:
+        """Load CR3 with what the guest wants to have there."""
+        self.cpu.set_cr(3, value)
 
     def idt(self) -> TableRegister:
         """The interrupt descriptor table in force."""

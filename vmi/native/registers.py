@@ -78,6 +78,7 @@ class Registers:
     def __init__(self, address: int) -> None:
         self._raw = (ctypes.c_uint32 * (ENV_SIZE // 4)).from_address(address)
         self._d = memoryview(self._raw).cast("B").cast("I")
+        self.told_cr2 = 0  # what CR2 was set to, not counting the page faults that the CPU finds itself
 
     def freeze(self) -> bytes:
         """The whole state structure, for :meth:`thaw` of the same CPU; only between runs.
@@ -89,6 +90,7 @@ class Registers:
     def thaw(self, state: bytes) -> None:
         """Put back what :meth:`freeze` gave; only between runs."""
         ctypes.memmove(self._raw, state, ENV_SIZE)
+        self.told_cr2 = self.cr2
 
     def gpr(self, number: int) -> int:
         """General register by encoding number (0 EAX, 1 ECX, 2 EDX, 3 EBX, 4 ESP, 5 EBP, 6 ESI, 7 EDI)."""
@@ -301,13 +303,18 @@ class Registers:
         return self._d[_CR + 2 * number]
 
     @property
+    def root(self) -> int:
+        """CR3 as wide as the emulator has it: it may point above 4 GiB, see :mod:`vmi.native.translation`."""
+        return self._d[_CR + 6] | self._d[_CR + 7] << 32
+
+    @property
     def cr2(self) -> int:
         """CR2, the address of the last page fault."""
         return self._d[_CR + 4]
 
     @cr2.setter
     def cr2(self, value: int) -> None:
-        self._d[_CR + 4] = value & 0xFFFFFFFF
+        self._d[_CR + 4] = self.told_cr2 = value & 0xFFFFFFFF
 
     def dr(self, number: int) -> int:
         """Debug register 0 to 7."""

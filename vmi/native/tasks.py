@@ -68,7 +68,7 @@ def switch_task(p: Privilege, selector: int, how: Switch = Switch.CALL, resume: 
         return int.from_bytes(image[offset : offset + 4], "little")
 
     if cpu.cr(0) & Cr0.PG:
-        cpu.set_cr(3, field(_CR3))
+        p.load_root(field(_CR3))
     p.task_changed()
     flags = field(_EFLAGS) & _FLAGS | Eflags.ONE
     p.restore_flags(flags | Eflags.NT if how is Switch.CALL else flags)

@@ -48,6 +48,16 @@ class Bus(Protocol):
         """WRMSR at CPL 0; False if there is no such register, or it does not take the value."""
 
 
+class Pager(Protocol):
+    """Who provides the page tables that a CPU uses, if not its guest."""
+
+    def page_fault(self, linear: int, error: int) -> int | None:
+        """The tables don't allow an access: error code of the guest's page fault, None to try again."""
+
+    def control_changed(self) -> None:
+        """CR0, CR3 or CR4 was loaded."""
+
+
 class StoreWatch(Protocol):
     """Who is told of stores into pages of RAM. Nothing it does may change what the guest sees."""
 

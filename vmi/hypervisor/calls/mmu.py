@@ -10,13 +10,13 @@ from vmi.hypervisor.calls import CallContext, serves
 @serves("InvalPage")
 def invalidate_page(call: CallContext) -> None:
     """INVLPG of the address in EAX."""
-    call.cpu.flush_page(call.cpu.eax)
+    call.vcpu.mmu.invalidate(call.cpu.eax)
 
 
 @serves("FlushTLB")
 def flush_tlb(call: CallContext) -> None:
     """Drop non-global translations, and global ones too if asked."""
     if call.cpu.eax & FlushFlag.GLOBAL:
-        call.cpu.flush_tlb()
+        call.vcpu.mmu.flush(everything=True)
     elif call.cpu.eax:
-        call.cpu.set_cr(3, call.cpu.cr(3))
+        call.vcpu.mmu.flush(everything=False)

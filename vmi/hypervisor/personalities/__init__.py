@@ -12,6 +12,7 @@ import pkgutil
 from typing import Protocol
 
 from vmi.hypervisor.domain import Domain
+from vmi.hypervisor.mmu import DEFAULT
 from vmi.hypervisor.personality import Personality
 from vmi.memory import PhysicalMemory
 from vmi.native.machine import Machine
@@ -35,10 +36,13 @@ def _find() -> tuple[PersonalityClass, ...]:
 PERSONALITIES: tuple[PersonalityClass, ...] = _find()
 
 
-def attach(machine: Machine, rom: bytes) -> Domain | None:
-    """Put a hypervisor behind a ROM that is plugged into a machine; None if the ROM needs none."""
+def attach(machine: Machine, rom: bytes, mmu: str = DEFAULT) -> Domain | None:
+    """Put a hypervisor behind a ROM that is plugged into a machine; None if the ROM needs none.
+
+    :param mmu: who decides about translation, see :mod:`vmi.hypervisor.mmu`.
+    """
     for personality in PERSONALITIES:
         found = personality.for_rom(rom, machine.memory)
         if found is not None:
-            return Domain(machine, found)
+            return Domain(machine, found, mmu)
     return None

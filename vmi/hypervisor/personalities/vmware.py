@@ -46,6 +46,7 @@ class Vmware:
         self._slots = range(table.slots, table.slots + table.slot_size * len(abi.CALLS), table.slot_size)
         self._base: int | None = None
         self._words = memoryview(bytearray(PAGE_SIZE)).cast("I")  # until a copy is in use
+        self.virtual_top = layout.RomHeader.parse(image).virtual_top
 
     @classmethod
     def for_rom(cls, image: bytes, memory: PhysicalMemory) -> Vmware | None:
@@ -128,6 +129,13 @@ class Vmware:
     def set_pending(self, waits: bool) -> None:
         """See :class:`vmi.hypervisor.personality.Personality`."""
         self._words[flavour.PENDING // 4] = int(waits)
+
+    def want(self, wanted: bool) -> None:
+        """See :class:`vmi.hypervisor.personality.Personality`."""
+
+    def take(self) -> list[int]:
+        """See :class:`vmi.hypervisor.personality.Personality`."""
+        return []
 
     def undo_iret(self) -> int:
         """See :class:`vmi.hypervisor.personality.Personality`."""

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The guest's page tables are used as they are: the processor walks them itself.
+
+Guest-physical addresses are the machine's own, so nothing has to be translated. Rings 0 to 2 are all the
+"supervisor" of page tables, so they protect a kernel on ring 1 from its user code as they did on ring 0.
+No change to an entry needs the hypervisor, and the ROM never calls out for one.
+"""
+
+from __future__ import annotations
+
+from vmi.hypervisor.mmu.guest import GuestTables
+
+
+class DirectMmu(GuestTables):
+    """See :class:`vmi.hypervisor.mmu.Mmu`."""
+
+    name = "direct"
+
+    def __repr__(self) -> str:
+        return "<DirectMmu>"
+
+    def start(self) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+        self._notices.want(False)
+        self._hide()
+
+    def write(self, number: int, value: int) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+        self._cpu.set_cr(number, value)
+
+    def write_efer(self, value: int) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+        self._cpu.efer = value
+        self._cpu.flush_tlb()
+
+    def invalidate(self, linear: int) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+        self._cpu.flush_page(linear)
+
+    def flush(self, *, everything: bool) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+        if everything:
+            self._cpu.flush_tlb()
+        else:
+            self._cpu.set_cr(3, self._cpu.cr(3))
+
+    def entry_changed(self, entry: int) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`: the CPU reads the entry itself when it needs it."""
+
+    def set_linear_mapping(self, slot: int, linear: int, pages: int, frame: int) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`: nobody looks for entries."""
+
+    def catch_up(self) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`: nothing is ever behind."""
+
+    def announce(self, frame: int) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+
+    def release(self, frame: int) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The guest's own page tables, looked at in the guest's place: what all strategies have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vmi.hypervisor.mmu.notices import Notices
+from vmi.native.machine import Machine
+from vmi.x86 import U32, Cr0, Paging, Translation, walk
+
+
+class GuestTables:
+    """Page walks by the control registers that the guest has loaded.
+
+    :param virtual_top: the hypervisor's own linear addresses begin here; 0 if it has none. What the guest
+        maps there is not to be seen: it reads as all ones and swallows stores.
+    """
+
+    def __init__(self, machine: Machine, notices: Notices, virtual_top: int) -> None:
+        self._machine = machine
+        self._cpu = machine.cpu
+        self._memory = machine.memory
+        self._notices = notices
+        self._top = virtual_top or 1 << 32
+
+    def _hide(self) -> None:
+        if self._top <= U32:
+            self._cpu.hide_from(self._top)
+
+    def read(self, number: int) -> int:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+        return self._cpu.cr(number)
+
+    @property
+    def efer(self) -> int:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+        return self._cpu.efer
+
+    def _paging(self) -> Paging:
+        """What the guest's tables mean now."""
+        a20 = self._cpu.a20_mask | ~U32
+        return Paging(self.read(0), self.read(3), self.read(4), self.efer, a20)
+
+    def _pointers(self) -> Sequence[int] | None:
+        """The four entries of PAE's top level; None to take those in memory."""
+        return None
+
+    def _walk(self, linear: int, *, write: bool, user: bool, fetch: bool = False) -> Translation:
+        """Walk as the CPU does for an access, while paging is on. :raises GuestFault: #PF."""
+        return walk(
+            self._memory,
+            self._paging(),
+            linear,
+            write=write,
+            user=user,
+            fetch=fetch,
+            store=self._cpu.put_u32,
+            pointers=self._pointers(),
+        )
+
+    def translate(self, linear: int, *, write: bool = False, user: bool = False) -> int:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+        if not self.read(0) & Cr0.PG:
+            return linear & self._cpu.a20_mask
+        found = self._walk(linear, write=write, user=user).physical
+        return found if linear < self._top else self._cpu.nowhere | found & 0xFFF

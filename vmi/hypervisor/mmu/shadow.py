@@ -1,0 +1,447 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The hypervisor's own page tables are used, made from the guest's at page faults.
+
+The processor's CR3 points to memory that no address of the guest's reaches. A page fault that the guest's
+tables do not explain is the shadow's own: an entry is made, and the guest never learns of it, neither by
+CR2 nor by its clock. Any other is the guest's, with the error code that its own tables give.
+
+What the shadow holds is kept from one address space to the next and compared with the guest's tables at
+each point where a processor forgets what it has cached: a load of CR3, a flush, INVLPG. That the guest
+tells of its updates (SetPxE) makes them count sooner, but nothing depends on it: kernels change entries
+by plain stores too, and tear down whole address spaces without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from vmi.hypervisor.mmu.guest import GuestTables
+from vmi.hypervisor.mmu.notices import Notices
+from vmi.hypervisor.mmu.pool import Full, Page, Pool
+from vmi.hypervisor.mmu.tables import ENTRIES, Directory, Mode, Shadow, Source, Table, leaf
+from vmi.memory import PAGE_SIZE
+from vmi.native.machine import Machine, Outcome
+from vmi.x86 import (
+    EFER_NXE,
+    PTE_D,
+    PTE_FRAME,
+    PTE_NX,
+    PTE_P,
+    PTE_RW,
+    PTE_US,
+    U32,
+    Cr0,
+    Cr4,
+    GuestFault,
+    PfError,
+    Translation,
+)
+
+#: Pages of shadow tables for one guest, 8 MiB; when they are used up, all are made anew as needed.
+PAGES = 2048
+LINEAR_SLOTS = 4
+# Page faults of one instruction that the guest never sees; each makes an entry that stays.
+_MOST_FAULTS = 256
+_ABOVE = PTE_RW | PTE_US | PTE_NX
+
+
+@dataclass(slots=True)
+class PagingState:
+    """What belongs to one virtual CPU.
+
+    :ivar cr3: as the guest loaded it; ``protects`` is CR0.WP and ``wide`` CR4.PAE, which are other for real.
+    :ivar pointers: the top level of PAE as it was when CR3 was loaded.
+    :ivar slots: number of a linear mapping -> first page, number of pages, first frame.
+    """
+
+    cr3: int = 0
+    protects: bool = False
+    wide: bool = False
+    efer: int = 0
+    pointers: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
+    slots: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+
+
+class Root:
+    """The top level: four directories."""
+
+    __slots__ = ("directories", "page")
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.directories: list[Directory | None] = [None, None, None, None]
+
+
+class ShadowMmu(GuestTables):
+    """See :class:`vmi.hypervisor.mmu.Mmu`.
+
+    :param pages: limit of the shadow tables' size.
+    """
+
+    name = "shadow"
+
+    def __init__(self, machine: Machine, notices: Notices, virtual_top: int, pages: int = PAGES) -> None:
+        super().__init__(machine, notices, virtual_top)
+        self.state = PagingState()
+        self._pool = Pool(machine.cpu, pages)
+        self._known: dict[Source, Shadow] = {}
+        self._by_frame: dict[int, list[Shadow]] = {}
+        self._roots: dict[tuple[Mode, int], Root] = {}
+        self._root: Root | None = None
+        self._mode, self._a20 = self._mode_now(), -1
+        self._expected: dict[int, int] = {}
+        self._loading = False
+        self._streak = (0, 0)  # instructions executed, page faults hidden since
+
+    def __repr__(self) -> str:
+        return f"<ShadowMmu {self._pool!r}>"
+
+    # -- the guest's registers --------------------------------------------------------------
+
+    def start(self) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+        cpu = self._cpu
+        self.state = PagingState(cpu.cr(3), bool(cpu.cr(0) & Cr0.WP), bool(cpu.cr(4) & Cr4.PAE), cpu.efer)
+        cpu.cr2 = cpu.cr(2)
+        self._notices.want(True)
+        self._hide()
+        cpu.pager = self
+        self._load()
+
+    def read(self, number: int) -> int:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+        state, real = self.state, self._cpu.cr(number)
+        if number == 0:
+            return real & ~Cr0.WP | (Cr0.WP if state.protects else 0)
+        if number == 3:
+            return state.cr3
+        return real & ~Cr4.PAE | (Cr4.PAE if state.wide else 0)
+
+    @property
+    def efer(self) -> int:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+        return self.state.efer
+
+    def write(self, number: int, value: int) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+        self.catch_up()
+        cpu, state = self._cpu, self.state
+        self._loading = True
+        if number == 0:
+            state.protects = bool(value & Cr0.WP)
+            cpu.set_cr(0, value | (Cr0.WP if value & Cr0.PG else 0))
+        elif number == 3:
+            state.cr3 = value & U32
+        else:
+            state.wide = bool(value & Cr4.PAE)
+            cpu.set_cr(4, value | (Cr4.PAE if self._root is not None else 0))
+        self._loading = False
+        if (
+            number == 3
+            or self._mode != self._mode_now()
+            or bool(cpu.cr(0) & Cr0.PG) != (self._root is not None)
+        ):
+            self._load()
+
+    def write_efer(self, value: int) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+        self.state.efer = value
+        self._load()
+
+    def control_changed(self) -> None:
+        """See :class:`vmi.native.wiring.Pager`.
+
+        A guest can get the processor to load CR3 by itself, from a TSS that its user code may switch to;
+        and for some instructions it may be on the real ring 0, see :mod:`vmi.hypervisor.domain`.
+        """
+        if self._loading:
+            return
+        cpu, root = self._cpu, self._root
+        if root is not None and cpu.root != root.page.address:
+            self.write(3, cpu.root & U32)
+        for number, bits in ((0, Cr0.PG | Cr0.WP), (4, Cr4.PAE | Cr4.PSE)):
+            value = cpu.cr(number)
+            if value & bits != self._expected[number] & bits:
+                self.write(number, value)
+
+    def _mode_now(self) -> Mode:
+        cpu, state = self._cpu, self.state
+        large, a20 = bool(cpu.cr(4) & Cr4.PSE), bool(cpu.a20_mask >> 20 & 1)
+        return Mode(state.wide, large, state.protects, bool(state.efer & EFER_NXE), a20)
+
+    def _pointers(self) -> Sequence[int] | None:
+        """What was there when CR3 was loaded stays; an entry that was missing is looked for again."""
+        state = self.state
+        if not state.wide:
+            return None
+        for number, value in enumerate(state.pointers):
+            if not value & PTE_P:
+                state.pointers[number] = self._memory.u64((state.cr3 & ~31) + 8 * number & self._a20)
+        return state.pointers
+
+    # -- what the processor uses ------------------------------------------------------------
+
+    def _load(self) -> None:
+        """Give the processor the tables of the guest's address space, as they are in memory now."""
+        self.state.pointers = [0, 0, 0, 0]
+        self._pointers()
+        self.use()
+
+    def use(self) -> None:
+        """Let the processor use the tables of :attr:`state`, all caught up; its cached translations go."""
+        cpu, state = self._cpu, self.state
+        self._loading = True
+        self._mode = self._mode_now()
+        self._a20 = cpu.a20_mask | ~U32
+        if cpu.cr(0) & Cr0.PG:
+            try:
+                root = self._find_root()
+            except Full:
+                self._forget()
+                root = self._find_root()
+            self._root = root
+            self._sync(root)
+        else:
+            self._root = None
+        shadowed = self._root is not None
+        for number, bit, wanted in (
+            (0, Cr0.WP, shadowed or state.protects),
+            (4, Cr4.PAE, shadowed or state.wide),
+        ):
+            value = cpu.cr(number)
+            if bool(value & bit) != wanted:
+                cpu.set_cr(number, value ^ bit)
+        cpu.efer = state.efer | (EFER_NXE if shadowed else 0)
+        cpu.load_root(state.cr3 if self._root is None else self._root.page.address)
+        cpu.flush_tlb()
+        self._expected = {0: cpu.cr(0), 4: cpu.cr(4)}
+        self._loading = False
+
+    def _find_root(self) -> Root:
+        key = self._mode, self.state.cr3 & ~(31 if self.state.wide else PAGE_SIZE - 1)
+        root = self._roots.get(key)
+        if root is None:
+            root = self._roots[key] = Root(self._pool.take())
+        return root
+
+    def _sync(self, root: Root) -> None:
+        """Drop what the guest's tables say no more."""
+        for number, directory in enumerate(root.directories):
+            if directory is not None and directory.source == self._directory_source(number):
+                directory.sync(self._memory)
+            else:
+                root.directories[number] = None
+                root.page.words[number] = 0
+
+    def _directory_source(self, number: int) -> Source:
+        """Where the guest's directory of an address space's quarter is; where none is, there is no page."""
+        state = self.state
+        if not state.wide:
+            return Source(self._mode, (state.cr3 & ~(PAGE_SIZE - 1)) + 1024 * number & self._a20)
+        pointer = state.pointers[number]
+        return Source(self._mode, pointer & PTE_FRAME & self._a20 if pointer & PTE_P else -PAGE_SIZE)
+
+    def _forget(self) -> None:
+        """All pages are used up: start again with none."""
+        self._machine.exits["shadow tables dropped"] += 1
+        for shadow in self._known.values():
+            self._pool.give_back(shadow.page)
+        for root in self._roots.values():
+            self._pool.give_back(root.page)
+        self._known.clear()
+        self._by_frame.clear()
+        self._roots.clear()
+        self._root = None
+
+    # -- page faults ------------------------------------------------------------------------
+
+    def page_fault(self, linear: int, error: int) -> int | None:
+        """See :class:`vmi.native.wiring.Pager`."""
+        self.catch_up()
+        write, user = bool(error & PfError.W), bool(error & PfError.U)
+        try:
+            found = self._walk(linear, write=write, user=user, fetch=bool(error & PfError.I))
+        except GuestFault as fault:
+            return fault.error
+        self._machine.exits["shadow page fault"] += 1
+        self._count_hidden()
+        try:
+            self._make(linear, found, write=write, user=user)
+        except Full:
+            self._forget()
+            self.use()
+            self._make(linear, found, write=write, user=user)
+        return None
+
+    def _count_hidden(self) -> None:
+        """Nothing that is right here can go on for ever; what isn't must not hang."""
+        now = self._cpu.now_instructions()
+        last, count = self._streak
+        self._streak = now, count + 1 if now == last else 1
+        if self._streak[1] > _MOST_FAULTS:
+            self._machine.finish(
+                Outcome.CRASHED, f"the instruction at {self._cpu.eip:#x} needs more pages than can be mapped"
+            )
+
+    def _make(self, linear: int, found: Translation, *, write: bool, user: bool) -> None:
+        """Make the shadow entry for an access that the guest's tables allow."""
+        directory = self._directory(linear >> 30)
+        index = linear >> 21 & ENTRIES - 1
+        table = self._table(directory, index, linear, found)
+        mode = directory.source.mode
+        directory.note(index if mode.wide else index // 2, found.directory)
+        number = linear >> 12 & ENTRIES - 1
+        frame = found.physical & ~(PAGE_SIZE - 1)
+        if write and not found.rights & PTE_RW:
+            # the kernel may write here since CR0.WP is clear, so for now the page is the kernel's alone
+            value = leaf(frame, found.rights & PTE_NX | PTE_RW, dirty=True)
+        else:
+            value = leaf(frame, found.rights, dirty=bool(found.entry & PTE_D))
+        if not found.large:
+            table.note(number, found.entry)
+        words = table.page.words
+        if words[number]:
+            self._cpu.flush_page(linear)
+        words[number] = value
+
+    def _directory(self, number: int) -> Directory:
+        root = self._root
+        assert root is not None
+        source = self._directory_source(number)
+        directory = root.directories[number]
+        if directory is None or directory.source != source:
+            directory = self._known_directory(source)
+            if root.page.words[number]:
+                self._cpu.flush_tlb()
+            root.directories[number] = directory
+            root.page.words[number] = directory.page.address | PTE_P
+        return directory
+
+    def _known_directory(self, source: Source) -> Directory:
+        known = self._known.get(source)
+        if known is None:
+            size = PAGE_SIZE if source.mode.wide else 1024
+            known = self._add(Directory(source, self._pool.take(), size))
+            known.seen[:] = known.now(self._memory)
+        assert isinstance(known, Directory)
+        return known
+
+    def _table(self, directory: Directory, index: int, linear: int, found: Translation) -> Table:
+        """The table behind a directory's entry; one that is there for another guest table goes."""
+        source = self._table_source(directory.source.mode, linear, found)
+        linked = directory.links.get(index)
+        if linked is not None and linked.source == source:
+            assert isinstance(linked, Table)
+            return linked
+        table = self._known.get(source)
+        if table is None:
+            table = self._add(Table(source, self._pool.take(), PAGE_SIZE if source.mode.wide else 2048))
+            assert isinstance(table, Table)
+            table.fill(self._memory)
+        else:
+            assert isinstance(table, Table)
+            if table.sync(self._memory):
+                self._cpu.flush_tlb()
+        if directory.unlink(index):
+            self._cpu.flush_tlb()
+        directory.link(index, table)
+        return table
+
+    def _table_source(self, mode: Mode, linear: int, found: Translation) -> Source:
+        entry = found.directory
+        if found.large:
+            part = 0 if mode.wide else linear >> 21 & 1
+            return Source(mode, entry, found.rights, part * ENTRIES)
+        above = entry & (_ABOVE if mode.wide else PTE_RW | PTE_US)
+        if mode.wide:
+            return Source(mode, entry & PTE_FRAME & self._a20, above)
+        half = 2048 * (linear >> 21 & 1)
+        return Source(mode, (entry & U32 & ~(PAGE_SIZE - 1) & self._a20) + half, above)
+
+    def _add(self, shadow: Shadow) -> Shadow:
+        self._known[shadow.source] = shadow
+        if shadow.frame is not None:
+            self._by_frame.setdefault(shadow.frame, []).append(shadow)
+        return shadow
+
+    # -- flushes and updates ----------------------------------------------------------------
+
+    def invalidate(self, linear: int) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+        self.catch_up()
+        root = self._root
+        if root is not None:
+            directory = root.directories[linear >> 30]
+            if directory is not None:
+                gone = directory.sync_entries(self._memory)
+                table = directory.links.get(linear >> 21 & ENTRIES - 1)
+                if table is not None:
+                    gone |= table.sync(self._memory)
+                if gone:
+                    self._cpu.flush_tlb()
+        self._cpu.flush_page(linear)
+
+    def flush(self, *, everything: bool) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`. What is global is treated as everything else."""
+        self.catch_up()
+        self._load()
+
+    def entry_changed(self, entry: int) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+        try:
+            at = self._locate(entry & U32)
+        except GuestFault:
+            return  # nothing is there: whatever the guest has changed is somewhere else
+        for shadow in self._by_frame.get(at // PAGE_SIZE, ()):
+            offset = at - shadow.source.at
+            if 0 <= offset < shadow.size and shadow.refresh(self._memory, offset // shadow.width):
+                self._cpu.flush_tlb()
+
+    def _locate(self, linear: int) -> int:
+        """Guest-physical address of a page-table entry. :raises GuestFault: it is not mapped."""
+        for first, pages, frame in self.state.slots.values():
+            if 0 <= linear - first < pages * PAGE_SIZE:
+                return linear - first + frame * PAGE_SIZE
+        return self.translate(linear)
+
+    def set_linear_mapping(self, slot: int, linear: int, pages: int, frame: int) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+        self.catch_up()
+        if slot < LINEAR_SLOTS:
+            self.state.slots[slot] = (linear & ~(PAGE_SIZE - 1), pages, frame)
+
+    def catch_up(self) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+        for entry in self._notices.take():
+            self.entry_changed(entry)
+
+    def announce(self, frame: int) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`: that it is a table shows when it is used as one."""
+        self.catch_up()
+
+    def release(self, frame: int) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`: the shadow of its entries is given up."""
+        self.catch_up()
+        gone = self._by_frame.pop(frame, [])
+        for shadow in gone:
+            self._give_up(shadow)
+        for key, root in list(self._roots.items()):
+            if key[1] // PAGE_SIZE == frame and root is not self._root:
+                self._pool.give_back(self._roots.pop(key).page)
+        if gone:
+            self._cpu.flush_tlb()
+
+    def _give_up(self, shadow: Shadow) -> None:
+        """Cut all links to and from a page of the shadow, and free it."""
+        del self._known[shadow.source]
+        for parent, index in list(shadow.parents):
+            parent.unlink(index)
+        for index in list(shadow.links):
+            shadow.unlink(index)
+        for root in self._roots.values():
+            for number, directory in enumerate(root.directories):
+                if directory is shadow:
+                    root.directories[number] = None
+                    root.page.words[number] = 0
+        self._pool.give_back(shadow.page)

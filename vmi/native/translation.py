@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How a CPU translates addresses, as far as somebody outside the guest has a say in it.
+
+The emulator caches translations as a processor does, and everything here that changes what they are made
+from says what becomes of the cached ones. A hypervisor may keep page tables of its own: in memory that
+lies above what the guest has, where no address of the guest's can point (:meth:`Translation.hidden_memory`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+
+from vmi.native.engine import HIDDEN_SIZE, HIDDEN_START, NOWHERE, PTR, U64, Engine
+from vmi.native.layout import Places
+from vmi.native.registers import Registers
+from vmi.native.wiring import Pager
+
+
+class Translation(Registers):
+    """The registers of a CPU and its cached translations.
+
+    :ivar hidden_from: linear addresses from here on show nothing, whatever page tables say.
+    :ivar nowhere: guest-physical address of a page that nothing answers.
+    :ivar pager: who provides the page tables, if the guest does not.
+    """
+
+    def __init__(self, engine: Engine, places: Places) -> None:
+        super().__init__(places.env)
+        self._engine = engine
+        self._lib = engine.lib
+        self._counter = ctypes.c_size_t.from_address(places.counter)
+        self._state = PTR(places.cpu)
+        self._registers = PTR(places.env)
+        self.hidden_from, self.nowhere = 1 << 32, NOWHERE
+        self.pager: Pager | None = None
+        self._hidden: mmap.mmap | None = None
+
+    def flush_tlb(self) -> None:
+        """Drop all cached translations of addresses, global ones too."""
+        self._lib.tlb_flush_x86_64(self._state)
+
+    def flush_page(self, linear: int) -> None:
+        """Drop the cached translation of one linear address."""
+        self._lib.tlb_flush_page_x86_64(self._state, U64(linear))
+
+    def hide_from(self, linear: int) -> None:
+        """Let page tables show nothing at this linear address, a whole page, and above.
+
+        What they map there reads as all ones and swallows stores; page faults are as without this.
+        """
+        self.hidden_from = linear
+        self.flush_tlb()
+
+    def hidden_memory(self, size: int) -> tuple[int, memoryview]:
+        """Whole pages that no address of the guest reaches: their physical address, and the bytes.
+
+        It is the same memory each time, never more than the first time; at most 64 MiB.
+        """
+        if self._hidden is None:
+            assert size <= HIDDEN_SIZE
+            self._hidden = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self._anchor = (ctypes.c_char * size).from_buffer(self._hidden)
+            self._engine.map_hidden(ctypes.addressof(self._anchor), size)
+        return HIDDEN_START, memoryview(self._hidden)
+
+    def load_root(self, address: int) -> None:
+        """Load CR3 with an address that may lie in hidden memory, above what CR3 has room for."""
+        self._lib.cpu_x86_update_cr3_x86_64(self._registers, U64(address))
+
+    def _ask_pager(self, error: int, *, begun: bool) -> int | None:
+        """The error code of a page fault that the guest is to see; None if it never has been.
+
+        :param begun: an instruction has begun, so it has been counted, and will be again.
+        """
+        pager = self.pager
+        if pager is None:
+            return error
+        found = pager.page_fault(self.cr2, error)
+        if found is None:
+            self.cr2 = self.told_cr2
+            self.forget_exception()
+            if begun:
+                self._counter.value -= 1
+        return found
