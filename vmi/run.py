@@ -138,6 +138,7 @@ class Setup:
     :ivar disks: IDE disks: primary master and slave, secondary master and slave.
     :ivar bios: firmware to start instead of a kernel.
     :ivar video_bios: its option ROM for the VGA.
+    :ivar cpus: processors.
     """
 
     image: bytes | None = None
@@ -153,6 +154,7 @@ class Setup:
     disks: Sequence[Disk | None] = ()
     bios: bytes | None = None
     video_bios: bytes | None = None
+    cpus: int = 1
 
     def __repr__(self) -> str:
         return f"<Setup {self.mode} {self.name!r}, {self.memory >> 20} MiB>"
@@ -308,6 +310,7 @@ def prepare(setup: Setup) -> Guest:
         disks=setup.disks,
         bios=setup.bios,
         video_bios=setup.video_bios,
+        cpus=setup.cpus,
     )
     domain = None
     if setup.rom is not None:
@@ -380,12 +383,14 @@ def compare(
     original: bytes | None = None,
     on_mode: Callable[[str], None] | None = None,
     model: CpuModel | None = None,
+    cpus: int = 1,
 ) -> Comparison:
     """Run a patched kernel in each mode, one after the other, and compare with the first.
 
     :param original: the unpatched kernel, which ``full`` needs: it takes no patched one.
     :param on_mode: told each mode before it runs.
     :param model: the processor, the same in every mode; None for one that every mode can have.
+    :param cpus: how many of them.
     :raises VmiError: as :func:`run_kernel`.
     """
     results = []
@@ -406,6 +411,7 @@ def compare(
                 full=mode == "full",
                 model=model or I686,
                 timed=True,
+                cpus=cpus,
             )
         )
     first = results[0]

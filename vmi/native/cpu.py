@@ -97,7 +97,7 @@ class Cpu(Registers):
         self.store_watch: StoreWatch | None = None
         # what SYSENTER does to code selector, ESP and EIP; the owner may exchange it
         self.enter_kernel: Callable[[int, int, int], None] = self._enter_kernel
-        self._on_pause: Callable[[], None] | None = None
+        self._on_pause: Callable[[], None] = lambda: None
         self._refused: tuple[int, ...] | None = None
         self._refusal = GuestFault(Vector.GP)
         self._trouble: BaseException | None = None
@@ -264,13 +264,12 @@ class Cpu(Registers):
 
     def tell_of_pauses(self, function: Callable[[], None]) -> None:
         """Have a function called for each PAUSE from now on, while it executes."""
-        interpose.tell_of_pauses(self._lib)
         self._on_pause = function
+        interpose.tell_of_pauses(self._lib)
 
     def paused(self) -> None:
         """PAUSE, called while it executes."""
-        if self._on_pause is not None:
-            self._guard(self._on_pause)
+        self._guard(self._on_pause)
 
     def _on_invalid(self, _uc: int, _user: int) -> bool:
         self.settle_flags()

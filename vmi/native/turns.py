@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmi.native import start
+from vmi.native import cpu_state, start
 from vmi.native.bus import State
 from vmi.native.devices.lapic import LAPIC_SPAN, Lapic
 from vmi.native.msr import MsrFile
@@ -187,10 +187,7 @@ class Turns:
 
     def _switch(self, to: Processor) -> None:
         machine, cpu, current = self._machine, self._cpu, self.current
-        current.dr7 = cpu.dr(7)
-        if current.dr7 & _ARMED:
-            cpu.load_dr(7, 0)
-        current.registers = cpu.freeze()
+        current.dr7, current.registers = self._leave()
         machine.exits["processor switch"] += 1
         self.select(to)
         cpu.thaw(to.registers)
@@ -231,7 +228,7 @@ class Turns:
     # -- state ------------------------------------------------------------------------------
 
     def save(self) -> State:
-        """Everything but the registers and what the APICs save themselves."""
+        """Everything but the registers of who has the turn, and what the APICs save themselves."""
         current = self.current
         return {
             "current": current.number,
@@ -250,6 +247,7 @@ class Turns:
                     "at": processor.at,
                     "last_turn": processor.last_turn,
                     "msr": processor.msr.save(),
+                    "cpu": None if processor is current else self._registers(processor),
                 }
                 for processor in self.processors
             ],
@@ -265,4 +263,25 @@ class Turns:
             processor.waits, processor.vector = saved["waits"], saved["vector"]
             processor.at, processor.last_turn = saved["at"], saved["last_turn"]
             processor.msr.load(saved["msr"])
+            if saved["cpu"] is not None:
+                cpu_state.load(self._cpu, saved["cpu"])
+                processor.dr7, processor.registers = self._leave()
         self.select(self.processors[state["current"]])
+
+    def _leave(self) -> tuple[int, bytes]:
+        """DR7 and the other registers of who is on the CPU; its breakpoints are gone from there."""
+        dr7 = self._cpu.dr(7)
+        if dr7 & _ARMED:
+            self._cpu.load_dr(7, 0)
+        return dr7, self._cpu.freeze()
+
+    def _registers(self, processor: Processor) -> State:
+        """The registers of one who has not the turn."""
+        cpu = self._cpu
+        dr7, registers = self._leave()
+        cpu.thaw(processor.registers)
+        state = {**cpu_state.save(cpu), "dr7": processor.dr7}
+        cpu.thaw(registers)
+        if dr7 & _ARMED:
+            cpu.load_dr(7, dr7)
+        return state
