@@ -55,6 +55,7 @@ class Owner(Protocol):
 
     code_pages: set[int]
     watched_pages: set[int]  # stores into these are told too
+    on_pause: Callable[[], None]  # PAUSE, after tell_of_pauses(); must not raise anything
     host_cpu: int  # address of the library's CPU structure
 
     def host_page(self, page: int) -> int | None:
@@ -80,9 +81,6 @@ class Owner(Protocol):
 
     def control_changed(self) -> None:
         """CR0, CR3 or CR4 was loaded."""
-
-    def paused(self) -> None:
-        """PAUSE; only told after :func:`tell_of_pauses`."""
 
 
 #: Instructions that a CPU does itself: the library's function, its kind, and what is done instead.
@@ -223,7 +221,7 @@ def tell_of_pauses(library: Any) -> None:
         if owner is None:
             original(state, kind, parameter, back)
         elif kind == _PAUSE:
-            owner.paused()
+            owner.on_pause()
 
     made = _INTERCEPT(on_intercept)
     _kept.append(made)

@@ -82,7 +82,8 @@ class Turns:
         self._spins = False
         self._pauses = 0
         self._seen = 0  # the latest time that anybody has seen
-        self._cpu.tell_of_pauses(self._paused)
+        self._cpu.on_pause = self._paused
+        self._cpu.tell_of_pauses()
         machine.board.apic_bus.on_sent = self.end_turn
         for processor in self.processors:
             self._connect(processor)
