@@ -143,6 +143,7 @@ class Setup:
     :ivar disks: IDE disks: primary master and slave, secondary master and slave.
     :ivar bios: firmware to start instead of a kernel.
     :ivar video_bios: its option ROM for the VGA.
+    :ivar cpus: processors.
     """
 
     image: bytes | None = None
@@ -159,6 +160,7 @@ class Setup:
     disks: Sequence[Disk | None] = ()
     bios: bytes | None = None
     video_bios: bytes | None = None
+    cpus: int = 1
 
     def __repr__(self) -> str:
         return f"<Setup {self.mode} {self.name!r}, {self.memory >> 20} MiB>"
@@ -317,6 +319,7 @@ def prepare(setup: Setup) -> Guest:
         disks=setup.disks,
         bios=setup.bios,
         video_bios=setup.video_bios,
+        cpus=setup.cpus,
     )
     domain = None
     if setup.rom is not None:
@@ -390,6 +393,7 @@ def compare(
     on_mode: Callable[[str], None] | None = None,
     model: CpuModel | None = None,
     mmu: str = DEFAULT_MMU,
+    cpus: int = 1,
 ) -> Comparison:
     """Run a patched kernel in each mode, one after the other, and compare with the first.
 
@@ -397,6 +401,7 @@ def compare(
     :param on_mode: told each mode before it runs.
     :param model: the processor, the same in every mode; None for one that every mode can have.
     :param mmu: how the hypervisor manages memory, where there is one.
+    :param cpus: how many processors.
     :raises VmiError: as :func:`run_kernel`.
     """
     results = []
@@ -418,6 +423,7 @@ def compare(
                 mmu=mmu,
                 model=model or I686,
                 timed=True,
+                cpus=cpus,
             )
         )
     first = results[0]

@@ -44,6 +44,7 @@ def test_patched_kernel_is_run_as_it_is(vmi: Vmi, fake_run: FakeRun, patched_ker
         "until": None,
         "original": None,
         "model": None,
+        "cpus": 1,
     }
 
 

@@ -29,7 +29,7 @@ from vmi.rom.build import build
 DEFAULTS = {
     "image": b"some kernel", "rom": None, "memory": 64 << 20, "append": "", "modules": [],
     "protocol": None, "address": None, "full": False, "model": None, "disks": [], "bios": None,
-    "video_bios": None, "timeout_ns": 60 * 10**9, "until": None,
+    "video_bios": None, "cpus": 1, "timeout_ns": 60 * 10**9, "until": None,
 }  # fmt: skip
 
 
@@ -62,7 +62,18 @@ def test_options_of_the_machine(vmi: Vmi, fake_run: FakeRun, kernel: Path, tmp_p
         (tmp_path / name).write_bytes(name.encode().ljust(512, b"."))
     (tmp_path / "two").write_bytes(b"2" * 1024)
     result = vmi(
-        *("run", kernel, "--cpu", "pentium3", "--protocol", "flat", "--load-address", "0x200000"),
+        *(
+            "run",
+            kernel,
+            "--cpu",
+            "pentium3",
+            "--smp",
+            "2",
+            "--protocol",
+            "flat",
+            "--load-address",
+            "0x200000",
+        ),
         *("--disk", tmp_path / "one", "--disk", f"{tmp_path / 'two'},rw", "--disk", tmp_path / "three"),
     )
     assert result.exit_code == 0, result.stderr
@@ -72,7 +83,7 @@ def test_options_of_the_machine(vmi: Vmi, fake_run: FakeRun, kernel: Path, tmp_p
         (str(tmp_path / "two"), True, 2),
         (str(tmp_path / "three"), False, 1),
     ]
-    changed = {"model": MODELS["pentium3"], "protocol": "flat", "address": 0x200000}
+    changed = {"model": MODELS["pentium3"], "cpus": 2, "protocol": "flat", "address": 0x200000}
     assert fake_run.seen == {key: DEFAULTS[key] for key in fake_run.seen} | changed
 
 

@@ -18,6 +18,7 @@ from vmi.cli.guest import (
     InitrdOption,
     KernelArgument,
     MemoryOption,
+    SmpOption,
     TimeoutOption,
     UntilOption,
 )
@@ -46,6 +47,7 @@ def command(
     ] = None,
     memory: MemoryOption = MEMORY,
     cpu: CpuOption = None,
+    smp: SmpOption = 1,
     append: AppendOption = "",
     initrd: InitrdOption = None,
     timeout: TimeoutOption = TIMEOUT,
@@ -101,6 +103,7 @@ def command(
             until=wanted,
             original=None if image.patched else image.data,
             model=model,
+            cpus=smp,
         )
     if plot is not None:
         from vmi.plot import png

@@ -35,6 +35,7 @@ CpuOption = Annotated[
     str | None,
     typer.Option("--cpu", metavar="MODEL", help="486, pentium, pentium3, i686, i686-apic, qemu32 or max."),
 ]
+SmpOption = Annotated[int, typer.Option("--smp", metavar="N", help="Processors, 1 to 8.")]
 ProtocolOption = Annotated[
     str | None,
     typer.Option("--protocol", metavar="NAME", help="linux, multiboot, pvh, elf or flat."),

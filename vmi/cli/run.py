@@ -22,6 +22,7 @@ from vmi.cli.guest import (
     ProtocolOption,
     RunMemoryOption,
     RunTimeoutOption,
+    SmpOption,
     UntilOption,
 )
 from vmi.cli.profiled import Profiled
@@ -53,6 +54,7 @@ def command(
     ] = False,
     memory: RunMemoryOption = None,
     cpu: CpuOption = None,
+    smp: SmpOption = 1,
     append: AppendOption = "",
     initrd: InitrdOption = None,
     protocol: ProtocolOption = None,
@@ -125,7 +127,9 @@ def command(
         "--append": append, "--initrd": initrd, "--protocol": protocol, "--load-address": load_address,
         "--full": full, "--profile": profile,
     }  # fmt: skip
-    for_machine = {"--rom": rom, "--memory": memory, "--cpu": cpu, "--video-bios": video_bios}
+    for_machine = {
+        "--rom": rom, "--memory": memory, "--cpu": cpu, "--video-bios": video_bios, "--smp": smp > 1,
+    }  # fmt: skip
     _check_start(kernel, bios, restore, for_kernel, for_machine)
     if full and rom is not None:
         raise UsageError("--full runs without a ROM, so it can't be combined with --rom")
@@ -166,6 +170,7 @@ def command(
                 disks=values.disks(disk or ()),
                 bios=None if bios is None else values.firmware(bios),
                 video_bios=None if video_bios is None else values.video_bios(video_bios),
+                cpus=smp,
             )
             guest = prepare(setup)
         if save is not None and guest.domain is not None:

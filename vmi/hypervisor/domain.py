@@ -105,6 +105,9 @@ class Domain:
         except TripleFault:
             self.machine.triple_fault()
 
+    def processor_changed(self, old: int, new: int) -> None:
+        """See :class:`vmi.native.monitor.Monitor`."""
+
     def memory_write(self, address: int, size: int, value: int) -> bool:
         """See :class:`vmi.native.monitor.Monitor`: a ROM that runs in place has its data page in the bay."""
         if not self.active or not self.rom.holds_data(address):

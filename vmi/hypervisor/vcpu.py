@@ -12,7 +12,7 @@ from collections.abc import Callable
 from vmi.hypervisor.mmu import Mmu
 from vmi.hypervisor.privilege import KERNEL_RING, USER_RING, CompressedPrivilege
 from vmi.native.machine import Machine, Outcome
-from vmi.native.msr import SYSENTER_CS, TSC
+from vmi.native.msr import EFER, SYSENTER_CS, TSC
 from vmi.native.registers import Segment, TableRegister
 from vmi.x86 import (
     LDT_TYPE,
@@ -156,13 +156,15 @@ class VirtualCpu:
         value = self.machine.read_msr(number)
         if value is None:
             raise GuestFault(Vector.GP)
-        return value
+        return self.mmu.efer if number == EFER else value
 
     def write_msr(self, number: int, value: int) -> None:
         """WRMSR."""
         if not self.machine.write_msr(number, value):
             raise GuestFault(Vector.GP)
-        if number == TSC:
+        if number == EFER:
+            self.mmu.write_efer(value)
+        elif number == TSC:
             self.on_tsc()
         elif number == SYSENTER_CS:
             self.mirror_fast_return()

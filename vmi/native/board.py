@@ -15,6 +15,7 @@ from vmi.native.bus import PortBus, State
 from vmi.native.clock import Clock
 from vmi.native.console import Console
 from vmi.native.cpuid import CpuModel
+from vmi.native.devices.apic_bus import ApicBus
 from vmi.native.devices.debug_exit import DebugExit
 from vmi.native.devices.i8042 import I8042
 from vmi.native.devices.ide import primary, secondary
@@ -84,14 +85,17 @@ class Board:
         epoch: int,
         disks: Sequence[Disk | None] = (),
         video_bios: bytes | None = None,
+        cpus: int = 1,
     ) -> None:
-        """``disks``: primary master and slave, secondary master and slave."""
+        """``disks``: primary master and slave, secondary master and slave; several ``cpus`` need APICs."""
         self.console, self.console2 = Console(), Console()
         self.ports, self.memory = PortBus(), MemoryBus()
         self.pic = PicPair()
-        self.lapic = Lapic(clock) if model.has("apic") else None
-        self.io_apic = IoApic(self.lapic.accept) if self.lapic is not None else None
-        self.interrupts = InterruptLogic(self.pic, self.lapic, self.io_apic)
+        self.lapics = tuple(Lapic(clock, number) for number in range(cpus)) if model.has("apic") else ()
+        self.apic_bus = ApicBus(self.lapics)
+        self.io_apic = IoApic(self.apic_bus.deliver) if self.lapics else None
+        self.lapic = self.lapics[0] if self.lapics else None  # the boot processor's
+        self.interrupts = InterruptLogic(self.pic, self.lapic, self.io_apic, self.lapics[1:])
         self.interrupts.on_change = wires.interrupt_changed
         if self.lapic is not None and self.io_apic is not None:
             self.memory.map(LAPIC_SPAN, self.lapic)
@@ -121,7 +125,7 @@ class Board:
         self.ports.attach(
             self.pic,
             Pit(line(0), clock),
-            Rtc(line(8), clock, memory.size, epoch),
+            Rtc(line(8), clock, memory.size, epoch, cpus),
             com1,
             com2,
             self.keyboard,

@@ -59,6 +59,7 @@ class Clock:
         self._next_order = 0
         self._cancelled = 0
         self._reached = 0
+        self.fired = 0  # when the last event was due that has run, ns
         self.now: Callable[[], int] = self._time_reached
         if source is not None:
             self.set_source(source)
@@ -101,7 +102,7 @@ class Clock:
         while (due := self.next_deadline()) is not None and due <= ns:
             event = heappop(self._queue)
             event.waiting = False
-            self._reached = max(self._reached, due)
+            self._reached = self.fired = max(self._reached, due)
             event.callback(due)
         self._reached = max(self._reached, ns)
 

@@ -63,12 +63,8 @@ _ONE_INSTRUCTION = 1  # the library's name for "a block of one instruction"
 _A20 = 1 << 20
 # the library's order of CPUID registers
 _DECODED_BY = {
-    Word.LEAF_1_EDX: 0,
-    Word.LEAF_1_ECX: 1,
-    Word.LEAF_7_EBX: 2,
-    Word.EXTENDED_EDX: 6,
-    Word.EXTENDED_ECX: 7,
-}
+    Word.LEAF_1_EDX: 0, Word.LEAF_1_ECX: 1, Word.LEAF_7_EBX: 2, Word.EXTENDED_EDX: 6, Word.EXTENDED_ECX: 7,
+}  # fmt: skip
 _CONTROL = {0: Register.CR0, 3: Register.CR3, 4: Register.CR4}
 
 
@@ -98,6 +94,7 @@ class Cpu(Translation):
         self.store_watch: StoreWatch | None = None
         # what SYSENTER does to code selector, ESP and EIP; the owner may exchange it
         self.enter_kernel: Callable[[int, int, int], None] = self._enter_kernel
+        self.on_pause: Callable[[], None] = lambda: None
         self._refused: tuple[int, ...] | None = None
         self._refusal = GuestFault(Vector.GP)
         self._trouble: BaseException | None = None
@@ -180,16 +177,15 @@ class Cpu(Translation):
 
     def _hook_events(self, places: layout.Places) -> None:
         engine = self._engine
-        interrupt = engine.callback((None, PTR, C_U32, PTR), self._on_interrupt, None)
-        engine.hook(Hook.INTERRUPT, interrupt)
-        invalid = engine.callback((ctypes.c_bool, PTR, PTR), self._on_invalid, False)
-        engine.hook(Hook.INVALID, invalid)
-        port_in = engine.callback((C_U32, PTR, C_U32, I32, PTR), self._on_in, 0)
-        engine.hook_instruction(Instruction.IN, port_in)
-        port_out = engine.callback((None, PTR, C_U32, I32, C_U32, PTR), self._on_out, None)
-        engine.hook_instruction(Instruction.OUT, port_out)
-        for which, function in ((Instruction.CPUID, self._on_cpuid), (Instruction.RDTSC, self._on_rdtsc)):
-            engine.hook_instruction(which, engine.callback((I32, PTR, PTR), function, 1))
+        engine.hook(Hook.INTERRUPT, engine.callback((None, PTR, C_U32, PTR), self._on_interrupt, None))
+        engine.hook(Hook.INVALID, engine.callback((ctypes.c_bool, PTR, PTR), self._on_invalid, False))
+        for which, made in (
+            (Instruction.IN, engine.callback((C_U32, PTR, C_U32, I32, PTR), self._on_in, 0)),
+            (Instruction.OUT, engine.callback((None, PTR, C_U32, I32, C_U32, PTR), self._on_out, None)),
+            (Instruction.CPUID, engine.callback((I32, PTR, PTR), self._on_cpuid, 1)),
+            (Instruction.RDTSC, engine.callback((I32, PTR, PTR), self._on_rdtsc, 1)),
+        ):
+            engine.hook_instruction(which, made)
         rom_write = (ctypes.c_bool, PTR, I32, U64, I32, ctypes.c_int64, PTR)
         engine.hook_rom_writes(engine.callback(rom_write, self._on_rom_write, True))
         window = engine.callback((ctypes.c_bool, PTR, I32), self._on_window, False)
@@ -263,6 +259,10 @@ class Cpu(Translation):
             self._guard(self.store_watch.control_changed)
         if self.pager is not None:
             self._guard(self.pager.control_changed)
+
+    def tell_of_pauses(self) -> None:
+        """Have :attr:`on_pause` called for each PAUSE from now on, while it executes."""
+        interpose.tell_of_pauses(self._lib)
 
     def _on_invalid(self, _uc: int, _user: int) -> bool:
         self.settle_flags()

@@ -8,7 +8,7 @@ order of things after power-on, so software that knows no APIC never notices the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from vmi.errors import UsageError
 from vmi.native.bus import IrqLine, State
@@ -82,17 +82,27 @@ class InterruptLogic:
 
     ``pending()`` tells whether the processor is asked to take an interrupt, ``acknowledge()`` gives its
     vector; ``on_change`` is called when ``pending()`` may have become true. The two are those of the
-    controller next to the processor, since they are asked often.
+    controller next to the processor, since they are asked often; where there are several processors, next
+    to the one that runs, see :meth:`select`.
 
+    :param lapic: the boot processor's.
+    :param others: those of the other processors; ``on_change`` of these is not touched.
     :raises UsageError: one APIC without the other.
     """
 
-    def __init__(self, pic: PicPair, lapic: Lapic | None = None, io_apic: IoApic | None = None) -> None:
+    def __init__(
+        self,
+        pic: PicPair,
+        lapic: Lapic | None = None,
+        io_apic: IoApic | None = None,
+        others: Sequence[Lapic] = (),
+    ) -> None:
         if (lapic is None) != (io_apic is None):
             raise UsageError("a board must have both a local and an I/O APIC or none, but one was given")
         self.on_change: Callable[[], None] | None = None
         self.pic = pic
         self.lapic = lapic
+        self.lapics = () if lapic is None else (lapic, *others)
         self.io_apic = io_apic
         self.pending: Callable[[], bool]
         self.acknowledge: Callable[[], int]
@@ -101,12 +111,22 @@ class InterruptLogic:
             pic.on_change = self._changed
         else:
             self.pending, self.acknowledge = lapic.pending, lapic.acknowledge
-            pic.on_change = lambda: lapic.set_lint0(pic.pending())
-            lapic.external = pic.acknowledge
+            pic.on_change = self._pic_changed
             lapic.on_change = self._changed
-            lapic.on_eoi = io_apic.end_of_interrupt
+            for each in self.lapics:
+                each.external = pic.acknowledge
+                each.on_eoi = io_apic.end_of_interrupt
         self._timer_line = SharedLine(self._line(TIMER_IRQ))
         self._timer = self._timer_line.driver()
+
+    def select(self, lapic: Lapic) -> None:
+        """Have ``pending`` and ``acknowledge`` be those of the processor that runs from now on."""
+        self.pending, self.acknowledge = lapic.pending, lapic.acknowledge
+
+    def _pic_changed(self) -> None:
+        level = self.pic.pending()
+        for lapic in self.lapics:
+            lapic.set_lint0(level)
 
     def _changed(self) -> None:
         if self.on_change is not None:
@@ -130,19 +150,16 @@ class InterruptLogic:
 
     def reset(self) -> None:
         """Return the APICs to the state after the RESET line."""
-        if self.lapic is not None and self.io_apic is not None:
-            self.io_apic.reset()
-            self.lapic.reset()
+        for part in self._parts():
+            part.reset()
 
     def save(self) -> State:
         """Give the state of the APICs by name."""
-        if self.lapic is None or self.io_apic is None:
-            return {}
-        return {part.name: part.save() for part in (self.lapic, self.io_apic)}
+        return {part.name: part.save() for part in self._parts()}
 
     def load(self, state: State) -> None:
         """Take over what ``save`` gave. UsageError if it is of a board with another set of APICs."""
-        parts = [part for part in (self.lapic, self.io_apic) if part is not None]
+        parts = self._parts()
         if set(state) != {part.name for part in parts}:
             wanted, got = ", ".join(part.name for part in parts) or "none", ", ".join(state) or "none"
             raise UsageError(f"the saved state must be of the APICs {wanted}, but it is of {got}")
@@ -151,8 +168,11 @@ class InterruptLogic:
 
     def stats(self) -> dict[str, dict[str, int]]:
         """Give the counts of the APICs by name."""
-        return {part.name: part.stats() for part in (self.lapic, self.io_apic) if part is not None}
+        return {part.name: part.stats() for part in self._parts()}
+
+    def _parts(self) -> list[Lapic | IoApic]:
+        return [] if self.io_apic is None else [*self.lapics, self.io_apic]
 
     def __repr__(self) -> str:
-        apics = "" if self.lapic is None else f", {self.lapic!r}, {self.io_apic!r}"
+        apics = "".join(f", {part!r}" for part in self._parts())
         return f"<InterruptLogic {self.pic!r}{apics}>"

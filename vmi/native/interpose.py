@@ -41,6 +41,8 @@ _UNLOCK = ctypes.CFUNCTYPE(None, _U64)
 _CONTROL = ctypes.CFUNCTYPE(None, _POINTER, _U32)
 _TIME = ctypes.CFUNCTYPE(_INT, _POINTER, _POINTER)
 _TIME_SIZE = 16  # bytes of what gettimeofday() fills
+_INTERCEPT = ctypes.CFUNCTYPE(None, _POINTER, _U32, _U64, _POINTER)
+_PAUSE = 0x77  # among what a hypervisor may want to know of
 
 # in the image of a shared library (ELF, 64 bits)
 _HEADER_SIZE, _PROGRAM_HEADERS = 64, Struct("<32xQ14xHH")
@@ -55,6 +57,7 @@ class Owner(Protocol):
     watched_pages: set[int]  # stores into these are told too
     hidden_from: int  # linear addresses from here on show nothing
     nowhere: int  # guest-physical address of a page that nothing answers
+    on_pause: Callable[[], None]  # PAUSE, after tell_of_pauses(); must not raise anything
     host_cpu: int  # address of the library's CPU structure
 
     def host_page(self, page: int) -> int | None:
@@ -95,6 +98,7 @@ _by_state: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _by_engine: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _kept: list[Any] = []  # what C code points to must live as long as the process
 _installed: list[Any] = []  # the library, once all pointers are exchanged
+_tells_of_pauses: list[Any] = []
 
 
 def adopt(owner: Owner, *, engine: int, cpu: int, state: int) -> None:
@@ -203,6 +207,30 @@ def install(library: Any) -> None:
     _kept.extend((*replaced.values(), no_time))
     _exchange(targets)
     _installed.append(library)
+
+
+def tell_of_pauses(library: Any) -> None:
+    """Tell owners of each PAUSE from now on. Costs a little for that and some other instructions.
+
+    The library's own PAUSE leaves its main loop in a way that can't be done here; before that it asks
+    whether a hypervisor of the guest's own wants to know, as for those other instructions.
+    """
+    if _tells_of_pauses:
+        return
+    name = "cpu_svm_check_intercept_param"
+    original = _INTERCEPT(_address(library, f"{name}_x86_64"))
+
+    def on_intercept(state: int, kind: int, parameter: int, back: int) -> None:
+        owner = _by_state.get(state)
+        if owner is None:
+            original(state, kind, parameter, back)
+        elif kind == _PAUSE:
+            owner.on_pause()
+
+    made = _INTERCEPT(on_intercept)
+    _kept.append(made)
+    _exchange({_address(library, f"{name}_x86_64"): _target(made)})
+    _tells_of_pauses.append(library)
 
 
 def _no_time(result: int, _zone: int) -> int:

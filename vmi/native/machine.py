@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from vmi.errors import BadInput, RomError, UsageError
@@ -28,6 +26,7 @@ from vmi.native.devices import pci_functions
 from vmi.native.devices.pci_functions import Segment
 from vmi.native.devices.rtc import DEFAULT_EPOCH
 from vmi.native.disk import MOST_DISKS, Disk
+from vmi.native.ends import End, Outcome, code_address, lost
 from vmi.native.engine import ROM_END, ROM_PIECE, ROM_START
 from vmi.native.event_log import EventLog
 from vmi.native.interrupts import Delivery, Event, Origin, TripleFault
@@ -37,8 +36,11 @@ from vmi.native.msr import MsrFile
 from vmi.native.privilege import Privilege
 from vmi.native.processor import live_registers
 from vmi.native.traffic import Traffic
+from vmi.native.turns import MOST_CPUS, Turns
 from vmi.native.wiring import Stop
-from vmi.x86 import IF_BIT, U32, GuestFault, Seg, Vector
+from vmi.x86 import IF_BIT, GuestFault, Seg, Vector
+
+__all__ = ["End", "Machine", "Outcome"]
 
 NS_PER_INSTRUCTION = 10  # one instruction is one cycle of a 100 MHz processor
 TSC_HZ = 1_000_000_000 // NS_PER_INSTRUCTION
@@ -56,30 +58,6 @@ _FAULT_NAMES = {int(vector): f"#{vector.name}" for vector in Vector}
 _ONE_BYTE = {int(Vector.BP): 0xCC, int(Vector.OF): 0xCE}  # INT3 and INTO
 
 
-class Outcome(StrEnum):
-    """How a run ended."""
-
-    DEBUG_EXIT = "debug_exit"
-    RESET = "reset"
-    TRIPLE_FAULT = "triple_fault"
-    HALTED = "halted"
-    SHUTDOWN = "shutdown"
-    TIMEOUT = "timeout"
-    CRASHED = "crashed"
-    CALL_NOT_SERVED = "call_not_served"
-    CONSOLE = "console"  # the console showed what was waited for
-    STOPPED = "stopped"  # the user ended the run
-
-
-@dataclass(frozen=True)
-class End:
-    """The end of a run: how, one sentence why, and the debug-exit value if there is one."""
-
-    outcome: Outcome
-    reason: str
-    value: int = 0
-
-
 class Machine(Traffic):
     """One PC.
 
@@ -89,7 +67,9 @@ class Machine(Traffic):
     :param disks: IDE disks: primary master and slave, secondary master and slave.
     :param bios: firmware, whole 64 KiB; the machine then starts with it, at the reset vector.
     :param video_bios: the VGA's option ROM, for the firmware to find.
-    :raises UsageError: that much RAM has no room below the board's chips, or there are too many disks.
+    :param cpus: processors, 1 to 8; see :mod:`vmi.native.turns`.
+    :raises UsageError: that much RAM has no room below the board's chips, there are too many disks, or not
+        so many processors of that model.
     :raises BadInput: the firmware can't be one.
     """
 
@@ -102,6 +82,7 @@ class Machine(Traffic):
         disks: Sequence[Disk | None] = (),
         bios: bytes | None = None,
         video_bios: bytes | None = None,
+        cpus: int = 1,
     ) -> None:
         if ram > RAM_LIMIT:
             raise UsageError(f"RAM must be at most {RAM_LIMIT >> 20} MiB, but it is {ram >> 20} MiB")
@@ -111,7 +92,12 @@ class Machine(Traffic):
             )
         if len(disks) > MOST_DISKS:
             raise UsageError(f"there can be up to {MOST_DISKS} disks, but {len(disks)} were given")
+        if not 1 <= cpus <= MOST_CPUS:
+            raise UsageError(f"there can be 1 to {MOST_CPUS} processors, but {cpus} were asked for")
+        if cpus > 1 and not model.has("apic"):
+            raise UsageError(f"several processors need APICs, but the model {model.name} has none")
         self.memory = PhysicalMemory(ram)
+        self.cpus = cpus
         self.epoch = epoch
         self.model = model
         self.bios, self.video_bios = bios, video_bios
@@ -124,19 +110,25 @@ class Machine(Traffic):
         self.monitor: Monitor | None = None
         self.exits: Counter[str] = Counter()
         self.end: End | None = None
-        self._idle_ns = 0
+        self._idle_ns = 0  # what the clock of the processor that runs has besides its instructions
         self._retry: int | None = None
         self._run_ends = 0  # when the run of the CPU in progress ends at the latest, ns
         self.halted = False
         self._rom_top = ROM_BAY.start
         self._rom_area: tuple[Segment, ...] = ()  # what the CPU has not been told yet
         self.board = Board(
-            self.memory, self.clock, model, self, epoch=epoch, disks=disks, video_bios=video_bios
+            self.memory, self.clock, model, self, epoch=epoch, disks=disks, video_bios=video_bios, cpus=cpus
         )
         self.console = self.board.console
         self.interrupts = self.board.interrupts
-        live = live_registers(self.cpu, self.board.lapic)
-        self.msr = MsrFile(model, lambda: self._now() // NS_PER_INSTRUCTION, live)
+        msrs = [
+            MsrFile(model, lambda: self.clock.now() // NS_PER_INSTRUCTION, live_registers(self.cpu, lapic))
+            for lapic in self.board.lapics or (None,)
+        ]
+        self.msr = msrs[0]  # those of the processor that runs
+        self.turns = None if cpus == 1 else Turns(self, msrs)
+        if self.turns is not None:
+            self.clock.set_source(self.turns.observe)
         for console in (self.console, self.board.console2):
             console.connect_runner(
                 self.run, lambda: self.finish(Outcome.CONSOLE, "the console showed what was waited for")
@@ -209,8 +201,10 @@ class Machine(Traffic):
         if self.board.lapic is not None:
             self.board.lapic.virtual_wire()
             signature, _, _, features = self.cpuid(1, 0)
-            for at, data in mptable.build(MP_TABLE, signature=signature, features=features):
+            for at, data in mptable.build(MP_TABLE, signature=signature, features=features, cpus=self.cpus):
                 self.memory.write(at, data)
+        if self.turns is not None:
+            self.turns.settle()
         state = loader.load(
             image,
             self.memory,
@@ -228,9 +222,17 @@ class Machine(Traffic):
     def _now(self) -> int:
         return self.cpu.now_instructions() * NS_PER_INSTRUCTION + self._idle_ns
 
+    def own_time(self) -> int:
+        """What the clock of the processor that runs shows, ns."""
+        return self._now()
+
+    def set_own_time(self, ns: int) -> None:
+        """Set the clock of the processor that runs; only between runs."""
+        self._idle_ns = ns - self.cpu.now_instructions() * NS_PER_INSTRUCTION
+
     @property
     def instructions(self) -> int:
-        """Guest instructions executed so far."""
+        """Guest instructions executed so far, by all processors together."""
         return self.cpu.now_instructions()
 
     # -- snapshots --------------------------------------------------------------------------
@@ -392,6 +394,8 @@ class Machine(Traffic):
         limit = None if timeout_ns is None else self._now() + timeout_ns
         self.end = None
         while True:
+            if self.turns is not None:
+                self.turns.advance()
             self.clock.advance_to(self._now())
             window = self._offer_interrupt()
             if (end := self._ended()) is not None:
@@ -406,6 +410,8 @@ class Machine(Traffic):
                 self._sleep(deadline, on_idle)
                 continue
             budget = LONGEST_RUN
+            if self.turns is not None:
+                budget = self.turns.budget(budget, NS_PER_INSTRUCTION)
             if deadline is not None:
                 budget = min(budget, max(1, -(-(deadline - self._now()) // NS_PER_INSTRUCTION)))
             if self._retry:
@@ -436,6 +442,10 @@ class Machine(Traffic):
             waits = self.interrupts.pending()
         return waits
 
+    def accepts_interrupts(self) -> bool:
+        """The processor that runs would take an interrupt, at the latest when it halts."""
+        return self.monitor.accepts_interrupts() if self.monitor else bool(self.cpu.system_flags & IF_BIT)
+
     def take_interrupt(self) -> None:
         """Deliver the interrupt that waits to the guest."""
         self.halted = False
@@ -451,32 +461,21 @@ class Machine(Traffic):
             self.exits["halt"] += 1
             self.halted = True
         elif stop is Stop.UNMAPPED:
-            self.finish(Outcome.CRASHED, self._lost())
+            self.finish(Outcome.CRASHED, lost(self.linear, self.memory.size, code_address(self.cpu)))
         elif stop is Stop.FAILED:
             self.finish(
                 Outcome.CRASHED,
-                f"the guest's instruction at {self._code_address():#x} is none that the CPU emulator can do "
-                f"(its error {self.cpu.failure})",
+                f"the guest's instruction at {code_address(self.cpu):#x} is none that the CPU emulator can "
+                f"do (its error {self.cpu.failure})",
             )
-
-    def _lost(self) -> str:
-        """Why the next instruction could not be fetched."""
-        address = self._code_address()
-        try:
-            begins = self.linear.physical(address) < self.memory.size
-        except GuestFault:
-            begins = False
-        if begins:
-            return f"the guest's instruction at {address:#x} goes on where no memory is"
-        return f"the guest jumped to {address:#x}, where no memory is"
-
-    def _code_address(self) -> int:
-        """Linear address of the next instruction."""
-        return (self.cpu.segment(Seg.CS).base + self.cpu.eip) & U32
 
     def _sleep(self, deadline: int | None, on_idle: Callable[[int | None], int | None] | None) -> None:
         """Let time pass to the next event while the guest waits for an interrupt."""
-        accepts = self.monitor.accepts_interrupts() if self.monitor else bool(self.cpu.system_flags & IF_BIT)
+        accepts = self.accepts_interrupts()
+        if self.turns is not None:
+            if self.turns.someone_ready():
+                return  # an event that was due has woken another processor
+            accepts = self.turns.someone_accepts()
         ns = None if deadline is None else max(0, deadline - self._now())
         if accepts and on_idle is not None:
             ns = on_idle(ns)

@@ -30,5 +30,8 @@ class Monitor(Protocol):
     def deliver(self, event: Event) -> None:
         """Deliver an event to the guest."""
 
+    def processor_changed(self, old: int, new: int) -> None:
+        """The CPU now holds another processor's state; by numbers."""
+
     def memory_write(self, address: int, size: int, value: int) -> bool:
         """See a store to ROM or to where no RAM is; True if it was dealt with."""

@@ -49,7 +49,7 @@ class Summary:
     """What a snapshot is of, without its bulk.
 
     ``disks`` are the images' paths by place (None: no disk, or one that was only in memory), ``program``
-    the version of this toolkit that made it.
+    the version of this toolkit that made it, ``cpus`` how many processors there are.
     """
 
     ram: int
@@ -58,6 +58,7 @@ class Summary:
     virtual_ns: int
     disks: tuple[str | None, ...]
     program: str
+    cpus: int = 1
 
 
 # -- save ---------------------------------------------------------------------------------------
@@ -104,12 +105,14 @@ def _state(machine: Machine) -> State:
             "epoch": machine.epoch,
             "disks": [_disk(disk) for disk in machine.disks],
             "roms": len(machine.roms),
+            "cpus": machine.cpus,
         },
         "progress": machine.progress(),
         "clock": machine.clock.save(),
         "board": machine.board.save(),
         "msr": machine.msr.save(),
         "cpu": cpu_state.save(machine.cpu),
+        "turns": None if machine.turns is None else machine.turns.save(),
         "matched": [console.matched for console in _consoles(machine)],
     }
 
@@ -166,6 +169,7 @@ def inspect(folder: str | os.PathLike[str]) -> Summary:
             virtual_ns=state["clock"]["reached"],
             disks=tuple(disk and disk["path"] for disk in hardware["disks"]),
             program=files.program,
+            cpus=hardware.get("cpus", 1),
         )
 
 
@@ -197,6 +201,7 @@ def restore(
             disks=_opened(saved) if disks is None else _same_places(disks, saved),
             bios=files.read(_FIRMWARE) if _FIRMWARE in files else None,
             video_bios=files.read(_VIDEO_BIOS) if _VIDEO_BIOS in files else None,
+            cpus=hardware.get("cpus", 1),
         )
         for n in range(hardware["roms"]):
             machine.plug(files.read(_rom(n)))
@@ -240,6 +245,8 @@ def _load(machine: Machine, state: State, files: Reader) -> None:
     for name, console, matched in zip(_CONSOLES, _consoles(machine), state["matched"], strict=True):
         console.load(files.read(name), matched)
     _load_ram(machine.memory, files)
+    if machine.turns is not None:
+        machine.turns.load(state["turns"])
     cpu_state.load(machine.cpu, state["cpu"])
 
 

@@ -29,6 +29,13 @@ def at_kernel(cpu: Cpu, state: BootState) -> None:
     cpu.eip, cpu.eax, cpu.ebx, cpu.esi, cpu.esp = state.eip, state.eax, state.ebx, state.esi, state.esp
 
 
+def at_startup(cpu: Cpu, vector: int, signature: int) -> None:
+    """As a start-up message begins a processor that waits for one: real mode, at page ``vector``."""
+    at_reset_vector(cpu, signature)
+    cpu.set_segment(Seg.CS, Segment(vector << 8, vector << 12, 0xFFFF, 0x9B00))
+    cpu.eip = 0
+
+
 def at_reset_vector(cpu: Cpu, signature: int) -> None:
     """As after power-on: real mode, 16 bytes below the end of the firmware.
 

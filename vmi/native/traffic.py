@@ -18,6 +18,7 @@ from vmi.native.event_log import EventLog
 from vmi.native.monitor import Monitor
 from vmi.native.msr import MsrFile
 from vmi.native.privilege import Privilege
+from vmi.native.turns import Turns
 from vmi.x86 import GuestFault
 
 
@@ -35,6 +36,7 @@ class Traffic(ABC):
     privilege: Privilege
     monitor: Monitor | None
     exits: Counter[str]
+    turns: Turns | None  # with several processors
     log: EventLog | None = None
 
     @abstractmethod
@@ -92,6 +94,9 @@ class Traffic(ABC):
 
     def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
         """See :class:`vmi.native.wiring.Bus`."""
+        if self.turns is not None:
+            current = self.turns.current
+            return self.model.cpuid(leaf, subleaf, apic=current.lapic.enabled, apic_id=current.number)
         lapic = self.board.lapic
         return self.model.cpuid(leaf, subleaf, apic=lapic is not None and lapic.enabled)
 

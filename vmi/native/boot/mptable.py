@@ -62,11 +62,13 @@ def build(
     pci: bool = True,
     pci_interrupts: Sequence[PciInterrupt] = (),
     io_apic_id: int = 0,
+    cpus: int = 1,
 ) -> list[tuple[int, bytes]]:
     """Make the floating pointer at ``address`` and the table right behind it, as (address, bytes).
 
     :param signature: EAX of CPUID leaf 1.
     :param features: EDX of CPUID leaf 1.
+    :param cpus: processors, each with its number as APIC ID; the first one boots.
     :param pci: the board has PCI bus 0; the ISA bus then is number 1, else 0.
     :raises UsageError: kernels would not find it there, it does not fit, or PCI interrupts have no bus.
     """
@@ -74,7 +76,17 @@ def build(
         raise UsageError(f"a board without PCI has no PCI interrupts, but {len(pci_interrupts)} were given")
     isa = 1 if pci else 0
     entries = [
-        _CPU.pack(_CPU_ENTRY, 0, LAPIC_VERSION & 0xFF, _ENABLED | _BOOT_PROCESSOR, signature, features),
+        *(
+            _CPU.pack(
+                _CPU_ENTRY,
+                number,
+                LAPIC_VERSION & 0xFF,
+                _ENABLED | (0 if number else _BOOT_PROCESSOR),
+                signature,
+                features,
+            )
+            for number in range(cpus)
+        ),
         *([_BUS.pack(_BUS_ENTRY, 0, b"PCI   ")] if pci else []),
         _BUS.pack(_BUS_ENTRY, isa, b"ISA   "),
         _IO_APIC.pack(_IO_APIC_ENTRY, io_apic_id, _IO_APIC_VERSION, _ENABLED, IO_APIC_SPAN.start),

@@ -2,11 +2,12 @@
 """The processor's own interrupt controller: a local APIC as the P6 family and its successors have it.
 
 It holds 256 interrupt vectors by priority, and gives them out one by one: from the I/O APIC, from its own
-timer, from the processor to itself. The 8259A pair hangs on its input LINT0. Registers follow Intel's
-Software Developer's Manual, volume 3, chapter "APIC"; its choices for a model (what reserved bits read,
-how the timer reloads) are QEMU's, because systems are tried out there.
+timer, from its own processor and from others. The 8259A pair hangs on its input LINT0. Registers follow
+Intel's Software Developer's Manual, volume 3, chapter "APIC"; its choices for a model (what reserved bits
+read, how the timer reloads) are QEMU's, because systems are tried out there.
 
-There is one processor, so messages to others go nowhere, and so do INIT and start-up messages.
+An APIC that nobody has connected with others is alone: messages to others go nowhere then, and so do INIT
+and start-up messages. :mod:`vmi.native.devices.apic_bus` connects those of several processors.
 """
 
 from __future__ import annotations
@@ -61,18 +62,22 @@ class Message:
 
 
 class Lapic:
-    """The local APIC of the one processor, at ``LAPIC_SPAN``.
+    """The local APIC of one processor, at ``LAPIC_SPAN``.
 
     ``on_change`` is called when ``pending`` may have become true, ``on_nmi`` for each NMI, ``on_eoi``
     with the vector when a level-triggered interrupt ends (for the I/O APIC), and ``external`` to run an
-    acknowledge cycle of the 8259A pair.
+    acknowledge cycle of the 8259A pair. ``on_init`` is called for an INIT message, ``on_startup`` with the
+    vector for a start-up message. ``on_send`` takes the messages of the processor: this APIC, the message,
+    and the interrupt command register's lower half.
 
-    :param identity: the APIC ID after reset.
+    :param identity: the APIC ID after reset; the processor with 0 is the boot processor.
     """
 
-    name = "lapic"
-
     def __init__(self, clock: Clock, identity: int = 0) -> None:
+        self.name = f"lapic{identity}" if identity else "lapic"
+        self.on_send: Callable[[Lapic, Message, int], None] | None = None
+        self.on_init: Callable[[], None] | None = None
+        self.on_startup: Callable[[int], None] | None = None
         self.on_change: Callable[[], None] | None = None
         self.on_nmi: Callable[[], None] | None = None
         self.on_eoi: Callable[[int], None] | None = None
@@ -85,8 +90,12 @@ class Lapic:
         self._power_on()
 
     def _power_on(self) -> None:
-        self.apic_base = LAPIC_SPAN.start | BASE_BSP | BASE_ENABLE
+        self.apic_base = LAPIC_SPAN.start | (BASE_BSP if self.boots else 0) | BASE_ENABLE
+        self._registers_at_reset()
         self.identity = self._reset_identity
+
+    def _registers_at_reset(self) -> None:
+        """The registers that an INIT resets too: all but the APIC's base and its ID."""
         self.tpr = 0
         self.ldr = 0
         self.dfr = _FLAT
@@ -96,9 +105,14 @@ class Lapic:
         self.errors = 0  # seen since ESR was last written
         self.icr_low = self.icr_high = 0
         self.lvt = [MASKED] * 6
-        # Open on the boot processor, so that the 8259A pair works for software that knows no APIC.
-        self.lvt[LVT_LINT0 - LVT_TIMER] = EXTINT << 8
+        if self.boots:  # open, so that the 8259A pair works for software that knows no APIC
+            self.lvt[LVT_LINT0 - LVT_TIMER] = EXTINT << 8
         self.external_edge = False  # an ExtINT message came that has not been acknowledged
+
+    @property
+    def boots(self) -> bool:
+        """Its processor is the boot processor."""
+        return not self._reset_identity
 
     def virtual_wire(self) -> None:
         """Go to the state firmware leaves: enabled, the 8259A pair on LINT0, NMI on LINT1."""
@@ -125,15 +139,28 @@ class Lapic:
 
     def accept(self, message: Message) -> None:
         """Take an interrupt message from the bus, if it is for this APIC."""
-        if self.enabled and self._addressed(message.destination, message.logical):
-            self._take(message.mode, message.vector, message.level)
+        if self.enabled and self.is_addressed(message):
+            self.take(message)
 
-    def _addressed(self, destination: int, logical: bool) -> bool:
-        if not logical:
+    def is_addressed(self, message: Message) -> bool:
+        """The message's destination names this APIC, alone or among others."""
+        destination = message.destination
+        if not message.logical:
             return destination in (self.identity, _BROADCAST)
         if self.dfr == _FLAT:
             return bool(destination & self.ldr)
         return destination >> 4 == self.ldr >> 4 and bool(destination & self.ldr & 0xF)
+
+    def take(self, message: Message) -> None:
+        """Take a message that is for this APIC."""
+        if message.mode == INIT:
+            if self.on_init is not None:
+                self.on_init()
+        elif message.mode == STARTUP:
+            if self.on_startup is not None:
+                self.on_startup(message.vector)
+        else:
+            self._take(message.mode, message.vector, message.level)
 
     def _take(self, mode: int, vector: int, level: bool) -> None:
         if mode in (FIXED, LOWEST_PRIORITY):
@@ -261,14 +288,18 @@ class Lapic:
         """Send what the ICR says; alone on the bus, only messages to oneself have an effect."""
         low = self.icr_low
         mode, vector, shorthand = low >> 8 & 7, low & 0xFF, low >> 18 & 3
+        message = Message(self.icr_high >> 24, bool(low & 0x800), mode, vector, bool(low & LEVEL))
         if mode in (FIXED, LOWEST_PRIORITY) and vector < _FIRST_LEGAL:
             self._error(SEND_ILLEGAL)
-        elif mode not in (EXTINT, INIT, STARTUP):
-            level = bool(low & LEVEL)
+        elif mode == EXTINT:
+            pass  # only an I/O APIC can say so
+        elif self.on_send is not None:
+            self.on_send(self, message, low)
+        elif mode not in (INIT, STARTUP):
             if shorthand == 0:
-                self.accept(Message(self.icr_high >> 24, bool(low & 0x800), mode, vector, level))
+                self.accept(message)
             elif shorthand != 3:  # all but oneself
-                self._take(mode, vector, level)
+                self.take(message)
 
     # --- registers ---
 
@@ -356,6 +387,12 @@ class Lapic:
     def reset(self) -> None:
         """Return to the state after the RESET line; LINT0 stays as it is driven."""
         self._power_on()
+        self.timer.reset()
+        self._update()
+
+    def init(self) -> None:
+        """What an INIT message does to the APIC; its base register and its ID stay."""
+        self._registers_at_reset()
         self.timer.reset()
         self._update()
 

@@ -29,6 +29,7 @@ _OSCILLATOR = 32768
 _UPDATE_WARNING = 8 * NS_PER_S // _OSCILLATOR  # UIP comes up 244 us before the update
 _HALF = NS_PER_S // 2
 _DAY_S = 86400
+_OTHER_CPUS = 0x5F  # where QEMU's firmware finds how many it has to start
 _EQUIPMENT = 0x06  # coprocessor, PS/2 pointing device; no floppy drive, display by its own ROM
 
 _CYCLE_DAYS = 146097  # the calendar repeats every 400 years
@@ -54,13 +55,17 @@ def _calendar(days: int) -> tuple[int, date]:
 class Rtc(Device):
     """Clock, calendar, alarm and 128 bytes of CMOS memory that describe ``ram_size`` bytes of RAM.
 
+    Firmware finds the number of processors there, too: ``cpus``.
+
     ``epoch`` is the date at power-on in Unix seconds.
     """
 
     name = "rtc"
     ports = (range(0x70, 0x72),)
 
-    def __init__(self, irq: IrqLine, clock: Clock, ram_size: int, epoch: int = DEFAULT_EPOCH) -> None:
+    def __init__(
+        self, irq: IrqLine, clock: Clock, ram_size: int, epoch: int = DEFAULT_EPOCH, cpus: int = 1
+    ) -> None:
         self._irq = irq
         self._clock = clock
         self._ram = bytearray(128)
@@ -69,9 +74,9 @@ class Rtc(Device):
         self._synced = 0  # the virtual time up to which the flags are right
         self._event: Event | None = None
         self._interrupts = 0
-        self._describe(ram_size)
+        self._describe(ram_size, cpus)
 
-    def _describe(self, ram_size: int) -> None:
+    def _describe(self, ram_size: int, cpus: int) -> None:
         """What firmware finds in the CMOS memory of a machine with this much RAM."""
         ram = self._ram
         ram[REG_A], ram[REG_B], ram[REG_D] = 0x26, B_24H, D_VALID
@@ -81,6 +86,7 @@ class Rtc(Device):
         ram[0x17:0x19] = ram[0x30:0x32] = above_1m.to_bytes(2, "little")
         above_16m = min(max(ram_size - 0x1000000, 0) >> 16, 0xFFFF)
         ram[0x34:0x36] = above_16m.to_bytes(2, "little")
+        ram[_OTHER_CPUS] = cpus - 1
 
     # --- time ---
 
