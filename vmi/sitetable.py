@@ -69,6 +69,9 @@ class ImageFlag(IntFlag):
     LINUX = 4
     """The kernel is started by Linux's boot protocol: its entry point is the original one, where a jump leads
     to the activation code, and a setup_data node right before the segment covers it."""
+    LIFTED = 8
+    """The segment is loaded above where it belongs, at its program header's physical address. What runs first
+    moves it to where its virtual address and ``bias`` say."""
 
 
 class Status(IntEnum):
@@ -98,6 +101,9 @@ class MapStatus(IntEnum):
     protocol is too old to tell a Linux kernel of the segment."""
     LISTED = 4
     """The setup_data list of a Linux kernel holds a node that covers the segment."""
+    BLOCKED = 5
+    """The segment can't go where it belongs, because of what the boot loader left there: the kernel was not
+    started. In the header where it was loaded."""
 
 
 class SiteFlag(IntFlag):

@@ -18,7 +18,7 @@ from tests.e2e.needs import slow
 from tests.e2e.test_gnumach import APPEND, PANIC, PATCH_DIFFERENCES, lines
 from tests.e2e.test_linux import OPTIONS, TO_END, TO_SHELL
 from tests.e2e.test_patched_linux import STAY, patched_file
-from tests.patcher import loaded
+from tests.patcher import greedy, loaded
 from vmi import sitetable
 from vmi.patcher import Options, inspect_file, patch
 from vmi.rom.build import build
@@ -128,6 +128,7 @@ KERNELS: dict[str, tuple[dict[str, object], str]] = {
     "load-addresses-no-room": ({"stack_header": False, "first_offset": 0x74}, "auto"),
     "load-addresses-no-end": ({"names_end": False}, "auto"),
     "low-memory": ({"kludge": False}, "low-memory"),
+    "low-memory-load-addresses": ({}, "low-memory"),
     "low-memory-no-room": ({"kludge": False, "stack_header": False, "first_offset": 0x74}, "low-memory"),
 }
 
@@ -149,7 +150,7 @@ def test_loaded_by_grub(grub_modules: Path, tmp_path: Path, name: str) -> None:
             assert_status(told, rom, MapStatus.CARVED)
 
 
-@pytest.mark.parametrize("name", [name for name in KERNELS if not name.startswith("low-memory")])
+@pytest.mark.parametrize("name", KERNELS)
 def test_loaded_by_qemu(tmp_path: Path, name: str) -> None:
     changes, place = KERNELS[name]
     original = loaded.kernel(**changes)  # type: ignore[arg-type]
@@ -162,3 +163,40 @@ def test_loaded_by_qemu(tmp_path: Path, name: str) -> None:
         assert told.log == loaded.EXPECTED
         if is_patched:
             assert_status(told, rom, MapStatus.CARVED)
+
+
+# --- a kernel that takes memory from its own end --------------------------------------------------
+
+
+@pytest.mark.parametrize("rom", [None, "native"])
+@pytest.mark.parametrize("kludge", [False, True])
+def test_greedy_kernel_in_qemu(tmp_path: Path, kludge: bool, rom: str | None) -> None:
+    file = tmp_path / "kernel"
+    file.write_bytes(patched(greedy.kernel(kludge=kludge)))
+    start = hosts.Start(file, "x", megabytes=32, rom=rom_image(rom))
+    told = boot(start, file.read_bytes(), b"done\n", tmp_path, True)
+    assert told.log == greedy.EXPECTED
+    assert_status(told, rom, MapStatus.CARVED)
+
+
+def test_greedy_kernel_in_grub(grub_modules: Path, tmp_path: Path) -> None:
+    original = greedy.kernel()
+    for is_patched, rom in ((False, None), (True, None), (True, "native")):
+        kernel = patched(original) if is_patched else original
+        disk = grub.disk(
+            grub_modules, tmp_path, {"boot/kernel": kernel}, ["multiboot /boot/kernel x", "boot"]
+        )
+        start = hosts.Start(disk=disk, megabytes=32, rom=rom_image(rom))
+        told = boot(start, kernel, b"done\n", tmp_path, is_patched)
+        assert told.log.endswith(greedy.EXPECTED)
+        if is_patched:
+            assert_status(told, rom, MapStatus.CARVED)
+
+
+def test_greedy_kernel_behind_its_image(tmp_path: Path) -> None:
+    """The place that other kernels get: QEMU ends, without a word of the kernel's."""
+    file = tmp_path / "kernel"
+    file.write_bytes(patched(greedy.kernel(), "after-image"))
+    with hosts.in_qemu(hosts.Start(file, "x", megabytes=32), tmp_path) as guest:
+        assert guest.line.expect_end(60) == "QEMU ended with status 0"
+        assert bytes(guest.line.log) == b""

@@ -10,7 +10,7 @@ import pytest
 from tests.patcher.elfs import VADDR, small_kernel
 from tests.patcher.test_report import patched, with_silent
 from vmi.errors import BadInput
-from vmi.patcher import inspect_file
+from vmi.patcher import Options, inspect_file, patch
 from vmi.patcher.elf import load, vmi_segment
 from vmi.sitetable import Tactic
 
@@ -35,6 +35,13 @@ def test_silent_instructions_without_a_call_are_recorded_as_traps() -> None:
     for record in found.table.traps:
         raw = load(with_silent().data, patched=True).read(record.slot, record.length)
         assert raw in (b"\x0f\x02\xc1", b"\x0f\x03\xc1")
+
+
+def test_a_segment_that_moves_is_shown_at_both_places() -> None:
+    text = inspect_file(patch(small_kernel(), Options(place="low-memory")).data).to_text()
+    assert "  0xc0078000  pa 0x00103000     0x8000 bytes  rwx\n" in text
+    assert "the .vmi segment is moved to pa 0x00078000 before the kernel starts\n" in text
+    assert "is moved" not in inspect_file(patched().data).to_text()
 
 
 def test_inspecting_an_unpatched_kernel_tells_what_would_be_found() -> None:

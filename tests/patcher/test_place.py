@@ -127,33 +127,7 @@ def test_a_kernel_that_moves_itself_needs_its_bzimage() -> None:
     )
 
 
-# --- low memory, an address ---------------------------------------------------------------------
-
-
-def test_low_memory() -> None:
-    found = place(elf.load(small_kernel()), choice("low-memory"))
-    assert (found.layout.base, found.layout.physical(found.layout.base)) == (0xC0020000, 0x20000)
-    assert found.limit == 0x60000
-    emission, output = patched(elf.load(small_kernel()), choice("low-memory"))
-    home = elf.vmi_segment(elf.load(output, patched=True))
-    assert home is not None
-    assert (home.vaddr, home.paddr) == (0xC0020000, 0x20000)
-    assert emission.header.size < 0x60000
-
-
-def test_a_segment_larger_than_its_place_is_refused() -> None:
-    image = elf.load(small_kernel())
-    where = replace(place(image, choice("low-memory")), limit=0x4000)
-    with pytest.raises(BadInput) as caught:
-        emit(make_plan(image, adaptors.refusal), where)
-    assert str(caught.value) == "the .vmi segment would have 32768 bytes, the limit is 16384"
-
-
-def test_low_memory_needs_a_map() -> None:
-    assert refusal(linux_kernel(), choice("low-memory")) == (
-        "the segment can't be placed below 640 KiB: only a multiboot 1 boot loader that reads program "
-        "headers loads it there and gives a memory map to take it out of"
-    )
+# --- an address ---------------------------------------------------------------------
 
 
 def test_an_address() -> None:
@@ -290,9 +264,6 @@ def test_load_addresses_in_place_of_another_place_are_refused() -> None:
     assert refusal(loaded.kernel(), choice("0xc0800000")) == (
         "the segment must follow the image: the multiboot header gives one range of the file that is loaded "
         "(flag bit 16)"
-    )
-    assert refusal(loaded.kernel(), choice("low-memory")).startswith(
-        "the segment can't be placed below 640 KiB"
     )
 
 

@@ -120,7 +120,7 @@ def test_reasons_are_given_for_the_place_of_the_segment() -> None:
 
 
 def test_use_of_the_images_end_is_a_warning() -> None:
-    code = kernel_code() + assemble(f"mov eax, {VADDR + 0x2234:#x}\nret").code
+    code = kernel_code() + assemble(f"cmp eax, {VADDR + 0x2234:#x}\nret").code
     pieces = [
         Piece(VADDR, code, section=".text"),
         Piece(VADDR + 0x1000, bytes(64), memsz=0x1234, flags=6, section=".data"),

@@ -8,16 +8,18 @@ from there on it uses plain instructions only.
 
 Whatever happens, the kernel gets what its boot loader gave: every register but ESP, and the flags. What
 the boot loader says of memory is made to leave the segment out; that is the head's part, which knows the
-boot protocol (``activation_multiboot``, ``activation_linux``).
+boot protocol (``activation_multiboot``, ``activation_linux``), or that the segment has to move first
+(``activation_lifted``).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
 from vmi import abi
-from vmi.patcher import absolute, activation_linux, activation_multiboot
-from vmi.patcher.place import ACTIVATION_SIZE, ROM_RESERVE, Layout
+from vmi.patcher import absolute, activation_lifted, activation_linux, activation_multiboot
+from vmi.patcher.place import ROM_RESERVE, Layout
 from vmi.rom.assemble import assemble
 from vmi.sitetable import (
     INLINE,
@@ -260,10 +262,17 @@ def activation(layout: Layout, header: Header, leave: int = 0) -> Activation:
     ``leave`` is the virtual address that it goes to at its end, the original entry point if 0.
     """
     code = _assembled(layout, header, leave or header.original_entry, 0)
-    if len(code) > ACTIVATION_SIZE:
-        raise ValueError(f"the activation code has {len(code)} bytes, its place has {ACTIVATION_SIZE}")
+    room = layout.relocations - layout.activation
+    if len(code) > room:
+        raise ValueError(f"the activation code has {len(code)} bytes, its place has {room}")
     shifted = _assembled(layout, header, leave or header.original_entry, absolute.SHIFT)
     return Activation(code, tuple(layout.activation + at for at in absolute.differences(code, shifted)))
+
+
+def _head(flags: int) -> ModuleType:
+    if flags & ImageFlag.LINUX:
+        return activation_linux
+    return activation_lifted if flags & ImageFlag.LIFTED else activation_multiboot
 
 
 def _assembled(layout: Layout, header: Header, leave: int, shift: int) -> bytes:
@@ -272,7 +281,7 @@ def _assembled(layout: Layout, header: Header, leave: int, shift: int) -> bytes:
     def at(vaddr: int) -> int:
         return layout.physical(vaddr) + shift
 
-    head = activation_linux if header.image_flags & ImageFlag.LINUX else activation_multiboot
+    head = _head(header.image_flags)
     symbols = {
         "stack_top": at(layout.stack_top),
         "scan_start": abi.SCAN_START,
@@ -321,7 +330,7 @@ def _assembled(layout: Layout, header: Header, leave: int, shift: int) -> bytes:
         "status_too_large": Status.TOO_LARGE,
         "leave": at(leave),
     }
-    for name in ("status", "rom_base", "map_status", "unconnected"):
+    for name in ("status", "rom_base", "unconnected"):
         symbols[name] = at(layout.base + header_offset(name))
     symbols.update(head.symbols(layout, header, at))
     values = {name: int(value) for name, value in symbols.items()}

@@ -124,6 +124,7 @@ def symbols(layout: Layout, header: Header, at: Callable[[int], int]) -> dict[st
         "frame": FRAME,
         "displacement": words["displacement"],
         "boot_params": words["boot_params"],
+        "map_status": words["map_status"],
         "displaced": at(header.displaced),
         "unbias": -layout.bias & 0xFFFFFFFF,
         "saved_esi": SAVED_ESI,

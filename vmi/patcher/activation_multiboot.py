@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vmi.patcher.place import COMMAND_LINE_SIZE, MAP_ENTRY_SIZE, Layout
-from vmi.sitetable import Header, MapStatus
+from vmi.sitetable import Header, MapStatus, header_offset
 
 MULTIBOOT_LOADED = 0x2BADB002  # EAX at entry, from a multiboot 1 loader
 MBI_HAS_COMMAND_LINE = 0x04
@@ -47,7 +47,7 @@ copy_character:
     jne copy_character
     ret
 copied:
-    mov dword ptr [ebx+16], {command_line}
+    mov dword ptr [ebx+16], {command_line_final}
 moved:
     ret
 
@@ -139,7 +139,7 @@ map_end:
     je carve_end
     sub edi, {map_buffer}
     mov dword ptr [ebx+44], edi
-    mov dword ptr [ebx+48], {map_buffer}
+    mov dword ptr [ebx+48], {map_buffer_final}
     mov dword ptr [{map_status}], {map_carved}
 carve_end:
     ret
@@ -162,14 +162,17 @@ def symbols(layout: Layout, header: Header, at: Callable[[int], int]) -> dict[st
     """What the sources above name; ``at`` gives the physical address of a virtual one."""
     return {
         "multiboot_loaded": MULTIBOOT_LOADED,
+        "map_status": at(layout.base + header_offset("map_status")),
         "map_none": MapStatus.NO_MAP,
         "map_not_carved": MapStatus.NOT_CARVED,
         "map_carved": MapStatus.CARVED,
         "mbi_has_command_line": MBI_HAS_COMMAND_LINE,
         "command_line": at(layout.base + header.size - COMMAND_LINE_SIZE),
+        "command_line_final": at(layout.base + header.size - COMMAND_LINE_SIZE),
         "command_line_size": COMMAND_LINE_SIZE,
         "mbi_has_map": MBI_HAS_MAP,
         "map_buffer": at(layout.map_buffer),
+        "map_buffer_final": at(layout.map_buffer),
         "map_buffer_last": at(layout.map_buffer) + layout.map_buffer_size - 3 * MAP_ENTRY_SIZE,
         "map_entry_size": MAP_ENTRY_SIZE,
         "segment_start": at(layout.base),

@@ -39,6 +39,10 @@ from vmi.sitetable import (
 ALIGNMENT = 16
 
 
+class TooLarge(BadInput):
+    """The segment has more bytes than there are at its place."""
+
+
 @dataclass(frozen=True, slots=True)
 class PlacedSite:
     """What finally became of a site: its records in the table, or the reason why it has none.
@@ -117,10 +121,21 @@ class Emission:
 
 
 def emit(plan: Plan, where: Place) -> Emission:
-    """Build the segment and the edits for a plan; raises BadInput when the segment would be too large.
+    """Build the segment and the edits for a plan; raises TooLarge when its place is too small.
 
-    A Linux kernel gets one window more, at its entry point.
+    A Linux kernel gets one window more, at its entry point. A segment that ends at a fixed address is built
+    twice, since only its size tells where it begins; nothing in it has a size that depends on its address.
     """
+    emission = _emit(plan, where)
+    if where.top is not None:
+        size = emission.header.size
+        emission = _emit(plan, where.ending(size))
+        if emission.header.size != size:
+            raise ValueError(f"the segment has {emission.header.size} bytes at another address, not {size}")
+    return emission
+
+
+def _emit(plan: Plan, where: Place) -> Emission:
     image = plan.image
     window_at_entry = entry_window(plan) if where.linux else None
     if window_at_entry is not None:
@@ -158,7 +173,7 @@ def emit(plan: Plan, where: Place) -> Emission:
     edits = trampoline.edits(trampolines)
     first = next((built for built in trampolines if built.window is window_at_entry), None)
     moving = words.displaced(image, trampolines, edits)
-    entry = layout.physical(layout.activation) if physical else layout.activation
+    entry = layout.loaded(layout.activation) if physical else layout.activation
     cleared = _cleared(image, layout)
     if cleared:
         header = replace(header, cleared=end, cleared_size=len(cleared))
@@ -177,8 +192,8 @@ def emit(plan: Plan, where: Place) -> Emission:
         entry = image.entry
     size = _align(end - layout.base, elf.PAGE)
     if size > where.limit:
-        raise BadInput(f"the .vmi segment would have {size} bytes, the limit is {where.limit}")
-    loads = kludge_edit(image, layout.physical(layout.base + size), layout.physical(layout.activation))
+        raise TooLarge(f"the .vmi segment would have {size} bytes, the limit is {where.limit}")
+    loads = kludge_edit(image, layout.loaded(layout.base + size), layout.loaded(layout.activation))
     emission = Emission(
         plan=plan,
         place=where,
@@ -205,7 +220,7 @@ def _table_edit(plan: Plan, trampolines: list[Trampoline]) -> dict[int, bytes]:
 def _image_flags(where: Place, multiboot: bool, physical: bool) -> ImageFlag:
     if where.linux:
         return ImageFlag.LINUX
-    flags = ImageFlag(0)
+    flags = ImageFlag.LIFTED if where.layout.lift else ImageFlag(0)
     if multiboot:
         flags |= ImageFlag.MULTIBOOT
     if physical:

@@ -143,6 +143,10 @@ class Inspection:
         lines += [f"  {name:<18}{count:>7}" for name, count in self.forms.items()]
         if self.table is not None:
             header = self.table.header
+            home = elf.vmi_segment(self.image)
+            if home is not None and header.image_flags & sitetable.ImageFlag.LIFTED:
+                belongs = home.vaddr - header.bias & 0xFFFFFFFF
+                lines.append(f"the .vmi segment is moved to pa {belongs:#010x} before the kernel starts")
             lines += [
                 f"original entry {header.original_entry:#x}, activation {header.activation_entry:#x}",
                 f"room for a ROM of {header.rom_reserve_size} bytes at {header.rom_reserve:#x}",

@@ -7,40 +7,38 @@ aside, at an address that the kernel's own page tables will map later. Four stra
 * ``after-image``: right after the image, with the same distance between virtual and physical address as
   the text. Kernels with a direct map of memory keep it mapped, boot loaders put modules after the last
   segment, and activation takes it out of the multiboot memory map;
+* ``low-memory``: loaded there too, but linked for memory below 640 KiB. Activation, which runs first, moves
+  it down. For a kernel that takes memory from its own end (:mod:`vmi.patcher.imageend`);
 * ``linux``: there too, in a kernel that its own decompressor loads (a bzImage). The decompressed file
   reserves the room, and activation links a setup_data node that tells the kernel to leave it alone;
-* ``low-memory``: below 640 KiB, for a kernel that takes memory from its own end without asking the map;
 * ``address``: where the user says, checked against the image only.
 
-The first two are found without being asked for, and are safe. The others are a user's decision: whether a
-kernel leaves such memory alone can't be read off its file.
+The first three are found without being asked for. The last is a user's decision: whether a kernel leaves
+such memory alone can't be read off its file.
 """
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from vmi import abi
 from vmi.errors import BadInput, UsageError
-from vmi.patcher import elf
+from vmi.patcher import elf, imageend, lowmemory
 from vmi.patcher.model import Access, Image
 from vmi.sitetable import HEADER_SIZE
 
 PAGE = elf.PAGE
 ROM_RESERVE = 0x4000  # bytes kept for a copy of the ROM
-ACTIVATION_SIZE = 0x600
+ACTIVATION_SIZE, LIFTED_SIZE = 0x600, 0x800  # bytes for its code, and where it moves the segment as well
 RELOC_SIZE = 8  # bytes kept per call: entry address, type
 STACK_SIZE = 0x1000  # also the guest's first stack, until it sets its own
 COMMAND_LINE_SIZE = 0x400  # bytes at the segment's very end for a copy of the command line
 MAP_ENTRY_SIZE = 24  # bytes of a multiboot 1 memory map entry, its size word included
+LEAST = 0x10000  # bytes: a place that has fewer isn't worth trying
 MAX_SIZE = 0x400000  # bytes of the whole segment; far more than the largest kernels need
-END_SYMBOLS = ("end", "_end", "__end", "kernel_end", "_kernel_end", "__bss_stop", "__kernel_end")
-
-LOW_START, LOW_END = 0x20000, 0x80000
-"""The physical range of ``low-memory``: above what boot loaders and the start of other processors use,
-below the largest data areas that BIOSes keep under 640 KiB."""
+INFO_SIZE = 0x80  # bytes for a copy of the multiboot information, which itself has 116
 HOLE_START, HOLE_END = 0xA0000, 0x100000  # screen memory and ROMs of a PC
 LINUX_PROTOCOL = 0x0209
 """The first version of Linux's boot protocol that knows setup_data."""
@@ -94,7 +92,8 @@ class Layout:
     """Virtual addresses of the segment's parts; ``bias`` is virtual minus physical address.
 
     ``node`` is a page right before the segment and not part of it: there activation makes the setup_data
-    node that covers both. 0: there is none.
+    node that covers both. 0: there is none. ``lift`` is by how many bytes a boot loader puts the segment
+    above where it belongs; activation moves it down.
     """
 
     base: int
@@ -102,15 +101,21 @@ class Layout:
     rom_reserve: int
     activation: int
     relocations: int
+    info: int
     map_buffer: int
     map_buffer_size: int
     stack_top: int
     tables: int
     node: int = 0
+    lift: int = 0
 
     def physical(self, vaddr: int) -> int:
-        """Physical address of a virtual one."""
+        """Physical address of a virtual one while the kernel runs."""
         return vaddr - self.bias & 0xFFFFFFFF
+
+    def loaded(self, vaddr: int) -> int:
+        """Physical address where a boot loader puts the segment's byte for a virtual one."""
+        return self.physical(vaddr) + self.lift
 
     def __repr__(self) -> str:
         return f"Layout({self.base:#x}, bias {self.bias:#x})"
@@ -124,7 +129,8 @@ class Place:
     file, None for anywhere. ``text_padding``: the kernel may come to forbid the execution of this segment,
     or to run without it being mapped, so trampolines belong into the padding of the text. ``hide_nx``: with
     a ROM the kernel must not see that the processor can forbid execution, since ROM and adaptors lie in the
-    segment.
+    segment. ``top``: the segment ends at this virtual address, so that it begins where depends on its size
+    (:meth:`ending`); None: it begins at ``layout.base``.
     """
 
     layout: Layout
@@ -135,6 +141,16 @@ class Place:
     file_offset: int | None = None
     text_padding: bool = False
     hide_nx: bool = False
+    top: int | None = None
+
+    def ending(self, size: int) -> Place:
+        """The same place for a segment that has ``size`` bytes."""
+        if self.top is None:
+            return self
+        old = self.layout
+        base = self.top - size
+        layout = _layout(base, old.bias, lift=old.lift + old.base - base)
+        return replace(self, layout=layout)
 
     @property
     def linux(self) -> bool:
@@ -152,7 +168,7 @@ def place(image: Image, wanted: Choice = AUTOMATIC) -> Place:
     """Choose the segment's address; raises BadInput when there is none or the image can't have one."""
     strategy = wanted.strategy
     if strategy is None:
-        strategy = Strategy.LINUX if wanted.protocol else Strategy.AFTER_IMAGE
+        strategy = Strategy.LINUX if wanted.protocol else _found(image)
     if (strategy is Strategy.LINUX) != bool(wanted.protocol):
         raise BadInput(
             "a kernel inside a bzImage has to be placed with the strategy linux, and no other kernel can be"
@@ -175,7 +191,7 @@ def place(image: Image, wanted: Choice = AUTOMATIC) -> Place:
             "ROM it executes nothing in the segment but what runs before it starts"
         )
     return Place(
-        layout=_layout(spot.base, elf.main_text(image).offset, spot.node),
+        layout=_layout(spot.base, elf.main_text(image).offset, spot.node, spot.lift),
         reasons=tuple(reasons),
         warnings=tuple(warnings),
         strategy=strategy,
@@ -183,7 +199,19 @@ def place(image: Image, wanted: Choice = AUTOMATIC) -> Place:
         file_offset=spot.file_offset,
         text_padding=padding,
         hide_nx=padding,
+        top=spot.top,
     )
+
+
+def _found(image: Image) -> Strategy:
+    """The strategy for a kernel that isn't in a bzImage, when none is asked for."""
+    if elf.multiboot(image.data) is None or not any(use.taken for use in imageend.uses(image)):
+        return Strategy.AFTER_IMAGE
+    try:
+        _low_memory(image, AUTOMATIC)
+    except BadInput:
+        return Strategy.AFTER_IMAGE
+    return Strategy.LOW_MEMORY
 
 
 def _may_forbid_execution(image: Image) -> bool:
@@ -209,14 +237,21 @@ class _Spot:
     limit: int = MAX_SIZE
     file_offset: int | None = None
     node: int = 0
+    lift: int = 0
+    top: int | None = None
 
 
 CARVED = "activation marks the segment as reserved in the multiboot memory map"
+KLUDGED = (
+    "the multiboot header gives the range of the file that is loaded (flag bit 16), and it is made to reach "
+    "to the segment's end"
+)
+NO_HEADER = "there is no multiboot 1 header, so the segment can't be taken out of a memory map"
 
 
 def _after_image(image: Image, _wanted: Choice) -> _Spot:
     text = elf.main_text(image)
-    end = _image_end(image)
+    end = imageend.image_end(image)
     base = _page_up(_free_from(image))
     _check_room(base, text.offset, end)
     reasons = [
@@ -240,10 +275,7 @@ def _after_image(image: Image, _wanted: Choice) -> _Spot:
         )
     if header is not None and header.kludge:
         offset = elf.kludge(image.data, header).offset_of(base - text.offset)
-        reasons.append(
-            "the multiboot header gives the range of the file that is loaded (flag bit 16), and it is made "
-            "to reach to the segment's end"
-        )
+        reasons.append(KLUDGED)
     return _Spot(base, tuple(reasons), tuple(warnings), file_offset=offset)
 
 
@@ -262,7 +294,7 @@ def _linux(image: Image, wanted: Choice) -> _Spot:
             f"expected the kernel to start with its first byte at {first.vaddr:#x}, as its decompressor "
             f"does, got the entry point {image.entry:#x}"
         )
-    end = _image_end(image)
+    end = imageend.image_end(image)
     node = _page_up(end)
     base = node + PAGE
     _check_room(base, text.offset, end)
@@ -278,27 +310,58 @@ def _linux(image: Image, wanted: Choice) -> _Spot:
 
 
 def _low_memory(image: Image, _wanted: Choice) -> _Spot:
-    text = elf.main_text(image)
-    header = elf.multiboot(image.data)
-    if header is None or header.kludge:
+    bias = elf.main_text(image).offset
+    first = min(segment.paddr for segment in image.segments)
+    if first < lowmemory.ONE_MEGABYTE:
         raise BadInput(
-            "the segment can't be placed below 640 KiB: only a multiboot 1 boot loader that reads program "
-            "headers loads it there and gives a memory map to take it out of"
+            f"the segment can't be moved below 640 KiB: the image itself is loaded at {first:#x}, below 1 MiB"
         )
-    base = LOW_START + text.offset
-    _check_free(image, base, LOW_END - LOW_START)
-    reasons = (
-        f"it lies at the physical address {LOW_START:#x}, where boot loaders load like anywhere else in "
-        "memory, away from the end of the image",
-        CARVED,
+    top = lowmemory.top(image)
+    limit = top - lowmemory.LOW_START
+    base = lowmemory.LOW_START + bias
+    if limit < LEAST:
+        raise BadInput("the segment can't be moved below 640 KiB: the kernel has its stack there")
+    _check_free(image, base, limit)
+    load = _page_up(_free_from(image)) - bias
+    end = imageend.image_end(image)
+    _check_room(load + bias, bias, end)
+    reasons = [
+        f"it is loaded at the physical address {load:#x}, behind the image like any other segment, and the "
+        f"first that runs, activation, moves it down to where it ends at {top:#x}, away from the image's end"
+    ]
+    taken = [use.address for use in imageend.uses(image) if use.taken]
+    if taken:
+        reasons.append(
+            f"the kernel takes memory from its own end: {', '.join(map(hex, taken[:4]))} "
+            f"{'uses' if len(taken) == 1 else 'use'} {end:#x} as the address of something"
+        )
+    warnings = [
+        "the kernel must leave memory below 640 KiB alone where the boot loader's map doesn't show it as "
+        "usable"
+    ]
+    names = lowmemory.named(image)
+    if names:
+        reasons.append(
+            f"the kernel maps memory below 1 MiB at {bias:#x}, where the segment is then: it names "
+            f"{', '.join(map(hex, names))}"
+        )
+    elif bias:
+        warnings.append(
+            f"the kernel must map memory below 1 MiB at {bias:#x}, where the segment is then, and nothing in "
+            "it shows that it does"
+        )
+    header = elf.multiboot(image.data)
+    offset = None
+    if header is None:
+        warnings.append(NO_HEADER)
+    else:
+        reasons.append(f"{CARVED}, and the size of memory below 640 KiB ends before it")
+    if header is not None and header.kludge:
+        offset = elf.kludge(image.data, header).offset_of(load)
+        reasons.append(KLUDGED)
+    return _Spot(
+        base, tuple(reasons), tuple(warnings), limit, offset, lift=load + bias - base, top=top + bias
     )
-    warnings = (
-        f"the kernel must leave the physical memory from {LOW_START:#x} on alone unless its map shows it as "
-        f"usable, and must keep it mapped at {base:#x}",
-        "QEMU's own loader (-kernel) fills all from there to the image's end at once, the ROMs below 1 MiB "
-        "and itself included, so it can't start this kernel; other boot loaders can",
-    )
-    return _Spot(base, reasons, warnings, limit=LOW_END - LOW_START)
 
 
 def _address(image: Image, wanted: Choice) -> _Spot:
@@ -321,7 +384,7 @@ def _address(image: Image, wanted: Choice) -> _Spot:
         "mapped is not known"
     ]
     if header is None:
-        warnings.append("there is no multiboot 1 header, so the segment can't be taken out of a memory map")
+        warnings.append(NO_HEADER)
     reasons = (f"it starts at {base:#x} as asked for, where no segment is",)
     return _Spot(base, reasons, tuple(warnings), limit=limit)
 
@@ -334,10 +397,6 @@ _STRATEGIES = {
 }
 
 
-def _image_end(image: Image) -> int:
-    return max(segment.vaddr + segment.memsz for segment in image.segments)
-
-
 def _free_from(image: Image) -> int:
     """The first virtual address that lies behind everything, virtual and physical."""
     offset = elf.main_text(image).offset
@@ -345,7 +404,7 @@ def _free_from(image: Image) -> int:
     header = elf.multiboot(image.data)
     if header is not None and header.kludge:
         physical = max(physical, elf.kludge(image.data, header).end)
-    return max(_image_end(image), physical + offset)
+    return max(imageend.image_end(image), physical + offset)
 
 
 def _check_room(base: int, offset: int, end: int) -> None:
@@ -376,12 +435,13 @@ def _page_up(address: int) -> int:
     return (address + PAGE - 1) & -PAGE
 
 
-def _layout(base: int, bias: int, node: int) -> Layout:
+def _layout(base: int, bias: int, node: int = 0, lift: int = 0) -> Layout:
     assert HEADER_SIZE <= PAGE
     rom_reserve = base + PAGE
     activation = rom_reserve + ROM_RESERVE
-    relocations = activation + ACTIVATION_SIZE
-    map_buffer = relocations + len(abi.CALLS) * RELOC_SIZE
+    relocations = activation + (LIFTED_SIZE if lift else ACTIVATION_SIZE)
+    info = relocations + len(abi.CALLS) * RELOC_SIZE
+    map_buffer = info + (INFO_SIZE if lift else 0)
     stack = _page_up(map_buffer + 16 * MAP_ENTRY_SIZE)
     return Layout(
         base=base,
@@ -389,31 +449,25 @@ def _layout(base: int, bias: int, node: int) -> Layout:
         rom_reserve=rom_reserve,
         activation=activation,
         relocations=relocations,
+        info=info,
         map_buffer=map_buffer,
         map_buffer_size=stack - map_buffer,
         stack_top=stack + STACK_SIZE,
         tables=stack + STACK_SIZE,
         node=node,
+        lift=lift,
     )
 
 
 def _end_warnings(image: Image, end: int) -> list[str]:
     """Signs that the kernel uses the memory after its image without asking anyone."""
-    named = sorted(
-        name for name, value in elf.symbol_values(image.data, END_SYMBOLS).items() if 0 <= end - value < PAGE
-    )
-    values = {value & 0xFFFFFFFF for value in (end, _page_up(end))}
-    uses = sum(
-        segment.data.count(struct.pack("<I", value))
-        for segment in image.segments
-        for value in sorted(values)
-        if value
-    )
+    uses = imageend.uses(image)
     if not uses:
         return []
-    known = f" (symbol {', '.join(named)})" if named else ""
+    names = imageend.names(image)
+    known = f" (symbol {', '.join(names)})" if names else ""
     return [
-        f"the address of the image's end {end:#x}{known} occurs {uses} times in the image: a kernel that "
-        "takes memory from there without reading the boot loader's memory map overwrites the .vmi segment "
-        "(it can be placed elsewhere: low-memory, or an address)"
+        f"the address of the image's end {end:#x}{known} occurs {len(uses)} times in the image: a kernel "
+        "that takes memory from there without reading the boot loader's memory map overwrites the .vmi "
+        "segment (it can be placed elsewhere: low-memory, or an address)"
     ]

@@ -297,7 +297,7 @@ def make_report(
         },
         segment={
             "vaddr": layout.base,
-            "paddr": layout.physical(layout.base),
+            "paddr": layout.loaded(layout.base),
             "size": header.size,
             "original_entry": header.original_entry,
             "activation_entry": header.activation_entry,

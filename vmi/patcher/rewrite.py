@@ -17,11 +17,11 @@ from dataclasses import dataclass, field, replace
 from vmi.errors import NoSites
 from vmi.patcher import adaptors, container, elf, elfwrite, pagetables, profile, symbols, undo
 from vmi.patcher.container import Container, Linux
-from vmi.patcher.emit import Emission, emit
+from vmi.patcher.emit import Emission, TooLarge, emit
 from vmi.patcher.model import Image, Plan
 from vmi.patcher.pads import into_padding
 from vmi.patcher.pagetables import PageTableSites
-from vmi.patcher.place import Choice, choice, place
+from vmi.patcher.place import Choice, Place, Strategy, choice, place
 from vmi.patcher.plan import make_plan
 from vmi.patcher.report import Input, Report, make_report
 from vmi.patcher.verify import verify
@@ -69,7 +69,8 @@ def patch(data: bytes, options: Options = Options(), *, progress: Progress | Non
         with clock.phase("read"):
             source = container.open_container(data)
             image = _image(source)
-            where = place(image, _choice(options.place, source))
+            wanted = _choice(options.place, source)
+            where = place(image, wanted)
             # A symbol file of another build is refused here, before its line table is read.
             named = image if options.symbols is None else symbols.merge(image, options.symbols)
             stores = _stores(image, options)
@@ -81,7 +82,7 @@ def patch(data: bytes, options: Options = Options(), *, progress: Progress | Non
         if not plan.placements and not options.allow_empty:
             raise NoSites(f"there is no sensitive instruction among the {plan.instructions} of this kernel")
         with clock.phase("emit"):
-            emission = emit(plan, where)
+            emission = _emission(plan, where, image, wanted)
         with clock.phase("write"):
             kernel = write(emission)
         packing = beside.submit(source.pack, kernel)
@@ -105,10 +106,22 @@ def patch(data: bytes, options: Options = Options(), *, progress: Progress | Non
     return Patched(output, report, clock.seconds)
 
 
+def _emission(plan: Plan, where: Place, image: Image, wanted: Choice) -> Emission:
+    """Build the segment; one that is too large for the place that was found for it goes behind the image."""
+    try:
+        return emit(plan, where)
+    except TooLarge as error:
+        if wanted.strategy is not None or where.strategy is not Strategy.LOW_MEMORY:
+            raise
+        behind = place(image, replace(wanted, strategy=Strategy.AFTER_IMAGE))
+        warning = f"the segment can't be moved away from the image's end to below 640 KiB: {error}"
+        return emit(plan, replace(behind, warnings=(*behind.warnings, warning)))
+
+
 def write(emission: Emission) -> bytes:
     """The patched ELF file of an emission, not yet checked."""
     layout, plan = emission.place.layout, emission.plan
-    paddr = layout.physical(layout.base)
+    paddr = layout.loaded(layout.base)
     segment = elfwrite.NewSegment(layout.base, paddr, emission.segment, emission.place.file_offset)
     return elfwrite.write(plan.image, emission.edits, segment, emission.entry, emission.file_edits)
 

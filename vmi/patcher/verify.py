@@ -28,6 +28,7 @@ from vmi.patcher.emit import Emission
 from vmi.patcher.entry import kludge_edit
 from vmi.patcher.model import Image, Plan
 from vmi.patcher.readback import Memory, check, is_padding, open_elf
+from vmi.sitetable import ImageFlag
 
 PROGRAM_HEADER_SIZE = 32
 GRUB_LIMIT = 8192  # bytes within which GRUB wants the program header table
@@ -94,9 +95,13 @@ def _check_segments(emission: Emission, file: ELFFile, segments: list[Any]) -> N
     )
     layout = emission.place.layout
     size = emission.header.size
-    expected.append((layout.base, layout.physical(layout.base), size, size, 7))
+    expected.append((layout.base, layout.loaded(layout.base), size, size, 7))
     found = sorted(facts(segment) for segment in segments if segment["p_memsz"])
     check(found == sorted(expected), "the loadable segments are not the old ones and the new one")
+    home = next(segment for segment in segments if segment["p_vaddr"] == layout.base)
+    away = (home["p_vaddr"] - home["p_paddr"] - emission.header.bias) % (1 << 32) != 0
+    flagged = bool(emission.header.image_flags & ImageFlag.LIFTED)
+    check(away == flagged, f"the .vmi segment is loaded at {home['p_paddr']:#x}, and its flags say otherwise")
     check(layout.base % 0x1000 == 0, f"the .vmi segment's address {layout.base:#x} is not that of a page")
 
 
@@ -141,8 +146,8 @@ def _planned(emission: Emission) -> list[tuple[int, bytes]]:
 def _load_addresses(emission: Emission) -> dict[int, bytes]:
     """What the load addresses of a multiboot header must be, if it has them."""
     layout = emission.place.layout
-    end = layout.physical(layout.base + emission.header.size)
-    found = kludge_edit(emission.plan.image, end, layout.physical(layout.activation))
+    end = layout.loaded(layout.base + emission.header.size)
+    found = kludge_edit(emission.plan.image, end, layout.loaded(layout.activation))
     for at, raw in found.items():
         check(
             emission.edits.get(at) == raw, f"the load addresses at {at:#x} don't reach to the segment's end"
