@@ -12,7 +12,6 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import NamedTuple
 
 from vmi.patcher.model import MIN_SLOT, Pad, Window
 from vmi.patcher.pieces import (
@@ -118,19 +117,16 @@ def chain(cut: tuple[Unit, ...], free: Sequence[Pad], most: int = MAX_PIECES) ->
     return found
 
 
-class _State(NamedTuple):
-    """A chain so far: the units that its last pad can't reach, the bytes used up before that pad.
+_State = tuple[int, int, tuple[int, ...], int]
+"""A chain so far, in the order of how promising they are.
 
-    ``first`` is the unit that the last pad starts with. In the order of how promising they are.
-    """
-
-    behind: int
-    cost: int
-    pads: tuple[int, ...]
-    first: int
-
+The units that its last pad can't reach, the bytes used up before that pad, its pads, the unit that the last
+pad starts with.
+"""
 
 _End = tuple[int, tuple[int, ...]]  # (bytes used up, pads) of a whole chain
+_Last = list[tuple[int, int]]  # (bytes used up, pad) for the last piece, the best first
+_Ends = tuple[int, _Last, range]  # bytes used up before the last piece, that piece, pads that it can't be in
 
 
 class _Search:
@@ -143,9 +139,11 @@ class _Search:
     def __init__(self, cut: tuple[Unit, ...], free: Sequence[Pad], hopeful: bool) -> None:
         self.cut, self.free = cut, free
         self.starts = [pad.start for pad in free]
+        self.largest = max((pad.size for pad in free), default=0)
         self.known: dict[tuple[int, int, int], tuple[int, int]] = {}
-        self.last: dict[int, list[tuple[int, int]]] = {}
+        self.last: dict[int, _Last] = {}
         self.behind: dict[int, list[int]] = {}
+        self.ends: dict[tuple[int, int], list[_Ends]] = {}
         # Bytes that everything from a unit on has at least, and the last one (nothing) 0.
         sizes = accumulate((unit.lead + unit.short for unit in reversed(cut)), initial=0)
         self.least = [*sizes][::-1]
@@ -163,16 +161,16 @@ class _Search:
         ends = self._last_pieces(0)
         if ends:
             return self._pads((ends[0][1],))
-        states = [_State(behind, 0, (number,), 0) for number, behind in enumerate(self._behind(0))]
+        states: list[_State] = [(behind, 0, (number,), 0) for number, behind in enumerate(self._behind(0))]
         for level in range(most - 1):
-            best = min(filter(None, map(self._end, states)), default=None)
+            best = self._end(states)
             if best is not None:
                 return self._pads(best[1])
             if level < most - 2:
                 states = self._longer(sorted(states)[: BREADTHS[level] if level < len(BREADTHS) else 4])
         return ()
 
-    def _last_pieces(self, first: int) -> list[tuple[int, int]]:
+    def _last_pieces(self, first: int) -> _Last:
         """(bytes used up, pad) of all pads that hold everything from unit ``first`` on, the best first."""
         found = self.last.get(first)
         if found is None:
@@ -187,44 +185,61 @@ class _Search:
             self.last[first] = found
         return found
 
-    def _end(self, state: _State) -> _End | None:
-        """The best way to finish a chain with one more pad."""
-        number = state.pads[-1]
-        found: list[_End] = []
-        for link in (JMP8_SIZE, JMP32_SIZE):
-            stop, size = self._fill(number, state.first, link)
-            ends = self._last_pieces(stop) if stop > state.first else []
-            if not ends:
+    def _end(self, states: list[_State]) -> _End | None:
+        """The best way to finish one of the chains with one more pad."""
+        best: _End | None = None
+        for _behind, cost, pads, first in states:
+            least = self.least[first]
+            if least > self.free[pads[-1]].size + self.largest or (best and cost + least > best[0]):
                 continue
-            start = self.starts[number]
-            near = range(bisect_left(self.starts, start - NEAR), bisect_left(self.starts, start + 128))
-            spent = state.cost + self._used_up(number, size)
-            for used, other in ends:
-                if (other in near) == (link == JMP8_SIZE) and other not in state.pads:
-                    found.append((spent + used, (*state.pads, other)))
-                    if link == JMP32_SIZE:
+            for used, ends, never in self._ends(pads[-1], first):
+                if best is not None and cost + used + ends[0][0] > best[0]:
+                    continue
+                for more, other in ends:
+                    if other not in never and other not in pads:
+                        end = cost + used + more, (*pads, other)
+                        best = end if best is None or end < best else best
                         break
-        return min(found, default=None)
+        return best
+
+    def _ends(self, number: int, first: int) -> list[_Ends]:
+        """The ways to end a chain behind pad ``number``, filled from unit ``first`` on, with one more pad."""
+        found = self.ends.get((number, first))
+        if found is None:
+            found = self.ends[number, first] = []
+            for link in (JMP8_SIZE, JMP32_SIZE):
+                stop, size = self._fill(number, first, link)
+                if stop > first and (ends := self._last_pieces(stop)):
+                    near = self._near(number)
+                    if link == JMP8_SIZE:
+                        ends, near = [end for end in ends if end[1] in near], range(0)
+                    if ends:
+                        found.append((self._used_up(number, size), ends, near))
+        return found
+
+    def _near(self, number: int) -> range:
+        """The pads that an 8-bit jump from pad ``number`` reaches."""
+        start = self.starts[number]
+        return range(bisect_left(self.starts, start - NEAR), bisect_left(self.starts, start + 128))
 
     def _longer(self, states: list[_State]) -> list[_State]:
         """The chains with one pad more; of those that come to the same, one."""
         found: dict[tuple[int, frozenset[int]], _State] = {}
-        for state in states:
-            last, pads = state.pads[-1], frozenset(state.pads)
-            ways = {}
-            for link in (JMP8_SIZE, JMP32_SIZE):
-                stop, size = self._fill(last, state.first, link)
-                if stop > state.first:
-                    ways[link] = stop, state.cost + self._used_up(last, size), self._behind(stop)
-            for number, start in enumerate(self.starts):
-                way = ways.get(link_size(self.starts[last], start))
-                if way is None or number in pads or way[2][number] >= state.behind:
+        for most, spent, pads, first in states:
+            last, taken = pads[-1], frozenset(pads)
+            near = self._near(last)
+            far = (*range(near.start), *range(near.stop, len(self.starts)))
+            for link, numbers in ((JMP8_SIZE, near), (JMP32_SIZE, far)):
+                stop, size = self._fill(last, first, link)
+                if stop == first:
                     continue
-                stop, cost, behind = way
-                new = _State(behind[number], cost, (*state.pads, number), stop)
-                key = (number, pads)
-                if key not in found or new < found[key]:
-                    found[key] = new
+                cost, behind = spent + self._used_up(last, size), self._behind(stop)
+                for number in numbers:
+                    if behind[number] < most and number not in taken:
+                        new = behind[number], cost, (*pads, number), stop
+                        key = (number, taken)
+                        if key not in found or new < found[key]:
+                            found[key] = new
         return list(found.values())
 
     def _behind(self, first: int) -> list[int]:

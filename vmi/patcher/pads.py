@@ -184,20 +184,23 @@ class _Packer:
         largest = max(unit.lead + unit.long for unit in job.cut)
         long = max(LONG, largest + JMP8_SIZE)
         beside = int(largest + JMP32_SIZE >= LONG)
-        pool: set[Pad] = set()
+        pool: dict[int, Pad] = {}  # by start
         count = 0
+        known = self.longest
         for page in zones.around(job.window.start):
             free = self.free[page]
-            pool.update(free[: max(0, ANY_PADS - len(pool))])
-            if self._longest(page) < long:
+            if len(pool) < ANY_PADS:
+                pool.update((pad.start, pad) for pad in free[: ANY_PADS - len(pool)])
+            # Most pages have no long pad left, and this is where most of the time goes.
+            if (known[page] if page in known else self._longest(page)) < long:
                 continue
             for number, pad in enumerate(free):
                 if pad.size >= long:
-                    pool.update(free[max(0, number - beside) : number + beside + 1])
+                    pool.update((one.start, one) for one in free[max(0, number - beside) : number + beside + 1])
                     count += 1
             if count >= enough:
                 break
-        return sorted(pool, key=lambda pad: pad.start)
+        return [pool[start] for start in sorted(pool)]
 
     def _roomy(self, zones: _Zones, job: Job) -> list[Pad]:
         """The nearest padding of which each run has room for any part of the trampoline: always enough.
@@ -249,9 +252,12 @@ def _steady_pages(window: Window) -> list[int]:
 
 def _by_page(pad: Pad) -> Iterator[Pad]:
     """The parts of a pad in each page that are long enough to be used."""
-    start = pad.start
-    while start < pad.end:
-        end = min(pad.end, (start // PAGE + 1) * PAGE)
+    start, stop = pad.start, pad.end
+    if start // PAGE == (stop - 1) // PAGE and pad.size >= MIN_SLOT:
+        yield pad
+        return
+    while start < stop:
+        end = min(stop, (start // PAGE + 1) * PAGE)
         if end - start >= MIN_SLOT:
             yield Pad(start, end - start)
         start = end
@@ -283,6 +289,9 @@ def _left(padding: Sequence[Pad], taken: Sequence[Pad]) -> Iterator[Pad]:
     for piece in (piece for pad in padding for piece in _by_page(pad)):
         at = piece.start
         inside = order[bisect_left(starts, piece.start) : bisect_left(starts, piece.end)]
+        if not inside:
+            yield piece
+            continue
         for start, end in [*((pad.start, pad.end) for pad in inside), (piece.end, piece.end)]:
             if start - at >= MIN_SLOT:
                 yield Pad(at, start - at)
