@@ -73,12 +73,13 @@ ARGUMENTS: dict[str, dict[str, int]] = {
 def lab_for_calls(source: str = FAULT) -> Lab:
     """A guest behind the ROM with paging on, one page absent and one read-only, and handlers for faults."""
     handlers = {1: "fault", 6: "fault", 11: "fault", 13: "fault", 14: "fault"}
-    lab = Lab(source, handlers, "paravirt", model=I686_APIC)
+    lab = Lab(source, handlers, "paravirt", model=I686_APIC, taken=False)
     lab.page(ABSENT)
     lab.memory.put_u32(0x21000 + 4 * (READ_ONLY >> 12), READ_ONLY | 5)
     lab.memory.write(BUFFER, (0xFFF).to_bytes(2, "little") + GDT.to_bytes(4, "little"))
     lab.memory.write(BUFFER + 8, (0x7FF).to_bytes(2, "little") + IDT.to_bytes(4, "little"))
     lab.describe(LDT_SELECTOR, descriptor(0x5000, 0x3F, 0x82, 0))
+    lab.take()
     return lab
 
 

@@ -54,7 +54,9 @@ def reaches_out(instruction: Instruction) -> bool:
     """An instruction of the ROM reads or writes memory for its caller: not by SS, or by ESP."""
     if instruction.mnemonic in _STRING:
         return True
-    if not any(instruction.op_kind(n) == OpKind.MEMORY for n in range(instruction.op_count)):
+    if instruction.mnemonic == M.LEA or not any(
+        instruction.op_kind(n) == OpKind.MEMORY for n in range(instruction.op_count)
+    ):
         return False
     segment, base = int(instruction.memory_segment), int(instruction.memory_base)
     return segment != int(Register.SS) or base == int(Register.ESP)

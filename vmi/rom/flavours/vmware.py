@@ -260,9 +260,11 @@ _SET_CR0 = """
         ret
 """
 _CLTS = f"""
+        push ecx
         call @here
 @here:  pop ecx
         test byte ptr ss:[ecx + {{CR0 - @here}}], {int(Cr0.TS)}
+        pop ecx
         jnz @gate
         ret
 """
