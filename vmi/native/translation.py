@@ -55,7 +55,8 @@ class Translation(Registers):
     def hidden_memory(self, size: int) -> tuple[int, memoryview]:
         """Whole pages that no address of the guest reaches: their physical address, and the bytes.
 
-        It is the same memory each time, never more than the first time; at most 64 MiB.
+        It is the same memory each time, never more than the first time; at most 64 MiB. To be asked for
+        before the CPU runs: the emulator walks the guest's page tables for no reason when it maps memory.
         """
         if self._hidden is None:
             assert size <= HIDDEN_SIZE

@@ -31,11 +31,12 @@ class Page:
 
 
 class Pool:
-    """``size`` pages; mapped when the first is taken."""
+    """``size`` pages, to be made before the guest runs: a page costs memory from its first use on."""
 
     def __init__(self, cpu: Cpu, size: int) -> None:
-        self._cpu = cpu
         self.size = size
+        runs = -(-size // _RUN)
+        self._base, self._memory = cpu.hidden_memory(runs * 2 * _RUN * PAGE_SIZE)
         self.used = 0
         self._free: list[Page] = []
         self._next = 0
@@ -57,10 +58,8 @@ class Pool:
         return page
 
     def _new(self, number: int) -> Page:
-        runs = -(-self.size // _RUN)
-        base, memory = self._cpu.hidden_memory(runs * 2 * _RUN * PAGE_SIZE)
         at = (number // _RUN * 2 * _RUN + number % _RUN) * PAGE_SIZE
-        return Page(base + at, memory[at : at + PAGE_SIZE].cast("Q"))
+        return Page(self._base + at, self._memory[at : at + PAGE_SIZE].cast("Q"))
 
     def give_back(self, page: Page) -> None:
         """The page is free again; nothing may point to it any more."""

@@ -374,12 +374,12 @@ class ShadowMmu(GuestTables):
         if root is not None:
             directory = root.directories[linear >> 30]
             if directory is not None:
-                gone = directory.sync_entries(self._memory)
-                table = directory.links.get(linear >> 21 & ENTRIES - 1)
+                index = linear >> 21 & ENTRIES - 1
+                if directory.refresh(self._memory, index if directory.width == 8 else index // 2):
+                    self._cpu.flush_tlb()  # all that the entry stood for
+                table = directory.links.get(index)
                 if table is not None:
-                    gone |= table.sync(self._memory)
-                if gone:
-                    self._cpu.flush_tlb()
+                    table.refresh(self._memory, linear >> 12 & ENTRIES - 1)
         self._cpu.flush_page(linear)
 
     def flush(self, *, everything: bool) -> None:

@@ -186,7 +186,7 @@ class Table(Shadow):
 
     def refresh(self, memory: PhysicalMemory, index: int) -> bool:
         """See :class:`Shadow`."""
-        value = self.changed(memory, index)
+        value = None if self.source.part is not None else self.changed(memory, index)
         return value is not None and self._renew(index, value)
 
     def sync(self, memory: PhysicalMemory) -> bool:
@@ -215,16 +215,11 @@ class Directory(Shadow):
         """See :class:`Shadow`."""
         return self.changed(memory, index) is not None and self._cut(index)
 
-    def sync_entries(self, memory: PhysicalMemory) -> bool:
-        """As :meth:`sync`, but for the tables that it points to."""
+    def sync(self, memory: PhysicalMemory) -> bool:
+        """See :class:`Shadow`; with all the tables that it points to."""
         gone = False
         for number, _ in self.compare(memory):
             gone |= self._cut(number)
-        return gone
-
-    def sync(self, memory: PhysicalMemory) -> bool:
-        """See :class:`Shadow`; with all the tables that it points to."""
-        gone = self.sync_entries(memory)
         for table in self.links.values():
             gone |= table.sync(memory)
         return gone
