@@ -243,7 +243,4 @@ def test_words_are_dwords_of_their_own() -> None:
 
 def test_what_is_not_offered() -> None:
     """The visible list of what this hypervisor leaves to native instructions."""
-    assert {row.name for row in abi.CALLS if ROM.calls[row.number][0] == Reloc.NONE} == {
-        "SetInitialAPState",
-        "SetCallbacks",
-    }
+    assert {row.name for row in abi.CALLS if ROM.calls[row.number][0] == Reloc.NONE} == {"SetCallbacks"}

@@ -21,6 +21,7 @@ from vmi.hypervisor.mmu import DEFAULT, create
 from vmi.hypervisor.operands import M, decode, undefined
 from vmi.hypervisor.personality import Gate, Personality
 from vmi.hypervisor.privilege import KERNEL_RING, USER_RING, CompressedPrivilege
+from vmi.hypervisor.processors import Processors
 from vmi.hypervisor.timer import VirtualTimer
 from vmi.hypervisor.vcpu import VirtualCpu
 from vmi.native.interrupts import Delivery, Event, Origin, TripleFault
@@ -40,7 +41,9 @@ _ROM_FAULTS = frozenset({Vector.GP, Vector.NP, Vector.SS, Vector.TS, Vector.PF})
 class Domain:
     """The hypervisor's side of one machine; it becomes the machine's monitor.
 
-    ``calls`` counts call-outs by VMI call, the machine's ``exits`` count everything by reason.
+    ``taken`` says whether the guest has been taken over, ``active`` whether the processor that runs now is
+    de-privileged: one that has just been started may not be yet. ``calls`` counts call-outs by VMI call, the
+    machine's ``exits`` count everything by reason.
     """
 
     def __init__(self, machine: Machine, rom: Personality, mmu: str = DEFAULT) -> None:
@@ -50,26 +53,35 @@ class Domain:
         self.privilege = CompressedPrivilege(machine.cpu, rom, self.mmu)
         self.vcpu = VirtualCpu(machine, self.privilege, self.mmu)
         self.breakpoints = Breakpoints(machine.cpu, self.vcpu.linear)
-        self.active = False
+        self.taken = self.active = False
         self.calls: dict[str, int] = {}
         self._emulator = Emulator(self.vcpu)
         self._sites = CallSites(self.vcpu, self._emulator.transfers, rom)
         self._delivery = Delivery(self.privilege)
-        self.timer = VirtualTimer(machine, rom.tell)
-        self.vcpu.on_tsc = self.timer.publish
-        self._context = calls.CallContext(self.vcpu, self._emulator.transfers, self.timer)
+        self._native = machine.privilege, machine.cpu.enter_kernel
+        self.processors = Processors(machine, rom, self.vcpu, self._activate)
+        self.vcpu.on_tsc = self._publish
+        self._context = calls.CallContext(self.vcpu, self._emulator.transfers, self.processors)
         self._handlers = calls.load_all()
         machine.monitor = self
 
     def __repr__(self) -> str:
         return f"<Domain {self.rom.name} {'active' if self.active else 'waiting for VMI_Init'}>"
 
+    @property
+    def timer(self) -> VirtualTimer:
+        """The timer of the virtual CPU that runs."""
+        return self.processors.current.timer
+
+    def _publish(self) -> None:
+        self.timer.publish()
+
     # -- monitor ----------------------------------------------------------------------------
 
     def event(self, event: Event) -> bool:
         """See :class:`vmi.native.monitor.Monitor`."""
         if not self.active:
-            return event.origin is Origin.SOFTWARE and event.vector == self.rom.interrupt and self._init()
+            return self._native_event(event)
         return not self._stay_compressed() or self._handle(event)
 
     def accepts_interrupts(self) -> bool:
@@ -107,6 +119,21 @@ class Domain:
 
     def processor_changed(self, old: int, new: int) -> None:
         """See :class:`vmi.native.monitor.Monitor`."""
+        self.processors.switch(old, new, self.active)
+
+    def begin_processor(self) -> bool:
+        """See :class:`vmi.native.monitor.Monitor`."""
+        return self.taken and self.processors.begin()
+
+    def most_instructions(self) -> int | None:
+        """See :class:`vmi.native.monitor.Monitor`: 1 for one that may get to protected mode by the next."""
+        if not self.taken or self.active:
+            return None
+        cpu = self.machine.cpu
+        if not (cpu.cr(0) & Cr0.PE and cpu.segment(Seg.CS).flags & _WIDE):
+            return 1
+        self._compress()
+        return None
 
     def memory_write(self, address: int, size: int, value: int) -> bool:
         """See :class:`vmi.native.monitor.Monitor`: a ROM that runs in place has its data page in the bay."""
@@ -120,6 +147,31 @@ class Domain:
             self.machine.take_interrupt()
 
     # -- taking over ------------------------------------------------------------------------
+
+    def _native_event(self, event: Event) -> bool:
+        """An event of a processor that is not de-privileged."""
+        gate = event.origin is Origin.SOFTWARE and event.vector == self.rom.interrupt
+        if not self.taken:
+            return gate and self._init()
+        if not self.machine.cpu.cr(0) & Cr0.PE:
+            return False
+        if gate:
+            self._compress()
+            return self._handle(event)
+        return event.vector == Vector.GP and event.origin is Origin.EXCEPTION and self._enter_raised()
+
+    def _enter_raised(self) -> bool:
+        """#GP of a far jump from ring 0 to a code segment that was raised for another processor: do it."""
+        instruction = self._instruction()
+        if instruction.mnemonic != M.JMP:
+            return False
+        try:
+            if not self._emulator.far_branch(instruction):
+                return False
+        except GuestFault:
+            return False
+        self._compress()
+        return True
 
     def _init(self) -> bool:
         cpu = self.machine.cpu
@@ -150,15 +202,25 @@ class Domain:
 
     def start(self, silent: Iterable[int]) -> None:
         """De-privilege the guest; breakpoints go to the guest-physical addresses of silent instructions."""
-        self.active = True
-        self.machine.privilege = self.privilege
-        self.machine.cpu.enter_kernel = self.privilege.enter_by_sysenter
+        self.taken = True
+        self._compress()
+        self.breakpoints.plant(silent)
+
+    def _compress(self) -> None:
+        """De-privilege the processor that runs."""
+        self._activate(True)
         self.vcpu.deprivilege()
         self.mmu.start()
         self.privilege.restore_flags(self.machine.cpu.eflags)
         self.timer.publish()
         self.rom.set_pending(self.machine.interrupts.pending())
-        self.breakpoints.plant(silent)
+
+    def _activate(self, active: bool) -> None:
+        """From now on the processor that runs is one that is de-privileged, or one that is not."""
+        self.active = active
+        native_privilege, native_entry = self._native
+        self.machine.privilege = self.privilege if active else native_privilege
+        self.machine.cpu.enter_kernel = self.privilege.enter_by_sysenter if active else native_entry
 
     def _stay_compressed(self) -> bool:
         """Bring a guest back that got to the real ring 0, by a gate to a descriptor that nothing had raised.

@@ -79,6 +79,14 @@ class NoRom(NoNotices):
     def set_pending(self, waits: bool) -> None:
         """Nobody looks: interrupts only become acceptable by what the hypervisor itself does."""
 
+    def save_words(self) -> bytes:
+        """See :class:`vmi.hypervisor.personality.Personality`."""
+        return self._iopl.to_bytes(2, "little") + bytes([self._on])
+
+    def load_words(self, words: bytes) -> None:
+        """See :class:`vmi.hypervisor.personality.Personality`."""
+        self._iopl, self._on = int.from_bytes(words[:2], "little"), bool(any(words[2:]))
+
     def undo_iret(self) -> int:
         """Never called: there is no ROM code to fault in."""
         raise NotImplementedError

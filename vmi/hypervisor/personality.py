@@ -69,6 +69,12 @@ class Personality(Protocol):
     def take(self) -> list[int]:
         """Linear addresses of entries that changed since the last look, oldest first; bounded."""
 
+    def save_words(self) -> bytes:
+        """All words that are shared, for :meth:`load_words`: they belong to the virtual CPU that runs."""
+
+    def load_words(self, words: bytes) -> None:
+        """Put words there that were saved; those of a virtual CPU that begins for none."""
+
     def undo_iret(self) -> int:
         """The ROM's own iretd was refused: take its effect back.
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from vmi.abi import Counter
 from vmi.hypervisor.mirror import Told
 from vmi.native.clock import NS_PER_S, Event
+from vmi.native.devices.lapic import Lapic
 from vmi.native.machine import TSC_HZ, Machine
 
 _NS_PER_CYCLE = NS_PER_S // TSC_HZ
@@ -36,12 +37,16 @@ class VirtualTimer:
     """Counters and alarms of one virtual CPU. Times are in cycles of :attr:`frequency`.
 
     :param tell: told what the ROM needs for answering by itself.
+    :param lapic: that of the virtual CPU, None if it has none.
     """
 
     frequency = TSC_HZ  # Hz
 
-    def __init__(self, machine: Machine, tell: Callable[[Told, int], None]) -> None:
+    def __init__(
+        self, machine: Machine, tell: Callable[[Told, int], None], lapic: Lapic | None = None
+    ) -> None:
         self._machine = machine
+        self._lapic = lapic
         self._tell = tell
         self._line = machine.interrupts.beside_timer()
         self._alarms: dict[Counter, Alarm] = {}
@@ -139,8 +144,8 @@ class VirtualTimer:
         if not alarm.lvtt:
             self._line.set(False)
             self._line.set(True)  # an edge is what the interrupt controllers ask for
-        elif self._machine.board.lapic is not None:
-            self._machine.board.lapic.timer_alarm()
+        elif self._lapic is not None:
+            self._lapic.timer_alarm()
 
     # -- the time of day --------------------------------------------------------------------
 

@@ -33,5 +33,11 @@ class Monitor(Protocol):
     def processor_changed(self, old: int, new: int) -> None:
         """The CPU now holds another processor's state; by numbers."""
 
+    def begin_processor(self) -> bool:
+        """The processor that runs begins at a start-up message; False to leave it to the message."""
+
+    def most_instructions(self) -> int | None:
+        """With several processors, how many instructions may be run before this is asked again."""
+
     def memory_write(self, address: int, size: int, value: int) -> bool:
         """See a store to ROM or to where no RAM is; True if it was dealt with."""

@@ -129,6 +129,7 @@ class Turns:
         processor.lapic.init()
         processor.waits = True
         processor.vector = None
+        processor.registers, processor.dr7 = self._power_on, 0  # its own ones, if it runs, go when it leaves
         self.end_turn()
 
     def _start(self, processor: Processor, vector: int) -> None:
@@ -188,15 +189,12 @@ class Turns:
 
     def _switch(self, to: Processor) -> None:
         machine, cpu, current = self._machine, self._cpu, self.current
-        current.dr7, current.registers = self._leave()
+        dr7, registers = self._leave()
+        if not current.waits:
+            current.dr7, current.registers = dr7, registers
         machine.exits["processor switch"] += 1
         self.select(to)
         cpu.thaw(to.registers)
-        if to.vector is not None:
-            cpu.thaw(self._power_on)
-            start.at_startup(cpu, to.vector, machine.model.signature)
-            to.vector = None
-            to.dr7 = 0
         if to.dr7 & _ARMED:
             cpu.load_dr(7, to.dr7)
         cpu.set_a20(cpu.a20_mask == U32)  # the gate is the board's, not the processor's
@@ -205,6 +203,15 @@ class Turns:
         machine.halted = to.halted
         if machine.monitor is not None:
             machine.monitor.processor_changed(current.number, to.number)
+        if to.vector is not None:
+            self._begin(to, to.vector)
+
+    def _begin(self, processor: Processor, vector: int) -> None:
+        """Begin as the start-up message says, or as a monitor says instead."""
+        processor.vector = None
+        monitor = self._machine.monitor
+        if monitor is None or not monitor.begin_processor():
+            start.at_startup(self._cpu, vector, self._machine.model.signature)
 
     def select(self, to: Processor) -> None:
         """Connect the machine with what is next to a processor: its APIC and its special registers."""
@@ -215,7 +222,11 @@ class Turns:
         machine.interrupts.select(to.lapic)
 
     def budget(self, most: int, ns_each: int) -> int:
-        """How many instructions are left of the turn: 1 to ``most``."""
+        """How many instructions are left of the turn, or of what a monitor allows: 1 to ``most``."""
+        monitor = self._machine.monitor
+        if monitor is not None:
+            allowed = monitor.most_instructions()
+            most = most if allowed is None else allowed
         return max(1, min(most, -(-(self._ends - self._machine.own_time()) // ns_each)))
 
     def someone_ready(self) -> bool:

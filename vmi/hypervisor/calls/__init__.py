@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vmi import abi
+from vmi.hypervisor.processors import Processors
 from vmi.hypervisor.timer import VirtualTimer
 from vmi.hypervisor.transfer import Transfers
 from vmi.hypervisor.vcpu import VirtualCpu
@@ -29,7 +30,12 @@ class CallContext:
 
     vcpu: VirtualCpu
     transfers: Transfers
-    timer: VirtualTimer
+    processors: Processors
+
+    @property
+    def timer(self) -> VirtualTimer:
+        """The timer of the virtual CPU that calls."""
+        return self.processors.current.timer
 
     @property
     def cpu(self) -> Cpu:

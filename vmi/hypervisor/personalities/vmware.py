@@ -21,6 +21,7 @@ from vmi.x86 import IF_BIT, IOPL_MASK
 _WIDE = frozenset({Told.HERTZ, Told.REAL, Told.AVAILABLE, Told.STOLEN})  # 64 bits
 _TOLD = {what: flavour.FLAVOUR.words[what.name] // 4 for what in Told}
 _MASK = 0xFFFFFFFF
+_WORDS = max(flavour.FLAVOUR.words.values()) // 4 + 2  # dwords that the words take, the last one being two
 
 _SPECIAL = {flavour.INIT_GATE: Gate.INIT, flavour.PENDING_GATE: Gate.PENDING}
 
@@ -136,6 +137,14 @@ class Vmware:
     def take(self) -> list[int]:
         """See :class:`vmi.hypervisor.personality.Personality`."""
         return []
+
+    def save_words(self) -> bytes:
+        """See :class:`vmi.hypervisor.personality.Personality`."""
+        return self._words[:_WORDS].tobytes()
+
+    def load_words(self, words: bytes) -> None:
+        """See :class:`vmi.hypervisor.personality.Personality`."""
+        self._words[:_WORDS] = memoryview(words.ljust(4 * _WORDS, b"\0")).cast("I")
 
     def undo_iret(self) -> int:
         """See :class:`vmi.hypervisor.personality.Personality`."""

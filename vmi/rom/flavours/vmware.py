@@ -398,7 +398,7 @@ _TEMPLATES: dict[str, Template] = {
     "OUTSB": code("rep outsb\nret"),
     "OUTSW": code("rep outsw\nret"),
     "SetIOPLMask": code(_SET_IOPL),
-    "SetInitialAPState": absent("The virtual machine has one processor."),
+    "SetInitialAPState": gate(),
     "APICWrite": gate(),
     "APICRead": gate(),
     "IODelay": code("ret"),
