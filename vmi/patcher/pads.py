@@ -196,7 +196,8 @@ class _Packer:
                 continue
             for number, pad in enumerate(free):
                 if pad.size >= long:
-                    pool.update((one.start, one) for one in free[max(0, number - beside) : number + beside + 1])
+                    near = free[max(0, number - beside) : number + beside + 1]
+                    pool.update((one.start, one) for one in near)
                     count += 1
             if count >= enough:
                 break
