@@ -85,7 +85,10 @@ def command(
     modules = [values.module(one) for one in initrd or ()]
     firmware = values.rom(rom)
     wanted, model = values.text(until), values.cpu(cpu)
-    if "full" in modes and image.patched:
+    was_patched = (
+        not no_patch and image.patched
+    )  # a client's file may be of a kind that the patcher can't read
+    if "full" in modes and was_patched:
         raise UsageError("mode full runs the kernel as it was before patching, so give that file")
     data = image.data if no_patch else patched(ui, image)
 
@@ -101,7 +104,7 @@ def command(
             modules=modules,
             timeout_ns=limit,
             until=wanted,
-            original=None if image.patched else image.data,
+            original=None if was_patched else image.data,
             model=model,
             cpus=smp,
         )
