@@ -20,6 +20,7 @@ from vmi.exits import Cause, by_cause, cause, price
         ("software interrupt", Cause.SYSTEM_CALL),
         ("#PF", Cause.FAULT),
         ("exception 20", Cause.FAULT),
+        ("refused access", Cause.FAULT),
         ("interrupt", Cause.INTERRUPT),
         ("port read", Cause.PORT),
         ("port write", Cause.PORT),

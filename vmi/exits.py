@@ -34,6 +34,7 @@ _BEGINNINGS = (
     ("interrupt", Cause.INTERRUPT),
     ("#", Cause.FAULT),
     ("exception ", Cause.FAULT),
+    ("refused access", Cause.FAULT),
     ("port ", Cause.PORT),
     ("device memory ", Cause.DEVICE),
     ("ROM write", Cause.DEVICE),
