@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.native.bare import put
 from tests.native.guest import CODE
 from vmi.native.wiring import Stop
-from vmi.x86 import Cr0
+from vmi.x86 import Cr0, Cr4, Seg
 
 # -- memory ---------------------------------------------------------------------------------------
 
@@ -32,6 +34,25 @@ def test_code_written_by_code_is_seen(cpu):
     put(cpu, "mov byte ptr [{next}+1],7\nnext: mov eax,1\nhlt".replace("{next}+1", str(CODE + 8)))
     assert cpu.run(10) is Stop.HALTED
     assert cpu.eax == 7
+
+
+@pytest.mark.parametrize("paging", [False, True])
+def test_a_segment_whose_addresses_pass_4_gib_begins_again_at_0(cpu, paging):
+    """As kernels do that run linked addresses through a segment's base before they have page tables."""
+    base = 0x40000000
+    put(cpu, "mov eax,[0xc0000500] | mov dword ptr [0xc0000600],7 | hlt", CODE)
+    cpu.memory.put_u32(0x500, 0x1234)
+    if paging:
+        cpu.memory.put_u32(0x5000, 0x83)  # 4 MiB at 0
+        cpu.set_cr(4, Cr4.PSE)
+        cpu.set_cr(3, 0x5000)
+        cpu.set_cr(0, cpu.cr(0) | Cr0.PG)
+    for seg in (Seg.CS, Seg.DS):
+        old = cpu.segment(seg)
+        cpu.set_segment(seg, replace(old, base=base))
+    cpu.eip = CODE + 0xC0000000
+    assert cpu.run(10) is Stop.HALTED
+    assert (cpu.eax, cpu.memory.u32(0x600)) == (0x1234, 7)
 
 
 def test_writes_to_rom_are_dropped_and_reported(cpu, bus):

@@ -27,6 +27,7 @@ from weakref import WeakValueDictionary
 
 from vmi.errors import EngineError
 from vmi.memory import PAGE_SIZE
+from vmi.x86 import U32
 
 _POINTER, _U64, _U32, _INT = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int
 _WRITABLE = 2  # the library's page protection bit
@@ -128,7 +129,8 @@ def install(library: Any) -> None:
         cpu: int, linear: int, physical: int, attributes: int, access: int, mode: int, size: int
     ) -> None:
         owner = _by_cpu.get(cpu)
-        if owner is not None and linear >= owner.hidden_from:
+        # what a segment's base and an offset add up to may pass 4 GiB here
+        if owner is not None and linear & U32 >= owner.hidden_from:
             physical = owner.nowhere
         set_page(cpu, linear, physical, attributes, access, mode, size)
         if access & _WRITABLE:
