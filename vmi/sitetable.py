@@ -123,7 +123,7 @@ class SiteFlag(IntFlag):
     """The kernel recovers from a fault of this instruction by its address: connected only to a call that
     faults at its caller."""
     ISOLATED = 64
-    """May run while most of the kernel is unmapped: not connected on a processor that has PAE."""
+    """May run while most of the kernel is unmapped: not connected."""
     SILENT = 128
     """It doesn't trap at CPL 1: where it stays native, the hypervisor must plant a breakpoint."""
 

@@ -66,7 +66,7 @@ def test_the_site_table_plants_breakpoints() -> None:
 @pytest.mark.parametrize("behind", [False, True])
 @pytest.mark.parametrize("unconnected", [0, sitetable.SiteFlag.ISOLATED])
 def test_silent_instructions_in_slots_that_stay_native_get_one_too(unconnected: int, behind: bool) -> None:
-    """Entry code on a processor with PAE: the slot is NOPs and the instruction, in either order."""
+    """Entry code of isolated page tables: the slot is NOPs and the instruction, in either order."""
     padding = "nop\nnop\nlea esi, [esi]"
     slot = f"pushfd\nsilent_end: {padding}" if behind else f"{padding}\nsilent: pushfd"
     lab = standing_by(f"start: nop\nslot: {slot}\npop ecx\n{DONE}")

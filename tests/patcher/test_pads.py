@@ -208,6 +208,24 @@ def test_a_patched_text_does_what_the_original_did(eax: int, padded: bool) -> No
     assert run(trampoline.edits(built) | moved) == native
 
 
+def run_of(start: int, raw: str, count: int) -> Window:
+    """A window of ``count`` equal instructions, all of them sites if they are sensitive."""
+    code = bytes.fromhex(raw)
+    form = SITES.get(raw)
+    insns = tuple(Insn(start + n * len(code), code, form) for n in range(count))
+    call = abi.BY_INSTRUCTION[form] if form else None
+    sites = tuple(Site(insn.address, code, form, call, False, True) for insn in insns) if form else ()
+    return Window(start, count * len(code), insns, sites, (), insns[-1].end)
+
+
+def test_where_room_is_scarce_what_saves_most_comes_first() -> None:
+    long = [run_of(TEXT + 0x100 * n, "43", 20 - n) for n in range(2)]
+    rich = [run_of(TEXT + 0x100 * n, "fa", 2) for n in range(2, 4)]
+    jobs = [chains.job(window) for window in (*long, *rich)]
+    packed = chains.pack(jobs, (Pad(TEXT + 0x800, 30),), attempts=2)
+    assert sorted(packed.pads) == [window.start for window in rich]
+
+
 def small_plan(room: int, **more: object) -> Plan:
     """One window with two sites at the start of a page whose only padding has ``room`` bytes."""
     code = bytes.fromhex("fa 89c8 ec c3").ljust(0x100, b"\x90") + b"\xc3" * 0x2F00

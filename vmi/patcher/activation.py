@@ -33,33 +33,18 @@ from vmi.sitetable import (
     header_offset,
 )
 
-EFLAGS_ID = 1 << 21  # can be changed if there is a CPUID
-CPUID_PAE = 1 << 6  # in EDX of leaf 1
+LEFT_NATIVE = SiteFlag.RECOVERED | SiteFlag.ISOLATED
+"""Flags of slots that are not connected, `RECOVERED` but for the calls that fault as instructions do.
+
+Isolated code finds no adaptor mapped. That it isn't isolated without PAE helps nobody to connect it: some
+processors have PAE and CPUID doesn't show it, and a kernel with the code needs PAE anyway.
+"""
 
 _SOURCE = """
-; ---- slots that must stay as they are on this processor: CPUID shows PAE, if there is a CPUID
-    mov dword ptr [{unconnected}], {recovered}
-    pushfd
-    pop eax
-    mov ecx, eax
-    xor eax, {eflags_id}
-    push eax
-    popfd
-    pushfd
-    pop eax
-    push ecx
-    popfd
-    xor eax, ecx
-    test eax, {eflags_id}
-    je scan
-    mov eax, 1
-    cpuid
-    test dl, {cpuid_pae}
-    je scan
-    or dword ptr [{unconnected}], {isolated}
+; ---- slots that must stay as they are
+    mov dword ptr [{unconnected}], {left_native}
 
 ; ---- find a ROM: the first whose header, checksum and licence are right
-scan:
     mov esi, {scan_start}
 candidate:
     cmp word ptr [esi], {rom_signature}
@@ -308,10 +293,7 @@ def _assembled(layout: Layout, header: Header, leave: int, shift: int) -> bytes:
         "nop": abi.Reloc.NOP,
         "jump_ok": SiteFlag.JUMP_OK,
         "nop_ok": SiteFlag.NOP_OK,
-        "recovered": SiteFlag.RECOVERED,
-        "isolated": SiteFlag.ISOLATED,
-        "eflags_id": EFLAGS_ID,
-        "cpuid_pae": CPUID_PAE,
+        "left_native": LEFT_NATIVE,
         "site_size": SITE_SIZE,
         "link_size": LINK_SIZE,
         "reserve": at(layout.rom_reserve),

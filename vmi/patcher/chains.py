@@ -68,9 +68,15 @@ def job(window: Window) -> Job:
 
 
 def pack(jobs: Sequence[Job], padding: Sequence[Pad], attempts: int = ATTEMPTS) -> Packed:
-    """Find room in ``padding`` for as many of the windows as can be, in few pieces; always the same way."""
+    """Find room in ``padding`` for as many of the windows as can be, in few pieces; always the same way.
+
+    Where there is not nearly enough, what takes little room for each loss that it saves comes first.
+    """
     order = sorted(jobs, key=lambda job: job.rank)
     best = tried = _attempt(order, padding)
+    if attempts > 1 and len(tried.pads) < len(jobs):
+        frugal = _attempt(sorted(jobs, key=lambda job: (whole(job.cut) / job.weight, job.rank)), padding)
+        best = min(tried, frugal, key=lambda packed: _loss(jobs, packed))
     for _ in range(attempts - 1):
         failed = [job for job in order if job.window.start not in tried.pads]
         if not failed:

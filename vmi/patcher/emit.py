@@ -13,11 +13,21 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from vmi.errors import BadInput
-from vmi.patcher import absolute, adaptors, displaced, elf, faulttable, paravirt, trampoline, words
+from vmi.patcher import (
+    absolute,
+    adaptors,
+    alternatives,
+    displaced,
+    elf,
+    faulttable,
+    paravirt,
+    trampoline,
+    words,
+)
 from vmi.patcher.activation import activation
 from vmi.patcher.adaptorcode import Adaptor
 from vmi.patcher.entry import entry_edit, entry_window, kludge_edit
-from vmi.patcher.model import Image, Plan, Site
+from vmi.patcher.model import Plan, Site
 from vmi.patcher.place import COMMAND_LINE_SIZE, ROM_RESERVE, Layout, Place
 from vmi.patcher.trampoline import PlacedSlot, Trampoline
 from vmi.sitetable import (
@@ -174,7 +184,7 @@ def _emit(plan: Plan, where: Place) -> Emission:
     first = next((built for built in trampolines if built.window is window_at_entry), None)
     moving = words.displaced(image, trampolines, edits)
     entry = layout.loaded(layout.activation) if physical else layout.activation
-    cleared = _cleared(image, layout)
+    cleared = _cleared(plan, layout)
     if cleared:
         header = replace(header, cleared=end, cleared_size=len(cleared))
         end += len(cleared)
@@ -228,11 +238,11 @@ def _image_flags(where: Place, multiboot: bool, physical: bool) -> ImageFlag:
     return flags
 
 
-def _cleared(image: Image, layout: Layout) -> bytes:
+def _cleared(plan: Plan, layout: Layout) -> bytes:
     """The packed list of bytes that become 0 when a ROM is active; empty when there are none."""
-    found = paravirt.lengths(image)
+    found = tuple(sorted((*paravirt.lengths(plan.image), *alternatives.lengths(plan))))
     for address in found:
-        segment = image.segment_at(address)
+        segment = plan.image.segment_at(address)
         if segment is None or segment.offset != layout.bias:
             raise BadInput(
                 f"the byte at {address:#x}, which must be cleared when there is a ROM, is not at the same "
@@ -261,7 +271,7 @@ def _with_segment(emission: Emission) -> Emission:
     parts.update({placed.address: placed.adaptor.code for placed in emission.adaptors})
     parts.update({built.start: built.code for built in emission.trampolines if not built.window.pads})
     if header.cleared:
-        parts[header.cleared] = _cleared(emission.plan.image, layout)
+        parts[header.cleared] = _cleared(emission.plan, layout)
     if first is not None:
         parts[header.displaced] = displaced.pack(emission.displaced)
     content = bytearray(header.size)

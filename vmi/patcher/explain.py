@@ -285,7 +285,7 @@ _FLAGS = (
         SiteFlag.RECOVERED,
         "connected only to a call that faults at its caller: the kernel recovers by address",
     ),
-    (SiteFlag.ISOLATED, "not connected on a processor that has PAE: it may run with most memory unmapped"),
+    (SiteFlag.ISOLATED, "not connected: it may run with most memory unmapped, adaptors included"),
 )
 
 

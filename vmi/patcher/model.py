@@ -287,8 +287,8 @@ class Site:
 class Slot:
     """A slot that needs no window: [start, start+length) is NOPs (perhaps none), then ``site.raw``.
 
-    tactic IN_PLACE: start == site.address and length == site.length >= 5. ANNOTATED: as the guest's record
-    says. The emitter writes nothing there; it only records the slot.
+    tactic IN_PLACE: start == site.address and length >= 5, NOPs behind a shorter site. ANNOTATED: as the
+    guest's record says. The emitter writes nothing there; it only records the slot.
     """
 
     start: int

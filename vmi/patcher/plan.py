@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from vmi.patcher import annotations, hints
+from vmi.patcher import alternatives, annotations, hints
 from vmi.patcher.annotations import Annotated
 from vmi.patcher.direction import set_direction
 from vmi.patcher.edges import rescue
@@ -77,8 +77,9 @@ def make_plan(image: Image, refuse: Refuse = accept_all, extra: Mapping[int, For
     checked = [annotations.check(found_flow, record) for record in annotations.records(image)]
     lost = _add_forms(found_flow, checked, extra or {})
     entry_code = isolated(found_flow)
+    padded = alternatives.slots(image)
     parts = [
-        _plan_code(found_flow, code, finder, backwards, checked, refuse, entry_code)
+        _plan_code(found_flow, code, finder, backwards, checked, refuse, entry_code, padded)
         for code in found_flow.codes
     ]
     harmless: Counter[str] = Counter()
@@ -139,6 +140,7 @@ def _plan_code(
     checked: list[Annotated],
     refuse: Refuse,
     entry_code: EntryCode,
+    padded: dict[int, str],
 ) -> _Part:
     listing = code.listing
     part = _Part([], [], [], [], Counter(), [])
@@ -154,15 +156,20 @@ def _plan_code(
             found = replace(found, site=replace(found.site, direction=True))
         if found.site.address in entry_code:
             found = replace(found, site=replace(found.site, isolated=True))
+        whole_slot = _whole_slot(code, found, padded)
+        if whole_slot:
+            found = replace(found, site=replace(found.site, pad_after=True))
         site = found.site
         sites.append(site)
-        reason = _obstacle(code, found, refuse, found.index in mine)
+        reason = _obstacle(code, found, refuse, found.index in mine or whole_slot)
         if reason:
             reasons[site.address] = reason
         elif found.index in mine:
             record = mine[found.index].record
             part.slots.append(Slot(record.start, record.length, site, Tactic.ANNOTATED))
             planner.tactics[site.address] = Tactic.ANNOTATED
+        elif whole_slot:
+            planner.tactics[site.address] = Tactic.IN_PLACE
         else:
             wanted.append(Wanted(site, found.index, found.stop))
     planner.place(wanted)
@@ -174,7 +181,7 @@ def _plan_code(
         tactic = planner.tactics.get(site.address) or _leftover(code, site)
         part.placements.append(Placement(site, tactic, reasons.get(site.address, "")))
         if tactic is Tactic.IN_PLACE:
-            part.slots.append(Slot(site.address, site.length, site, tactic))
+            part.slots.append(Slot(site.address, max(MIN_SLOT, site.length), site, tactic))
     part.slots.sort(key=lambda slot: slot.start)
     slotted = {one.site.address: one.site for one in wanted if one.site.address in planner.tactics}
     traps = {p.site.address: p.site for p in part.placements if p.tactic is Tactic.TRAP}
@@ -257,6 +264,18 @@ def _site(code: Code, finder: LivenessFinder, form: Form, index: int, stop: int)
         trapping=form.effect is Effect.TRAPS,
         flags_live=live.flags,
         dead=live.dead,
+    )
+
+
+def _whole_slot(code: Code, found: Found, padded: dict[int, str]) -> bool:
+    """True when the NOPs behind a site make a slot of it that only the kernel itself writes to."""
+    site = found.site
+    end = site.address + MIN_SLOT
+    return (
+        padded.get(site.address) == site.form
+        and not (site.recovered or site.pad_after or found.shadow)
+        and end <= code.listing.end
+        and not any(map(code.is_label, range(site.address + 1, end)))
     )
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import struct
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from iced_x86 import FlowControl
 
-from vmi.patcher import paravirt
+from vmi.patcher import alternatives, paravirt
 from vmi.patcher.adaptorcode import same
 from vmi.patcher.displaced import unpack
 from vmi.patcher.emit import Emission
@@ -114,9 +114,11 @@ def _check_adaptor(address: int, call: int, memory: Memory, links: dict[int, int
 
 
 def check_cleared(emission: Emission, memory: Memory, sections: Sequence[Any]) -> None:
-    """The bytes to be cleared are the length bytes of all records of one section, or there are none."""
+    """The bytes to be cleared are the length bytes of all calls, and of alternatives to slots in place."""
     header = emission.header
-    wanted = paravirt.lengths(emission.plan.image)
+    calls = paravirt.lengths(emission.plan.image)
+    others = tuple(_lengths_of_slots(emission.plan, sections))
+    wanted = tuple(sorted((*calls, *others)))
     check(
         bool(header.cleared) == bool(wanted),
         "there is no list of bytes to be cleared where one is needed, or the other way round",
@@ -124,12 +126,30 @@ def check_cleared(emission: Emission, memory: Memory, sections: Sequence[Any]) -
     if not wanted:
         return
     found = unpack(memory.read(header.cleared, header.cleared_size))
-    (table,) = (section for section in sections if section.name == paravirt.SECTION)
-    start, size = table["sh_addr"], table["sh_size"]
-    check(
-        found == wanted == tuple(range(start + 5, start + size, 8)),
-        f"the list of bytes to be cleared isn't that of the records at {start:#x}",
-    )
+    if calls:
+        (table,) = (section for section in sections if section.name == paravirt.SECTION)
+        start, size = table["sh_addr"], table["sh_size"]
+        every = tuple(range(start + 5, start + size, 8))
+        check(
+            calls == every and set(every) <= set(found),
+            f"the list of bytes to be cleared isn't that of the records at {start:#x}",
+        )
+    check(found == wanted, "the list of bytes to be cleared names others than the records' lengths")
+
+
+def _lengths_of_slots(plan: Plan, sections: Sequence[Any]) -> Iterator[int]:
+    """The length bytes of all records of alternatives to slots that are longer than their instructions."""
+    starts = {slot.start for slot in plan.slots if slot.tactic is Tactic.IN_PLACE and slot.site.length < 5}
+    named: set[int] = set()
+    for table in (section for section in sections if section.name == alternatives.SECTION and starts):
+        low, data = table["sh_addr"], table.data()
+        size = next((size for size in (12, 13) if len(data) % size == 0), len(data))
+        for at in range(0, len(data), size):
+            code = (low + at + int.from_bytes(data[at : at + 4], "little", signed=True)) & 0xFFFFFFFF
+            if code in starts:
+                named.add(code)
+                yield from range(low + at + 10, low + at + size)
+    check(named == starts, "a slot is longer than its instruction, and there is no alternative to that")
 
 
 # --- the kernel's own tables --------------------------------------------------------------------
