@@ -196,7 +196,9 @@ class _Packer:
                 continue
             for number, pad in enumerate(free):
                 if pad.size >= long:
-                    pool.update((one.start, one) for one in free[max(0, number - beside) : number + beside + 1])
+                    pool.update(
+                        (one.start, one) for one in free[max(0, number - beside) : number + beside + 1]
+                    )
                     count += 1
             if count >= enough:
                 break
