@@ -2,43 +2,56 @@
 """The ``vmi`` command: one file per verb, each a thin layer over one function of the library.
 
 Libraries that take long to load (the emulator, the ELF writer, the assembler) are imported inside
-the verbs that need them, so that help and the small verbs answer at once.
+the verbs that need them, so that help and the small verbs answer at once. The command itself loads only
+the verb that it was called with; ``app`` has all of them.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vmi.cli import abi, compare, demo, header, inspect, patch, prove, rom, run, stat, unpatch, version
 from vmi.version import __version__
+
+if TYPE_CHECKING:
+    app: typer.Typer
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(
-    name="vmi",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.add_typer(rom.app, name="rom")
-for verb, command in (
-    ("patch", patch.command),
-    ("unpatch", unpatch.command),
-    ("prove", prove.command),
-    ("inspect", inspect.command),
-    ("run", run.command),
-    ("compare", compare.command),
-    ("stat", stat.command),
-    ("demo", demo.command),
-    ("header", header.command),
-    ("abi", abi.command),
-    ("version", version.command),
-):
-    app.command(verb)(command)
+_ROM = "rom"
+VERBS = (
+    _ROM, "patch", "unpatch", "prove", "inspect", "run", "compare", "stat", "demo", "header", "abi", "version",
+)  # fmt: skip
+
+
+def application(verbs: Sequence[str] = VERBS) -> typer.Typer:
+    """The command with these verbs, each in a module of its name."""
+    made = typer.Typer(
+        name="vmi",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    made.callback()(root)
+    for verb in verbs:
+        module = import_module(f"{__name__}.{verb}")
+        if verb == _ROM:
+            made.add_typer(module.app, name=verb)
+        else:
+            made.command(verb)(module.command)
+    return made
+
+
+def __getattr__(name: str) -> Any:
+    if name != "app":
+        raise AttributeError(f"module 'vmi.cli' has no attribute {name!r}")
+    globals()["app"] = made = application()
+    return made
 
 
 def _show_version(wanted: bool) -> None:
@@ -47,7 +60,6 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def root(
     show: Annotated[
         bool,
@@ -62,4 +74,5 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         # A terminal or pipe in an old encoding must not turn a table's line or a file's name into an error.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    app(prog_name="vmi")
+    verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    application([verb] if verb in VERBS else VERBS)(prog_name="vmi")

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from itertools import accumulate, compress, pairwise
+from itertools import accumulate, pairwise
 
 from iced_x86 import Code, Decoder, Instruction, MemorySizeExt, OpKind, Register
 
@@ -68,6 +68,8 @@ CALLS = frozenset((Kind.CALL, Kind.CALL_INDIRECT))
 
 _STARTS = [b"\1" + bytes(max(0, length - 1)) for length in range(16)]
 """By the length of an instruction: 1 for its first byte, 0 for the others."""
+_NO_STARTS = b"\x80\0" + bytes(254)
+_LEFT_OUT = bytes(range(0x80, 0x100))
 
 _BRANCH = {Kind.JMP: Branch.JMP, Kind.JCC: Branch.JCC, Kind.LOOP: Branch.LOOP, Kind.CALL: Branch.CALL}
 _SENSITIVE = 0x80
@@ -210,15 +212,21 @@ class Listing:
 
     def inside(self, addresses: Iterable[int]) -> list[int]:
         """Those of ``addresses`` that lie in an entry but aren't its start, in order."""
-        base, end, mask = self.start, self.end, self._mask()
+        base, end, mask = self.start, self.end, self.starting()
         found = {one for one in addresses if base <= one < end and not mask[one - base]}
         return [address for address in sorted(found) if self.covering(address) >= 0]
 
     def at_starts(self, data: bytes | bytearray) -> bytes:
-        """Those bytes of ``data``, which is as long as the listing's, that lie at the entries' starts."""
-        return bytes(compress(data, self._mask()))
+        """Those bytes of ``data``, which is as long as the listing's, that lie at the entries' starts.
 
-    def _mask(self) -> bytearray:
+        They must be below 0x80.
+        """
+        # All the others become 0x80 and more at once, and are left out.
+        others = int.from_bytes(self.starting().translate(_NO_STARTS), "little")
+        mixed = (int.from_bytes(data, "little") | others).to_bytes(len(data), "little")
+        return mixed.translate(None, _LEFT_OUT)
+
+    def starting(self) -> bytearray:
         """A byte per byte of ``data``, 1 where an entry starts."""
         if not self.mask:
             for low, stop in pairwise((0, *self.after_gaps, len(self))):
@@ -237,11 +245,12 @@ class Listing:
 
     def joined(self, index: int) -> bool:
         """True when control can run from entry ``index`` into entry ``index`` + 1."""
+        kinds, starts = self.kinds, self.starts
         return (
-            self.kinds[index] in FALLS_THROUGH
-            and index + 1 < len(self.starts)
-            and self.starts[index + 1] == self.stop(index)
-            and self.kinds[index + 1] != Kind.BAD
+            kinds[index] in FALLS_THROUGH
+            and index + 1 < len(starts)
+            and starts[index + 1] == starts[index] + self.lengths[index]
+            and kinds[index + 1] != Kind.BAD
         )
 
     def raw(self, index: int) -> bytes:
@@ -273,12 +282,27 @@ class Listing:
         self.references.extend(other.references)
 
 
+def no_starts(listings: Sequence[Listing], addresses: Iterable[int]) -> set[int]:
+    """Those of ``addresses`` between the first and the last listing that are the start of no entry.
+
+    What `Listing.inside` would otherwise have to look at once for each listing.
+    """
+    if not listings:
+        return set()
+    base, end = listings[0].start, listings[-1].end
+    mask = bytearray(end - base)
+    for listing in listings:
+        mask[listing.start - base : listing.end - base] = listing.starting()
+    return {one for one in addresses if base <= one < end and not mask[one - base]}
+
+
 def decode(data: bytes, start: int, bounds: Bounds) -> Listing:
     """Decode ``data`` at virtual address ``start`` from its first byte to its last, in 32-bit mode."""
     listing = Listing(start, data)
     put_length, put_kind = listing.lengths.append, listing.kinds.append
     table, targets = _TABLE, listing.targets
     low, high, offset = bounds.start, bounds.end, bounds.offset
+    least = min(low, (low - offset) & 0xFFFFFFFF)
     odd, direct = (int(Kind.ODD), int(Kind.ODD_END)), frozenset(map(int, DIRECT))
     # All but the least for most instructions is left out of this loop: its length is the patcher's time.
     for insn in Decoder(BITS, data, ip=start):
@@ -301,48 +325,53 @@ def decode(data: bytes, start: int, bounds: Bounds) -> Listing:
         if length >= 5:
             there, number = insn.memory_displacement, insn.immediate32
             if (
-                low <= there < high
-                or low <= number < high
-                or low <= (there + offset) & 0xFFFFFFFF < high
-                or low <= (number + offset) & 0xFFFFFFFF < high
-                or kind in odd
-            ):
-                listing.references.extend(_references(insn, kind, bounds))
+                (there >= least or number >= least)
+                and (
+                    low <= there < high
+                    or low <= number < high
+                    or low <= (there + offset) & 0xFFFFFFFF < high
+                    or low <= (number + offset) & 0xFFFFFFFF < high
+                )
+            ) or kind in odd:
+                _refer(listing.references, insn, kind, bounds)
     listing.starts.extend(accumulate(listing.lengths[:-1], initial=start) if listing.lengths else ())
     return listing
 
 
+# Asking the decoder's enumerations for their members each time takes longer than all the rest.
+_MEMORY, _IMMEDIATE32, _FAR_BRANCH32 = int(OpKind.MEMORY), int(OpKind.IMMEDIATE32), int(OpKind.FAR_BRANCH32)
+_NO_REGISTER = int(Register.NONE)
 _DESCRIPTOR_FORMS = ("lgdt m", "lidt m", "lgdtw m", "lidtw m")
 
 
-def _references(insn: Instruction, kind: int, bounds: Bounds) -> Iterator[Reference]:
-    address = insn.ip32
+def _refer(found: list[Reference], insn: Instruction, kind: int, bounds: Bounds) -> None:
+    """Add the text addresses that an instruction names."""
     for operand in range(insn.op_count):
         what = insn.op_kind(operand)
-        if what == OpKind.IMMEDIATE32:
-            value = bounds.normal(insn.immediate32)
-            if value is not None:
-                yield Reference(address, value, Role.IMMEDIATE)
-        elif what == OpKind.FAR_BRANCH32:
-            value = bounds.normal(insn.far_branch32)
-            if value is not None:
-                yield Reference(address, value, Role.FAR)
-        elif what == OpKind.MEMORY:
+        if what == _MEMORY:
             value = bounds.normal(insn.memory_displacement)
             if value is not None:
-                yield _memory_reference(insn, kind, address, value)
+                found.append(_memory_reference(insn, kind, value))
+        elif what == _IMMEDIATE32:
+            value = bounds.normal(insn.immediate32)
+            if value is not None:
+                found.append(Reference(insn.ip32, value, Role.IMMEDIATE))
+        elif what == _FAR_BRANCH32:
+            value = bounds.normal(insn.far_branch32)
+            if value is not None:
+                found.append(Reference(insn.ip32, value, Role.FAR))
 
 
-def _memory_reference(insn: Instruction, kind: int, address: int, value: int) -> Reference:
+def _memory_reference(insn: Instruction, kind: int, value: int) -> Reference:
+    address = insn.ip32
     if insn.code in (Code.LEA_R32_M, Code.LEA_R16_M):
         return Reference(address, value, Role.DISPLACEMENT)
-    fixed = (insn.memory_base, insn.memory_index) == (Register.NONE, Register.NONE)
-    form = forms.classify(insn)
-    if fixed and form is not None and form.name in _DESCRIPTOR_FORMS:
-        return Reference(address, value, Role.DESCRIPTORS, 6)
-    if fixed and kind in (Kind.ODD, Kind.ODD_END):
-        return Reference(address, value, Role.FAR_POINTER, 6)
-    if fixed:
+    if insn.memory_base == insn.memory_index == _NO_REGISTER:
+        form = forms.classify(insn)
+        if form is not None and form.name in _DESCRIPTOR_FORMS:
+            return Reference(address, value, Role.DESCRIPTORS, 6)
+        if kind in (Kind.ODD, Kind.ODD_END):
+            return Reference(address, value, Role.FAR_POINTER, 6)
         return Reference(address, value, Role.ABSOLUTE, max(1, MemorySizeExt.size(insn.memory_size)))
     if kind in (Kind.JMP_INDIRECT, Kind.CALL_INDIRECT):
         return Reference(address, value, Role.TABLE)

@@ -47,4 +47,6 @@ def _compute_filler(raw: bytes) -> bool:
 
 def filled(data: bytes) -> bool:
     """True when ``data`` is whole NOPs."""
+    if data and data[0] not in _FIRST:
+        return False
     return all(is_filler(data[insn.ip32 : insn.next_ip32]) for insn in Decoder(BITS, data, ip=0))

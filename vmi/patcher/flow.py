@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
 
 from iced_x86 import Mnemonic, OpKind
 
 from vmi.patcher import paravirt
-from vmi.patcher.decode import FALLS_THROUGH, Bounds, Kind, Listing, Role
+from vmi.patcher.decode import FALLS_THROUGH, Bounds, Kind, Listing, Reference, Role, no_starts
 from vmi.patcher.hints import Pin
 from vmi.patcher.model import Image, Skipped
 from vmi.patcher.scan import Scan
+from vmi.patcher.wordsearch import WORD, places
 
 R_386_32 = 1
 R_386_PC32 = 2
@@ -102,24 +104,31 @@ def flow(scan: Scan) -> Flow:
     named = _named(scan)
     pointers = set(word_pointers(scan))
     jumps, calls = _branch_targets(scan)
-    values = Marks(scan, pointers, _numbers(scan))
+    values, certain, jumped = (
+        Marks(scan, pointers, _numbers(scan)),
+        Marks(scan, named, calls),
+        Marks(scan, jumps),
+    )
     if not _has_relocations(scan.image):
-        labels = values.copy(named, calls, jumps)
+        labels = values | certain | jumped
         words: set[int] = set()
         for listing in scan.listings:
             reached = _reach(scan, listing, labels.of(listing))
             words.update(_unreached_words(listing, reached, scan.bounds))
         pointers |= words
         values.add(words)
-    hard = values.copy(named, calls)
-    labels = hard.copy(jumps)
+    hard = values | certain
+    labels = hard | jumped
     branches = named.union(jumps, calls)
+    inner = no_starts(scan.listings, branches)
+    references = [reference for listing in scan.listings for reference in listing.references]
     codes = []
     sixteen: list[Skipped] = []
     for listing in scan.listings:
         mine = labels.of(listing)
         sixteen.extend(_sixteen_bit(listing))
-        pins = tuple(_pins(scan, listing, branches, pointers))
+        copied = paravirt.templates(scan.image, listing, references, branches)
+        pins = tuple(_pins(scan, listing, copied, references, inner, pointers))
         reached = _reach(scan, listing, mine)
         codes.append(Code(listing, mine, hard.of(listing), values.of(listing), reached, pins))
     return Flow(scan, tuple(codes), tuple(sixteen), frozenset(scan.hints.recovered))
@@ -145,13 +154,13 @@ class Marks:
             if start <= address < end:
                 marks[address - start] = 1
 
-    def copy(self, *addresses: Iterable[int]) -> Marks:
-        """These marks and more."""
-        other = Marks.__new__(Marks)
-        other.start, other.end, other.marks = self.start, self.end, self.marks[:]
-        for some in addresses:
-            other.add(some)
-        return other
+    def __or__(self, other: Marks) -> Marks:
+        """The marks of both, which are of the same scan."""
+        found = Marks.__new__(Marks)
+        found.start, found.end = self.start, self.end
+        both = int.from_bytes(self.marks, "little") | int.from_bytes(other.marks, "little")
+        found.marks = bytearray(both.to_bytes(len(self.marks), "little"))
+        return found
 
     def of(self, listing: Listing) -> bytearray:
         """The part for ``listing``."""
@@ -208,10 +217,8 @@ def _scanned(scan: Scan) -> Iterator[int]:
     for segment in scan.image.segments:
         for start, end in _outside(segment.vaddr, segment.end, inside):
             data = segment.data[start - segment.vaddr : end - segment.vaddr]
-            for shift in range(4):
-                usable = max(0, len(data) - shift) // 4 * 4
-                words = memoryview(data[shift : shift + usable]).cast("I")
-                yield from [word for word in words if low <= word < high]
+            words = (int.from_bytes(data[at : at + WORD], "little") for at in places(data, [(low, high)]))
+            yield from (word for word in words if low <= word < high)
 
 
 def _outside(start: int, end: int, inside: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -339,18 +346,23 @@ def _prefixes(raw: bytes) -> bytes:
     return raw[:count]
 
 
-def _pins(scan: Scan, listing: Listing, branches: set[int], pointers: set[int]) -> list[Pin]:
+def _pins(
+    scan: Scan,
+    listing: Listing,
+    copied: Iterable[tuple[int, int]],
+    references: Sequence[Reference],
+    inner: Iterable[int],
+    pointers: Iterable[int],
+) -> list[Pin]:
+    """The pins of a listing. ``inner`` are the labels that may be in the middle of an instruction."""
     pins = [p for p in scan.hints.pins + scan.pins if p.start < listing.end and p.end > listing.start]
-    references = [reference for one in scan.listings for reference in one.references]
-    copied = paravirt.templates(scan.image, listing, references, branches)
     pins += [Pin(start, end, paravirt.REASON, True) for start, end in copied]
-    for other in scan.listings:
-        pins += [
-            Pin(r.value, r.value + r.size, _MEMORY_PIN, True)
-            for r in other.references
-            if r.role is Role.ABSOLUTE and listing.start <= r.value < listing.end
-        ]
-    for label in listing.inside(branches):
+    pins += [
+        Pin(r.value, r.value + r.size, _MEMORY_PIN, True)
+        for r in references
+        if r.role is Role.ABSOLUTE and listing.start <= r.value < listing.end
+    ]
+    for label in listing.inside(inner):
         index = listing.covering(label)
         pins.append(Pin(listing.starts[index], listing.stop(index), _INSIDE_PIN))
     for pointer in pointers:
@@ -362,7 +374,7 @@ def _pins(scan: Scan, listing: Listing, branches: set[int], pointers: set[int]) 
 
 def _disjoint(pins: list[Pin]) -> list[Pin]:
     """Pins in address order without overlaps; where two overlap, the stricter one wins, then the first."""
-    ranked = sorted(pins, key=lambda p: (p.start, p.end, p.reason))
+    ranked = sorted(pins, key=attrgetter("start", "end", "reason"))
     strict = _first_wins(pin for pin in ranked if pin.untouchable)
     others = _first_wins(pin for pin in ranked if not pin.untouchable)
     return sorted([*strict, *_around(strict, others)], key=lambda p: p.start)
@@ -374,7 +386,7 @@ def _first_wins(pins: Iterable[Pin]) -> list[Pin]:
     for pin in pins:
         start = max(pin.start, kept[-1].end) if kept else pin.start
         if start < pin.end:
-            kept.append(replace(pin, start=start))
+            kept.append(pin if start == pin.start else replace(pin, start=start))
     return kept
 
 
@@ -392,7 +404,7 @@ def _around(strict: list[Pin], others: list[Pin]) -> Iterator[Pin]:
             start = strict[inside].end
             inside += 1
         if start < pin.end:
-            yield replace(pin, start=start)
+            yield pin if start == pin.start else replace(pin, start=start)
 
 
 def _may_fault(listing: Listing, index: int) -> bool:

@@ -8,14 +8,15 @@ that lead to code, the first one to a NOP or jump of the right size, hardly stan
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 from vmi.patcher.fillers import filled
 from vmi.patcher.model import Access, Image
+from vmi.patcher.wordsearch import WORD, places
 
-WORD = 4
+_PAIR = struct.Struct("<II")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,26 +35,19 @@ def jump_labels(
 
     ``others`` are names of sections that hold other tables.
     """
-    low, high = _hull(image)
+    ranges = _executable(image)
     for start, data in _readable(image, others):
-        words = memoryview(data[: len(data) // WORD * WORD]).cast("I")
         # Relative: each word is the distance from itself.
-        shift, span = start - low, high - low
-        near = [i for i, word in enumerate(words) if (word + shift + WORD * i) & 0xFFFFFFFF < span]
-        for index in _followed(near):
-            at = start + WORD * index
-            code, target = (words[index] + at) & 0xFFFFFFFF, (words[index + 1] + at + WORD) & 0xFFFFFFFF
+        shifted = [(low - start - len(data), high - start) for low, high in ranges]
+        for at in places(data, shifted, 2, WORD):
+            code, target = _PAIR.unpack_from(data, at)
+            code, target = (code + start + at) & 0xFFFFFFFF, (target + start + at + WORD) & 0xFFFFFFFF
             if is_code(code) and is_code(target):
                 yield from _label(image, code, target)
-        fixed = [i for i, word in enumerate(words) if low <= word < high]
-        for index in _followed(fixed):
-            if is_code(words[index]) and is_code(words[index + 1]):
-                yield from _label(image, words[index], words[index + 1])
-
-
-def _followed(hits: list[int]) -> list[int]:
-    """Those numbers of an ascending list whose successor is in it too."""
-    return [here for here, following in pairwise(hits) if following == here + 1]
+        for at in places(data, ranges, 2, WORD):
+            code, target = _PAIR.unpack_from(data, at)
+            if is_code(code) and is_code(target):
+                yield from _label(image, code, target)
 
 
 def _label(image: Image, code: int, target: int) -> Iterator[JumpLabel]:
@@ -77,10 +71,9 @@ def _size(raw: bytes, code: int, target: int) -> int:
     return 2 if filled(raw[:2]) and -128 <= target - code - 2 <= 127 else 0
 
 
-def _hull(image: Image) -> tuple[int, int]:
+def _executable(image: Image) -> list[tuple[int, int]]:
     ranges = [(s.vaddr, s.end) for s in image.sections if s.executable and s.size]
-    ranges = ranges or [(s.vaddr, s.end) for s in image.segments if s.flags & Access.X]
-    return min((r[0] for r in ranges), default=0), max((r[1] for r in ranges), default=0)
+    return ranges or [(s.vaddr, s.end) for s in image.segments if s.flags & Access.X]
 
 
 def _readable(image: Image, others: Container[str]) -> Iterator[tuple[int, bytes]]:

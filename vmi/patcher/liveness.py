@@ -56,9 +56,9 @@ _COUNTED = frozenset(
     )
 )
 
-_CALLS = re.compile(re.escape(bytes((Kind.CALL,))))
 _INDIRECT_CALLS = re.compile(re.escape(bytes((Kind.CALL_INDIRECT,))))
 _CALL_BYTE = 0xE8
+_PREFIXES = frozenset(bytes.fromhex("26 2e 36 3e 64 65 66 67 f0 f2 f3"))
 _FLAGLESS = frozenset((Kind.CALL, Kind.CALL_INDIRECT, Kind.JMP, Kind.JMP_INDIRECT, Kind.RET))
 # Prefixes, the second opcode map (VEX too), and shifts by a number.
 _MORE_BYTES = frozenset(bytes.fromhex("0f 26 2e 36 3e 64 65 66 67 f0 f2 f3 c0 c1 c4 c5 62"))
@@ -86,9 +86,9 @@ class LivenessFinder:
         self._info = InstructionInfoFactory()
         self._steps: dict[int, _Step] = {}
         self._flag_effects: dict[bytes, tuple[int, int]] = {}
-        self._functions = sorted({target for code in flow.codes for target in _called(code)})
-        self._callers: list[dict[int, list[int]]] | None = None
-        self._indirect = False
+        self._callers = [_callers(code) for code in flow.codes]
+        self._functions = sorted(set().union(*self._callers))
+        self._indirect: bool | None = None
         self._returning: dict[int, bool] = {}
 
     def after(self, address: int) -> Liveness:
@@ -166,17 +166,17 @@ class LivenessFinder:
 
         Any indirect call may be one of it.
         """
-        if self._callers is None:
-            self._callers = [_callers(code) for code in self._flow.codes]
+        if self._indirect is None:
             self._indirect = any(
-                self._reads_soon(code, index + 1)
+                self._reads_soon(code, match.start() + 1)
                 for code in self._flow.codes
-                for index in _reached_calls(code, _INDIRECT_CALLS)
+                for match in _INDIRECT_CALLS.finditer(code.listing.kinds)
+                if code.reached[match.start()]
             )
         return self._indirect or any(
-            self._reads_soon(code, index + 1)
+            code.reached[index := code.listing.at(caller)] and self._reads_soon(code, index + 1)
             for code, callers in zip(self._flow.codes, self._callers, strict=True)
-            for index in callers.get(function, ())
+            for caller in callers.get(function, ())
         )
 
     def _reads_soon(self, code: Code, index: int) -> bool:
@@ -231,26 +231,16 @@ class LivenessFinder:
             yield RegisterExt.full_register32(used.register), used.register, used.access
 
 
-def _reached_calls(code: Code, kind: re.Pattern[bytes]) -> Iterator[int]:
-    """Entries that are calls of a kind and that a label leads to."""
-    return (at for match in kind.finditer(code.listing.kinds) if code.reached[at := match.start()])
-
-
 def _callers(code: Code) -> dict[int, list[int]]:
-    """The entries of a listing that are direct calls, by their targets."""
+    """The addresses of a listing's direct calls, by their targets."""
     found: dict[int, list[int]] = {}
-    starts, targets = code.listing.starts, code.listing.targets
-    for index in _reached_calls(code, _CALLS):
-        found.setdefault(targets[starts[index]], []).append(index)
+    listing = code.listing
+    data, start = listing.data, listing.start
+    for source, target in listing.targets.items():
+        first = data[source - start]
+        if first == _CALL_BYTE or (first in _PREFIXES and listing.kinds[listing.at(source)] == Kind.CALL):
+            found.setdefault(target, []).append(source)
     return found
-
-
-def _called(code: Code) -> Iterator[int]:
-    """Targets of the direct calls of a listing."""
-    data, start = code.listing.data, code.listing.start
-    for source, target in code.listing.targets.items():
-        if data[source - start] == _CALL_BYTE:
-            yield target
 
 
 def _flag_effect(insn: Instruction) -> tuple[int, int]:

@@ -29,8 +29,9 @@ SHARE = 500
 _OF_OLD = frozenset((0x63, 0x62, 0x27, 0x2F, 0x37, 0x3F, 0xCE, 0xD4, 0xD5, 0xD6, 0xC4, 0xC5))
 # and ins or outs with a buffer in FS or GS: those letters in a word
 _STRING_IO = (b"\x6c", b"\x6d", b"\x6e", b"\x6f")
-_SUSPECT = re.compile(b"[%b]" % re.escape(bytes(sorted(_OF_OLD | {0x64, 0x65}))))
-_ADDRESS_SIZE = re.compile(b"\x67")
+_SUSPECT = bytes(byte in _OF_OLD | {0x64, 0x65} for byte in range(256))
+_ADDRESS_SIZE = bytes(byte == 0x67 for byte in range(256))
+_MARKED = re.compile(b"\1")
 _PADDED = (b"\xe3", b"\xe8", b"\xe9")  # jcxz; calls and jumps that linkers make longer by the prefix
 
 
@@ -55,20 +56,20 @@ def refuse_mixed(found: Flow) -> None:
 
 
 def _odd(code: Code) -> Iterator[int]:
-    listing = code.listing
-    base, data = listing.start, listing.data
-    for match in _SUSPECT.finditer(listing.at_starts(data)):
-        start = listing.starts[match.start()]
-        if code.reached[match.start()]:
-            first, second = data[start - base], data[start - base + 1 : start - base + 2]
-            if first in _OF_OLD or second in _STRING_IO:
-                yield start
+    for start, first, second in _starting(code, _SUSPECT):
+        if first in _OF_OLD or second in _STRING_IO:
+            yield start
 
 
 def _short(code: Code) -> Iterator[int]:
-    listing = code.listing
-    base, data = listing.start, listing.data
-    for match in _ADDRESS_SIZE.finditer(listing.at_starts(data)):
-        start = listing.starts[match.start()]
-        if code.reached[match.start()] and data[start - base + 1 : start - base + 2] not in _PADDED:
-            yield start
+    return (start for start, _first, second in _starting(code, _ADDRESS_SIZE) if second not in _PADDED)
+
+
+def _starting(code: Code, wanted: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """(address, first byte, second byte) of the reached instructions whose first byte is 1 in ``wanted``."""
+    listing, data = code.listing, code.listing.data
+    for match in _MARKED.finditer(listing.at_starts(data.translate(wanted))):
+        if code.reached[match.start()]:
+            start = listing.starts[match.start()]
+            at = start - listing.start
+            yield start, data[at], data[at + 1 : at + 2]

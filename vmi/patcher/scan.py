@@ -15,9 +15,10 @@ from itertools import pairwise
 
 from vmi.errors import BadInput
 from vmi.patcher import hints
-from vmi.patcher.decode import Bounds, Listing, Reference, Role, decode
+from vmi.patcher.decode import Bounds, Listing, Reference, Role, decode, no_starts
 from vmi.patcher.hints import Hints, Pin
 from vmi.patcher.model import Access, Image, Skipped, SymbolKind
+from vmi.patcher.wordsearch import WORD, places
 
 MAX_ROUNDS = 8
 MAX_REGIONS = 128
@@ -198,22 +199,24 @@ def _check_forms(listings: Sequence[Listing]) -> None:
 def _word_tables(region: Region, bounds: Bounds, is_code: hints.IsCode) -> list[Skipped]:
     """Runs of at least TABLE_RUN addresses of code at any byte alignment."""
     found: list[Skipped] = []
-    low, high = bounds.start, bounds.end
-    for shift in range(4):
-        usable = (len(region.data) - shift) // 4 * 4
-        words = memoryview(region.data[shift : shift + usable]).cast("I")
-        hits = [index for index, word in enumerate(words) if low <= word < high]
-        run = 1
-        for here, following in pairwise([*hits, -1]):
-            if following == here + 1:
-                run += 1
-                continue
-            if run >= TABLE_RUN:
-                first = here - run + 1
-                for at, size in _code_runs(words[first : here + 1], is_code):
-                    start = region.start + shift + (first + at) * 4
-                    found.append(Skipped(start, start + size * 4, _TABLE_REASON))
-            run = 1
+    data, low, high = region.data, bounds.start, bounds.end
+    done = [0] * WORD  # by alignment
+    for start in places(data, [(low, high)], TABLE_RUN):
+        if start < done[start % WORD]:
+            continue
+        words: list[int] = []
+        end = start
+        while (
+            end + WORD <= len(data)
+            and low <= (word := int.from_bytes(data[end : end + WORD], "little")) < high
+        ):
+            words.append(word)
+            end += WORD
+        done[start % WORD] = end
+        if len(words) >= TABLE_RUN:
+            for at, size in _code_runs(words, is_code):
+                first = region.start + start + at * WORD
+                found.append(Skipped(first, first + size * WORD, _TABLE_REASON))
     return found
 
 
@@ -278,14 +281,15 @@ def _lost(listings: list[Listing], anchors: set[int]) -> set[int]:
     and the start of its run. Otherwise the branch is the doubtful one (or skips a prefix), and it changes
     nothing.
     """
-    targets = {target for listing in listings for target in listing.targets.values()}
+    targets: set[int] = set().union(*(listing.targets.values() for listing in listings))
     labels = targets | anchors
     for listing in listings:
         labels.update(r.value for r in listing.references if r.role in (Role.IMMEDIATE, Role.FAR))
     lost: set[int] = set()
     led: dict[int, bool] = {}
+    doubtful = no_starts(listings, targets)
     for listing in listings:
-        for target in listing.inside(targets):
+        for target in listing.inside(doubtful):
             index = listing.covering(target)
             offset = target - listing.starts[index]
             if all(byte in _PREFIXES for byte in listing.raw(index)[:offset]):
