@@ -297,6 +297,16 @@ def test_a_pending_word_that_lies_is_the_guests_own_trouble() -> None:
     assert lab.domain is not None and lab.domain.calls["pending interrupt"] == 1
 
 
+def test_the_handler_finds_the_pending_word_settled() -> None:
+    """From its first instruction on: a word that is still set would make each of its calls come out."""
+    word = ROM_AT + (ROM.data_page or 0) + vmware.PENDING
+    lab = guest(f"@sti\n{DONE}", "paravirt")
+    lab.machine.interrupts.line(0).set(True)
+    assert lab.step_to(lab.labels["handler"]) and lab.machine.memory.u32(word) == 0
+    lab = guest(f"mov dword ptr [{word:#x}], 1\nback: @sti\nend: {DONE}", "paravirt")
+    assert lab.step_to(lab.labels["end"]) and lab.machine.memory.u32(word) == 0
+
+
 @pytest.mark.parametrize("mode", ["full", "paravirt"])
 def test_user_code_can_not_switch_interrupts_off(mode: str) -> None:
     """Not even with a frame that says so: what runs there can always be preempted."""

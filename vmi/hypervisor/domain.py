@@ -143,8 +143,10 @@ class Domain:
         return True
 
     def _deliver_waiting(self) -> None:
-        if self.machine.interrupts.pending() and self.privilege.interrupts_on():
+        interrupts = self.machine.interrupts
+        if interrupts.pending() and self.privilege.interrupts_on():
             self.machine.take_interrupt()
+        self.rom.set_pending(interrupts.pending())  # or the handler's calls would come out for nothing
 
     # -- taking over ------------------------------------------------------------------------
 
