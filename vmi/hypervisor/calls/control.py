@@ -10,6 +10,7 @@ def _setter(number: int) -> Handler:
     def handler(call: CallContext) -> None:
         call.vcpu.write_cr(number, call.cpu.eax)
 
+    handler.__doc__ = f"CR{number} := EAX, as by the instruction."
     return handler
 
 
