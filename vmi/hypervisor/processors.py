@@ -90,8 +90,8 @@ class Processors:
         """
         privilege = self._vcpu.privilege
         left, entered = self.all[old], self.all[new]
+        left.paging = self._vcpu.mmu.leave()  # before the words are exchanged, which tell it of entries
         left.active, left.idt, left.words = active, privilege.virtual_idt, self._rom.save_words()
-        left.paging = self._vcpu.mmu.leave()
         self.current = entered
         privilege.virtual_idt = entered.idt
         self._rom.load_words(entered.words)

@@ -113,6 +113,7 @@ class ShadowMmu(GuestTables):
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
         if self._cpu.pager is None:
             return None
+        self.catch_up()
         self._cpu.pager = None
         return self.state
 
@@ -423,6 +424,9 @@ class ShadowMmu(GuestTables):
             if 0 <= linear - first < pages * PAGE_SIZE:
                 return linear - first + frame * PAGE_SIZE
         return self.translate(linear)
+
+    def _is_paged(self) -> bool:
+        return super()._is_paged() if self._cpu.pager is None else self._root is not None
 
     def set_linear_mapping(self, slot: int, linear: int, pages: int, frame: int) -> None:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
