@@ -38,7 +38,7 @@ MODES = ("native", "paravirt", "full")
 
 #: What hypervisors here serve a de-privileged kernel with, besides the features of i686.
 _SERVED = frozenset({
-    "apic", "de", "hypervisor", "mca", "mce", "msr", "mtrr", "pat", "pse36", "sep", "sse3",
+    "apic", "de", "hypervisor", "mca", "mce", "msr", "mtrr", "nx", "pae", "pat", "pse36", "sep", "sse3",
 })  # fmt: skip
 
 _STATUS = {

@@ -45,6 +45,7 @@ def test_patched_kernel_is_run_as_it_is(vmi: Vmi, fake_run: FakeRun, patched_ker
         "original": None,
         "model": None,
         "cpus": 1,
+        "mmu": "direct",
     }
 
 

@@ -28,8 +28,8 @@ from vmi.rom.build import build
 
 DEFAULTS = {
     "image": b"some kernel", "rom": None, "memory": 64 << 20, "append": "", "modules": [],
-    "protocol": None, "address": None, "full": False, "model": None, "disks": [], "bios": None,
-    "video_bios": None, "cpus": 1, "timeout_ns": 60 * 10**9, "until": None,
+    "protocol": None, "address": None, "full": False, "mmu": "direct", "model": None, "disks": [],
+    "bios": None, "video_bios": None, "cpus": 1, "timeout_ns": 60 * 10**9, "until": None,
 }  # fmt: skip
 
 
@@ -46,6 +46,7 @@ def test_every_option(vmi: Vmi, fake_run: FakeRun, kernel: Path, tmp_path: Path)
     result = vmi(
         *("run", kernel, "--rom", tmp_path / "rom.bin", "-m", "8M", "--append", "a=1 b"),
         *("--initrd", disk, "--initrd", f"{disk},x y,z", "--timeout", "1.5ms"),
+        *("--mmu", "shadow"),
     )
     assert result.exit_code == 0, result.stderr
     assert fake_run.seen == DEFAULTS | {
@@ -54,6 +55,7 @@ def test_every_option(vmi: Vmi, fake_run: FakeRun, kernel: Path, tmp_path: Path)
         "append": "a=1 b",
         "modules": [Module(b"disk", str(disk)), Module(b"disk", f"{disk} x y,z")],
         "timeout_ns": 1_500_000,
+        "mmu": "shadow",
     }
 
 
@@ -285,6 +287,7 @@ BAD_ARGUMENTS = {
     "": (2, "exactly one of KERNEL, --bios and --restore must say what to run"),
     "kernel --bios bios": (2, "exactly one of KERNEL, --bios and --restore must say what to run"),
     "kernel --restore saved": (2, "exactly one of KERNEL, --bios and --restore must say what to run"),
+    "kernel --mmu shadow": (2, "--mmu is about a hypervisor's work, so it needs --rom or --full"),
     "kernel --full --rom native": (2, "--full runs without a ROM, so it can't be combined with --rom"),
     "kernel --rom nonsense": (
         2, "ROM 'nonsense' is neither a flavour (native, vmware) nor the name of a file",

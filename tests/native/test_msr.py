@@ -33,6 +33,7 @@ P6 = {0x1B: 0xFEE00900, 0x8B: 1 << 32, 0x1A0: 1, 0x277: 0x0007040600070406}
 SHOWN = {
     "i686": {},
     "i686-apic": {0x1B: 0xFEE00900, 0x8B: 1 << 32, 0x1A0: 1},
+    "i686-pae": {0x8B: 1 << 32, 0x1A0: 1},
     "486": {},
     "pentium": {0x1B: 0xFEE00900},
     "pentium3": P6 | FIRMWARE_MTRR | MACHINE_CHECK,

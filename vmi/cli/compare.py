@@ -12,12 +12,14 @@ from vmi.cli import values
 from vmi.cli.common import JsonOption, QuietOption, Ui, VerboseOption, guarded
 from vmi.cli.guest import (
     MEMORY,
+    MMU,
     TIMEOUT,
     AppendOption,
     CpuOption,
     InitrdOption,
     KernelArgument,
     MemoryOption,
+    MmuOption,
     SmpOption,
     TimeoutOption,
     UntilOption,
@@ -45,6 +47,7 @@ def command(
             "--mode", metavar="MODE", help="native, paravirt or full; repeat it. The first is the oracle."
         ),
     ] = None,
+    mmu: MmuOption = MMU,
     memory: MemoryOption = MEMORY,
     cpu: CpuOption = None,
     smp: SmpOption = 1,
@@ -107,6 +110,7 @@ def command(
             original=None if was_patched else image.data,
             model=model,
             cpus=smp,
+            mmu=mmu,
         )
     if plot is not None:
         from vmi.plot import png

@@ -33,9 +33,17 @@ InitrdOption = Annotated[
 ]
 CpuOption = Annotated[
     str | None,
-    typer.Option("--cpu", metavar="MODEL", help="486, pentium, pentium3, i686, i686-apic, qemu32 or max."),
+    typer.Option(
+        "--cpu", metavar="MODEL", help="486, pentium, pentium3, i686, i686-apic, i686-pae, qemu32 or max."
+    ),
 ]
 SmpOption = Annotated[int, typer.Option("--smp", metavar="N", help="Processors, 1 to 8.")]
+MmuOption = Annotated[
+    str,
+    typer.Option(
+        "--mmu", metavar="HOW", help="How a hypervisor manages the guest's memory: direct or shadow."
+    ),
+]
 ProtocolOption = Annotated[
     str | None,
     typer.Option("--protocol", metavar="NAME", help="linux, multiboot, pvh, elf or flat."),
@@ -59,4 +67,5 @@ UntilOption = Annotated[
 ]
 
 MEMORY = "64M"
+MMU = "direct"
 TIMEOUT = "60s"

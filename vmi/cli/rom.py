@@ -22,6 +22,14 @@ app = typer.Typer(help="Build, list and inspect interface ROMs.", no_args_is_hel
 def build_command(
     flavour: Annotated[str, typer.Argument(metavar="FLAVOUR", help="One of `vmi rom list`.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Where the image goes.")],
+    virtual_top: Annotated[
+        str | None,
+        typer.Option(
+            "--virtual-top",
+            metavar="HEX",
+            help="The hypervisor keeps linear addresses from here on to itself.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -33,7 +41,7 @@ def build_command(
 
     if flavour not in FLAVOURS:
         raise UsageError(f"there is no ROM flavour {flavour!r}; there are {', '.join(sorted(FLAVOURS))}")
-    image = build(flavour).image
+    image = build(flavour, 0 if virtual_top is None else values.address(virtual_top)).image
     write_atomically(output, image)
     if ui.json:
         ui.data({"flavour": flavour, "output": str(output), "size": len(image)})

@@ -15,10 +15,12 @@ from vmi.cli.common import JsonOption, QuietOption, Ui, VerboseOption, guarded
 from vmi.cli.console import ConsoleSession
 from vmi.cli.guest import (
     MEMORY,
+    MMU,
     TIMEOUT,
     AppendOption,
     CpuOption,
     InitrdOption,
+    MmuOption,
     ProtocolOption,
     RunMemoryOption,
     RunTimeoutOption,
@@ -52,6 +54,7 @@ def command(
     full: Annotated[
         bool, typer.Option("--full", help="De-privilege the unpatched guest: trap and emulate, no ROM.")
     ] = False,
+    mmu: MmuOption = MMU,
     memory: RunMemoryOption = None,
     cpu: CpuOption = None,
     smp: SmpOption = 1,
@@ -129,10 +132,13 @@ def command(
     }  # fmt: skip
     for_machine = {
         "--rom": rom, "--memory": memory, "--cpu": cpu, "--video-bios": video_bios, "--smp": smp > 1,
+        "--mmu": mmu != MMU,
     }  # fmt: skip
     _check_start(kernel, bios, restore, for_kernel, for_machine)
     if full and rom is not None:
         raise UsageError("--full runs without a ROM, so it can't be combined with --rom")
+    if mmu != MMU and not full and rom is None:
+        raise UsageError("--mmu is about a hypervisor's work, so it needs --rom or --full")
     if profile is not None and (full or rom is not None):
         raise UsageError("--profile needs a native run, so it can't be combined with --rom or --full")
     where, wanted = values.serial(serial), values.text(until)
@@ -166,6 +172,7 @@ def command(
                 protocol=protocol,
                 address=None if load_address is None else values.address(load_address),
                 full=full,
+                mmu=mmu,
                 model=values.cpu(cpu),
                 disks=values.disks(disk or ()),
                 bios=None if bios is None else values.firmware(bios),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from vmi import abi
 from vmi.hypervisor.personality import Personality
@@ -48,6 +49,7 @@ class Virtual:
     :ivar active: its kernel is de-privileged.
     :ivar idt: the IDT that its guest has loaded.
     :ivar words: the ROM's data page as it sees it.
+    :ivar paging: what its MMU keeps of it.
     :ivar initial: the state that it begins in, None for real mode.
     """
 
@@ -55,6 +57,7 @@ class Virtual:
     active: bool = False
     idt: TableRegister = _NO_TABLE
     words: bytes = field(default=b"", repr=False)
+    paging: Any = field(default=None, repr=False)
     initial: InitialState | None = field(default=None, repr=False)
 
 
@@ -87,11 +90,13 @@ class Processors:
         """
         privilege = self._vcpu.privilege
         left, entered = self.all[old], self.all[new]
+        left.paging = self._vcpu.mmu.leave()  # before the words are exchanged, which tell it of entries
         left.active, left.idt, left.words = active, privilege.virtual_idt, self._rom.save_words()
         self.current = entered
         privilege.virtual_idt = entered.idt
         self._rom.load_words(entered.words)
         self._activate(entered.active)
+        self._vcpu.mmu.enter(entered.paging)
         if entered.active:
             entered.timer.publish()
 
@@ -104,11 +109,13 @@ class Processors:
         """The CPU that runs begins, after its start-up message; False if it does so in real mode."""
         self._rom.load_words(b"")
         self._activate(False)
+        self._vcpu.mmu.enter(None)
         self._vcpu.privilege.virtual_idt = _NO_TABLE
         state = self.current.initial
         if state is None:
             return False
         self._activate(True)
+        self._vcpu.mmu.start()
         try:
             self._enter(state)
         except GuestFault as fault:

@@ -257,8 +257,12 @@ class Cpu(Translation):
         """CR0, CR3 or CR4 has a new value."""
         if self.store_watch is not None:
             self._guard(self.store_watch.control_changed)
+
+    def control_loaded(self) -> None:
+        """CR0, CR3 or CR4 was loaded."""
         if self.pager is not None:
             self._guard(self.pager.control_changed)
+        self.control_changed()
 
     def tell_of_pauses(self) -> None:
         """Have :attr:`on_pause` called for each PAUSE from now on, while it executes."""

@@ -25,7 +25,7 @@ feature that is not promised is an invalid opcode where the emulator knows the d
 model-specific register that is not in the list below is a general protection fault.
 
 Without `--cpu` a guest gets {usual}. A kernel that a hypervisor runs gets {served}; `--cpu` may name another
-model then if hypervisors here serve all that it promises: {served}-apic has an APIC.
+model then if hypervisors here serve all that it promises: {served}-apic has an APIC, {served}-pae PAE and NX.
 
 Each model but these two is the one that QEMU 7.2 has under the same name, leaf by leaf, less the features
 under *Withheld*. Bit 31 of leaf 1 ECX and leaf 40000000h tell, as there, that the code runs on QEMU's

@@ -299,4 +299,8 @@ _I686 = _set("fpu pse tsc cx8 pge cmov mmx fxsr sse sse2")
 I686 = CpuModel("i686", _INTEL, 0x663, _I686, max_leaf=1)
 #: The same with an APIC, and the registers that one is found by.
 I686_APIC = CpuModel("i686-apic", _INTEL, 0x663, _I686 | _set("msr apic"), max_leaf=1)
-MODELS |= {model.name: model for model in (I686, I686_APIC)}
+#: The same with PAE, NX, and the register that NX is switched on by.
+I686_PAE = CpuModel(
+    "i686-pae", _INTEL, 0x663, _I686 | _set("msr pae nx"), max_leaf=1, max_extended=0x80000001
+)
+MODELS |= {model.name: model for model in (I686, I686_APIC, I686_PAE)}

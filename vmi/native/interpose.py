@@ -82,7 +82,7 @@ class Owner(Protocol):
     def storing_into_watched(self, address: int, size: int) -> None:
         """The current instruction is about to store into a watched page."""
 
-    def control_changed(self) -> None:
+    def control_loaded(self) -> None:
         """CR0, CR3 or CR4 was loaded."""
 
 
@@ -186,7 +186,7 @@ def install(library: Any) -> None:
             original(state, value)
             owner = _by_state.get(state)
             if owner is not None:
-                owner.control_changed()
+                owner.control_loaded()
 
         return _CONTROL(function)
 

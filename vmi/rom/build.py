@@ -27,6 +27,9 @@ MANUFACTURER = "vmi"
 PRODUCT = "VMI ROM, flavour "  # and its name
 MAX_SIZE = 4 * layout.PAGE  # what a patched kernel keeps free for a copy
 
+# A guest with a direct map of RAM needs room between that and the hole, for its fixed and its dynamic maps.
+_TOPS = range(0xF0000000, 0x100000000 - layout.PAGE + 1)
+
 _FILL = 0xCC  # int3: code that nobody should reach says so
 _REAL_MODE_ENTRY = ".code16\nxor ax, ax\nretf"  # nothing to boot from, nothing to set up
 
@@ -53,14 +56,24 @@ class Rom:
 
 
 @cache
-def build(flavour: str) -> Rom:
-    """Build the flavour of that name; raises RomError for an unknown one or a table that can't be built."""
-    return build_flavour(get(flavour))
+def build(flavour: str, virtual_top: int = 0) -> Rom:
+    """Build the flavour of that name.
+
+    :param virtual_top: the hypervisor keeps linear addresses from here on to itself; 0 if it keeps none.
+    :raises RomError: there is none of that name, its table can't be built, or no guest could live with the
+        address.
+    """
+    return build_flavour(get(flavour), virtual_top)
 
 
-def build_flavour(flavour: Flavour) -> Rom:
-    """Build a flavour that need not be registered."""
+def build_flavour(flavour: Flavour, virtual_top: int = 0) -> Rom:
+    """Build a flavour that need not be registered, see :func:`build`."""
     flavour.check()
+    if virtual_top and (virtual_top not in _TOPS or virtual_top % layout.PAGE):
+        raise RomError(
+            f"virtual_top must be 0 or a whole page from {_TOPS.start:#x} to {_TOPS[-1]:#x}, "
+            f"but it is {virtual_top:#x}"
+        )
     table = layout.CallTable(
         slots=layout.SLOTS,
         slot_size=layout.SLOT_SIZE,
@@ -74,7 +87,7 @@ def build_flavour(flavour: Flavour) -> Rom:
         image = image[: layout.CODE_LIMIT].ljust(layout.DATA_PAGE + layout.PAGE, b"\0")
     if len(image) > MAX_SIZE:
         raise RomError(f"flavour {flavour.name} makes a ROM of {len(image)} bytes, the most is {MAX_SIZE}")
-    _describe(image, flavour)
+    _describe(image, flavour, virtual_top)
     image[layout.CHECKSUM] = -sum(image) & 0xFF
     calls = tuple(table.entry(call.number) for call in abi.CALLS)
     return Rom(bytes(image), flavour.name, calls, table.data_page or None)
@@ -152,7 +165,7 @@ get_reloc_none:
 """
 
 
-def _describe(image: bytearray, flavour: Flavour) -> None:
+def _describe(image: bytearray, flavour: Flavour, virtual_top: int) -> None:
     """Header, licence, PCI and PnP data, names: what a BIOS or a guest reads without running it."""
     texts = {"licence": LICENCE, "maker": MANUFACTURER, "product": PRODUCT + flavour.name}
     places: dict[str, int] = {}
@@ -180,7 +193,7 @@ def _describe(image: bytearray, flavour: Flavour) -> None:
         api_version_maj=abi.API_MAJOR,
         jump_slots=len(abi.CALLS),
         reserved1=0,
-        virtual_top=0,
+        virtual_top=virtual_top,
         reserved2=0,
         license_offs=places["licence"],
         pci_header_offs=pci,

@@ -9,7 +9,7 @@ differ in what the processor's CR3 points to.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from vmi.errors import UsageError
 from vmi.hypervisor.mmu import direct, shadow
@@ -33,7 +33,16 @@ class Mmu(Protocol):
     name: str
 
     def start(self) -> None:
-        """The guest has been taken over: what its control registers hold now counts from here on."""
+        """A virtual CPU has been taken over: what its control registers hold counts from here on."""
+
+    def leave(self) -> Any:
+        """The CPU is about to be, or is already, another virtual one: what there is to keep of this one."""
+
+    def enter(self, state: Any) -> None:
+        """The CPU's registers are those of a virtual CPU that :meth:`leave` gave this of.
+
+        None is for one that has not been taken over, and has its translation to itself.
+        """
 
     def read(self, number: int) -> int:
         """CR0, CR3 or CR4 as the guest knows it."""

@@ -37,6 +37,9 @@ class GuestTables:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
         return self._cpu.efer
 
+    def _is_paged(self) -> bool:
+        return bool(self._cpu.cr(0) & Cr0.PG)
+
     def _paging(self) -> Paging:
         """What the guest's tables mean now."""
         a20 = self._cpu.a20_mask | ~U32
@@ -61,7 +64,7 @@ class GuestTables:
 
     def translate(self, linear: int, *, write: bool = False, user: bool = False) -> int:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
-        if not self.read(0) & Cr0.PG:
+        if not self._is_paged():
             return linear & self._cpu.a20_mask
         found = self._walk(linear, write=write, user=user).physical
         return found if linear < self._top else self._cpu.nowhere | found & 0xFFF

@@ -104,14 +104,32 @@ class ShadowMmu(GuestTables):
         cpu = self._cpu
         self.state = PagingState(cpu.cr(3), bool(cpu.cr(0) & Cr0.WP), bool(cpu.cr(4) & Cr4.PAE), cpu.efer)
         cpu.cr2 = cpu.cr(2)
+        cpu.pager = self
         self._notices.want(True)
         self._hide()
-        cpu.pager = self
         self._load()
+
+    def leave(self) -> PagingState | None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+        if self._cpu.pager is None:
+            return None
+        self.catch_up()
+        self._cpu.pager = None
+        return self.state
+
+    def enter(self, state: PagingState | None) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+        self._cpu.pager = None
+        if state is not None:
+            self.state = state
+            self._cpu.pager = self
+            self.use()
 
     def read(self, number: int) -> int:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
         state, real = self.state, self._cpu.cr(number)
+        if self._cpu.pager is None:
+            return real
         if number == 0:
             return real & ~Cr0.WP | (Cr0.WP if state.protects else 0)
         if number == 3:
@@ -121,7 +139,7 @@ class ShadowMmu(GuestTables):
     @property
     def efer(self) -> int:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
-        return self.state.efer
+        return self._cpu.efer if self._cpu.pager is None else self.state.efer
 
     def write(self, number: int, value: int) -> None:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
@@ -173,7 +191,7 @@ class ShadowMmu(GuestTables):
     def _pointers(self) -> Sequence[int] | None:
         """What was there when CR3 was loaded stays; an entry that was missing is looked for again."""
         state = self.state
-        if not state.wide:
+        if not state.wide or self._cpu.pager is None:
             return None
         for number, value in enumerate(state.pointers):
             if not value & PTE_P:
@@ -238,9 +256,11 @@ class ShadowMmu(GuestTables):
         """Where the guest's directory of an address space's quarter is; where none is, there is no page."""
         state = self.state
         if not state.wide:
-            return Source(self._mode, (state.cr3 & ~(PAGE_SIZE - 1)) + 1024 * number & self._a20)
-        pointer = state.pointers[number]
-        return Source(self._mode, pointer & PTE_FRAME & self._a20 if pointer & PTE_P else -PAGE_SIZE)
+            at = (state.cr3 & ~(PAGE_SIZE - 1)) + 1024 * number & self._a20
+        else:
+            pointer = state.pointers[number]
+            at = pointer & PTE_FRAME & self._a20 if pointer & PTE_P else -PAGE_SIZE
+        return Source(self._mode, at, directory=True)
 
     def _forget(self) -> None:
         """All pages are used up: start again with none."""
@@ -404,6 +424,9 @@ class ShadowMmu(GuestTables):
             if 0 <= linear - first < pages * PAGE_SIZE:
                 return linear - first + frame * PAGE_SIZE
         return self.translate(linear)
+
+    def _is_paged(self) -> bool:
+        return super()._is_paged() if self._cpu.pager is None else self._root is not None
 
     def set_linear_mapping(self, slot: int, linear: int, pages: int, frame: int) -> None:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""

@@ -43,6 +43,7 @@ class Source(NamedTuple):
 
     :ivar at: guest-physical address of its first entry; for a part of a large page, that page's own entry.
     :ivar rights: PTE_RW, PTE_US and PTE_NX of the levels above.
+    :ivar directory: it is of the level above the last; one page of the guest's may be used as both.
     :ivar part: for a part of a large page the number of its first page within it, else None.
     """
 
@@ -50,6 +51,7 @@ class Source(NamedTuple):
     at: int
     rights: int = PTE_RW | PTE_US
     part: int | None = None
+    directory: bool = False
 
 
 def leaf(frame: int, rights: int, *, dirty: bool) -> int:

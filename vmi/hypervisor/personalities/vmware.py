@@ -133,10 +133,16 @@ class Vmware:
 
     def want(self, wanted: bool) -> None:
         """See :class:`vmi.hypervisor.personality.Personality`."""
+        self._words[flavour.WANTED // 4] = int(wanted)
 
     def take(self) -> list[int]:
         """See :class:`vmi.hypervisor.personality.Personality`."""
-        return []
+        count = self._words[flavour.QUEUED // 4]
+        if not count:
+            return []
+        self._words[flavour.QUEUED // 4] = 0
+        first = flavour.QUEUE // 4
+        return self._words[first : first + min(count, flavour.QUEUE_SIZE)].tolist()
 
     def save_words(self) -> bytes:
         """See :class:`vmi.hypervisor.personality.Personality`."""

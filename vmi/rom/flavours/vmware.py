@@ -42,6 +42,12 @@ HERTZ = 72  # cycles a second
 REAL, AVAILABLE = 80, 88  # what to add to the time stamp counter
 STOLEN = 96  # the counter itself
 
+# Page-table entries that were changed, for a hypervisor that wants to know: WANTED is not 0 then.
+WANTED = 104
+QUEUED = 108  # how many addresses there are from QUEUE on, the oldest first
+QUEUE = 0x100
+QUEUE_SIZE = 256
+
 NO_TABLE = 0xFFFFFFFF
 
 _WORDS = {
@@ -67,6 +73,8 @@ _WORDS = {
     "REAL": REAL,
     "AVAILABLE": AVAILABLE,
     "STOLEN": STOLEN,
+    "WANTED": WANTED,
+    "QUEUED": QUEUED,
 }
 
 KERNEL_SS_GIVEN = 1
@@ -330,8 +338,53 @@ def _shown(word: str) -> Template:
     return code(f"call @here\n@here: pop eax\nmov eax, ss:[eax + {{{word} - @here}}]\nret")
 
 
-# The guest's own page tables are in use, so a notice brings nothing new.
-_NOTICE = code("ret")
+def _gate_if(word: str) -> Template:
+    """A call that is the hypervisor's if a word of the data page is not 0, and else has nothing to do."""
+    return code(f"""
+        push ecx
+        call @here
+@here:  pop ecx
+        cmp dword ptr ss:[ecx + {{{word} - @here}}], 0
+        pop ecx
+        jne @gate
+        ret
+""")
+
+
+_NOTICE = _gate_if("WANTED")
+
+
+def _noting(store: str, *, entry: str, free: tuple[str, str]) -> Template:
+    """A change of a page-table entry: memory holds it at once, and its address is queued if that is wanted.
+
+    A full queue is the one case that leaves the ROM at once. ``entry`` is the register with the address.
+    """
+    base, count = free
+    return body(
+        f"""
+        {store}
+        push {base}
+        call @here
+@here:  pop {base}
+        cmp dword ptr ss:[{base} + {{WANTED - @here}}], 0
+        jne short @note
+        pop {base}
+        ret
+@note:  push {count}
+        mov {count}, ss:[{base} + {{QUEUED - @here}}]
+        cmp {count}, {QUEUE_SIZE}
+        jae short @full
+        mov ss:[{base} + 4*{count} + {{QUEUED + {QUEUE - QUEUED} - @here}}], {entry}
+        inc dword ptr ss:[{base} + {{QUEUED - @here}}]
+        pop {count}
+        pop {base}
+        ret
+@full:  pop {count}
+        pop {base}
+        jmp @gate
+"""
+    )
+
 
 _TEMPLATES: dict[str, Template] = {
     "CPUID": code("cpuid\nret"),
@@ -372,11 +425,13 @@ _TEMPLATES: dict[str, Template] = {
     "Halt": gate(),
     "Reboot": gate(),
     "Shutdown": gate(),
-    "SetPxE": code("mov [edx], eax\nret"),
+    "SetPxE": _noting("mov [edx], eax", entry="edx", free=("eax", "ecx")),
     # Not present while its halves do not belong together.
-    "SetPxELong": code("mov dword ptr [ecx], 0\nmov [ecx + 4], edx\nmov [ecx], eax\nret"),
-    "UpdatePxE": _NOTICE,
-    "UpdatePxELong": _NOTICE,
+    "SetPxELong": _noting(
+        "mov dword ptr [ecx], 0\nmov [ecx + 4], edx\nmov [ecx], eax", entry="ecx", free=("eax", "edx")
+    ),
+    "UpdatePxE": _noting("", entry="eax", free=("ecx", "edx")),
+    "UpdatePxELong": _noting("", entry="eax", free=("ecx", "edx")),
     "MachineToPhysical": code("ret"),  # the guest never sees another frame number than its own
     "PhysicalToMachine": code("ret"),
     "AllocatePage": _NOTICE,
@@ -409,7 +464,7 @@ _TEMPLATES: dict[str, Template] = {
     "GetWallclockTime": gate(),
     "WallclockUpdated": gate(),
     "SetCallbacks": absent("Nobody knows its arguments or what it does."),
-    "SetLazyMode": code("ret"),  # nothing is ever queued
+    "SetLazyMode": _gate_if("QUEUED"),  # no mode makes a difference but for the end of another
 }
 
 FLAVOUR = Flavour(
