@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vmi import abi
+from vmi.hypervisor.mmu.shadow import PagingState
 from vmi.hypervisor.personality import Personality
 from vmi.hypervisor.timer import VirtualTimer
 from vmi.hypervisor.vcpu import VirtualCpu
@@ -48,6 +49,7 @@ class Virtual:
     :ivar active: its kernel is de-privileged.
     :ivar idt: the IDT that its guest has loaded.
     :ivar words: the ROM's data page as it sees it.
+    :ivar paging: what the hypervisor's MMU keeps of it; ``paged`` says whether the MMU knows it at all.
     :ivar initial: the state that it begins in, None for real mode.
     """
 
@@ -55,6 +57,8 @@ class Virtual:
     active: bool = False
     idt: TableRegister = _NO_TABLE
     words: bytes = field(default=b"", repr=False)
+    paging: PagingState | None = field(default=None, repr=False)
+    paged: bool = field(default=False, repr=False)
     initial: InitialState | None = field(default=None, repr=False)
 
 
@@ -80,18 +84,23 @@ class Processors:
     def __repr__(self) -> str:
         return f"<Processors {sum(each.active for each in self.all)} of {len(self.all)} de-privileged>"
 
-    def switch(self, old: int, new: int, active: bool) -> None:
-        """The machine's CPU holds another one's state now.
+    def leave(self, *, active: bool) -> None:
+        """Another processor takes over the machine's CPU; ``active``: this one is de-privileged."""
+        left = self.current
+        left.active, left.idt = active, self._vcpu.privilege.virtual_idt
+        left.paging, left.paged = self._vcpu.mmu.leave(), True
+        left.words = self._rom.save_words()
 
-        :param active: whether the old one is de-privileged.
-        """
-        privilege = self._vcpu.privilege
-        left, entered = self.all[old], self.all[new]
-        left.active, left.idt, left.words = active, privilege.virtual_idt, self._rom.save_words()
-        self.current = entered
-        privilege.virtual_idt = entered.idt
+    def enter(self, number: int) -> None:
+        """The machine's CPU holds the state of this processor now."""
+        entered = self.all[number]
+        self._vcpu.privilege.virtual_idt = entered.idt
         self._rom.load_words(entered.words)
         self._activate(entered.active)
+        if entered.paged:
+            self._vcpu.mmu.enter(entered.paging)
+        else:
+            self._vcpu.mmu.start()
         if entered.active:
             entered.timer.publish()
 
@@ -105,6 +114,7 @@ class Processors:
         self._rom.load_words(b"")
         self._activate(False)
         self._vcpu.privilege.virtual_idt = _NO_TABLE
+        self._vcpu.mmu.start()
         state = self.current.initial
         if state is None:
             return False

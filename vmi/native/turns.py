@@ -189,6 +189,8 @@ class Turns:
 
     def _switch(self, to: Processor) -> None:
         machine, cpu, current = self._machine, self._cpu, self.current
+        if machine.monitor is not None:
+            machine.monitor.leave_processor()
         dr7, registers = self._leave()
         if not current.waits:
             current.dr7, current.registers = dr7, registers
@@ -199,10 +201,11 @@ class Turns:
             cpu.load_dr(7, to.dr7)
         cpu.set_a20(cpu.a20_mask == U32)  # the gate is the board's, not the processor's
         cpu.flush_tlb()
-        cpu.control_changed()
+        if cpu.store_watch is not None:
+            cpu.store_watch.control_changed()
         machine.halted = to.halted
         if machine.monitor is not None:
-            machine.monitor.processor_changed(current.number, to.number)
+            machine.monitor.enter_processor(to.number)
         if to.vector is not None:
             self._begin(to, to.vector)
 

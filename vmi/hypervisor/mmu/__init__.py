@@ -35,6 +35,12 @@ class Mmu(Protocol):
     def start(self) -> None:
         """The guest has been taken over: what its control registers hold now counts from here on."""
 
+    def leave(self) -> shadow.PagingState | None:
+        """Another processor takes over the CPU: what belongs to the one that runs, for :meth:`enter`."""
+
+    def enter(self, state: shadow.PagingState | None) -> None:
+        """A processor is on the CPU again, its registers loaded already, with what :meth:`leave` gave."""
+
     def read(self, number: int) -> int:
         """CR0, CR3 or CR4 as the guest knows it."""
 

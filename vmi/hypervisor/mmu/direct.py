@@ -24,6 +24,12 @@ class DirectMmu(GuestTables):
         self._notices.want(False)
         self._hide()
 
+    def leave(self) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`: its control registers are all."""
+
+    def enter(self, state: object) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+
     def write(self, number: int, value: int) -> None:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
         self._cpu.set_cr(number, value)

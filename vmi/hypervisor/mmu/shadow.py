@@ -109,6 +109,17 @@ class ShadowMmu(GuestTables):
         cpu.pager = self
         self._load()
 
+    def leave(self) -> PagingState | None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+        self.catch_up()
+        return self.state
+
+    def enter(self, state: PagingState | None) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+        if state is not None:
+            self.state = state
+            self.use()
+
     def read(self, number: int) -> int:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
         state, real = self.state, self._cpu.cr(number)
