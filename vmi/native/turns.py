@@ -7,8 +7,10 @@ spins: so in the guest's time they run side by side, and the same input gives th
 
 A processor that halts is left out until an interrupt comes for it, and its clock then is that of who sent
 it. One that says PAUSE over and over waits for another one; nothing that it waits for can happen before the
-others have run, so its clock goes up to theirs at once. Time as a guest sees it (time stamp counters,
-timers, devices) never runs backwards from one processor to the next: it is the latest that anybody has seen.
+others have run, so its clock goes up to theirs at once. If the others are halted, it waits for time to pass,
+and each PAUSE takes as long as on processors that are made for spinning. Time as a guest sees it (time stamp
+counters, timers, devices) never runs backwards from one processor to the next: it is the latest that anybody
+has seen.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 
 MOST_CPUS = 8  # as many as logical APIC identities of the flat kind have bits
 QUANTUM_NS = 200_000  # how far a processor gets ahead of the others
-PATIENCE = 16  # PAUSEs in a turn that may just be a short delay
+PATIENCE = 16  # PAUSEs in a row that may just be a short delay
+PAUSE_NS = 1_000  # what each one takes from then on where no other processor is ready: 100 cycles
 _ARMED = 0xFF  # bits of DR7 that enable breakpoints
 _FOR_EVER = 1 << 62  # ns
 
@@ -140,9 +143,13 @@ class Turns:
 
     def _paused(self) -> None:
         self._pauses += 1
-        if self._pauses >= PATIENCE and self._ends < _FOR_EVER:
+        if self._pauses < PATIENCE:
+            return
+        if self._ends < _FOR_EVER:
             self._spins = True
             self.end_turn()
+        else:
+            self._machine.spend(PAUSE_NS)
 
     # -- whose turn it is -------------------------------------------------------------------
 
@@ -157,6 +164,7 @@ class Turns:
         """Let the processor run on the CPU whose turn it is; none if all wait."""
         machine, current = self._machine, self.current
         now = machine.own_time()
+        self._pauses = 0
         if not (self._over or machine.halted) and now < self._ends:
             return
         current.at, current.halted, current.accepts = now, machine.halted, machine.accepts_interrupts()
@@ -164,7 +172,6 @@ class Turns:
         if self._spins:
             self._spin(ready)
         self._over = self._spins = False
-        self._pauses = 0
         self._ends = _FOR_EVER
         if not ready:
             machine.halted = True
@@ -251,7 +258,6 @@ class Turns:
             "ends": self._ends,
             "over": self._over,
             "spins": self._spins,
-            "pauses": self._pauses,
             "seen": self.observe(),
             "processors": [
                 {
@@ -272,7 +278,7 @@ class Turns:
         """Take over what :meth:`save` gave, on a machine of as many processors."""
         self._turns, self._ends = state["turns"], state["ends"]
         self._over, self._spins = state["over"], state["spins"]
-        self._pauses, self._seen = state["pauses"], state["seen"]
+        self._seen = state["seen"]
         for processor, saved in zip(self.processors, state["processors"], strict=True):
             processor.halted, processor.accepts = saved["halted"], saved["accepts"]
             processor.waits, processor.vector = saved["waits"], saved["vector"]
