@@ -219,7 +219,9 @@ class Turns:
     def _begin(self, processor: Processor, vector: int) -> None:
         """Begin as the start-up message says, or as a monitor says instead."""
         processor.vector = None
-        monitor = self._machine.monitor
+        monitor, log = self._machine.monitor, self._machine.log
+        if log is not None:
+            log.cpu(f"processor {processor.number} begins at a start-up message for page {vector:02x}")
         if monitor is None or not monitor.begin_processor():
             start.at_startup(self._cpu, vector, self._machine.model.signature)
 
