@@ -198,8 +198,8 @@ def test_registers_of_the_fpu_and_of_sse() -> None:
     use = "fninit | {0} | mov eax,{1} | movd xmm3,eax"
     spin = "l{0}: pause | cmp dword ptr [{1:#x}],0 | je l{0}"
     guest = two(
-        f"mov eax,cr4 | or eax,0x200 | mov cr4,eax | {use.format('fld1', 7)} | {START} | {spin.format(0, 0x7010)}"
-        " | fstp dword ptr [0x7000] | movd eax,xmm3 | mov [0x7004],eax | mov dword ptr [0x7014],1"
+        f"mov eax,cr4 | or eax,0x200 | mov cr4,eax | {use.format('fld1', 7)} | {START}"
+        f" | {spin.format(0, 0x7010)} | fstp dword ptr [0x7000] | movd eax,xmm3 | mov [0x7004],eax | mov dword ptr [0x7014],1"
         f" | {spin.format(1, 0x7FFC)} | {DONE}"
         f" | other: {FLAT} | mov eax,cr4 | or eax,0x200 | mov cr4,eax | {use.format('fldz', 9)}"
         f" | mov dword ptr [0x7010],1 | {spin.format(2, 0x7014)}"
@@ -267,8 +267,8 @@ def test_who_spins_gives_up_its_turn() -> None:
 def test_a_short_delay_is_not_stretched() -> None:
     """Eight PAUSEs while the other one works, then a look at the time: no turn was given up."""
     guest = two(
-        f"{START} | rdtsc | mov esi,eax | {' | '.join(['pause'] * 8)} | rdtsc | sub eax,esi | mov [0x7000],eax"
-        f" | {DONE} | other: l: jmp l"
+        f"{START} | rdtsc | mov esi,eax | {' | '.join(['pause'] * 8)} | rdtsc | sub eax,esi"
+        f" | mov [0x7000],eax | {DONE} | other: l: jmp l"
     )
     ended(guest)
     assert guest.memory.u32(SHARED) < 20
@@ -293,15 +293,17 @@ def test_numbers_that_are_refused(options: dict[str, object], sentence: str) -> 
 
 def test_the_log_says_who() -> None:
     lines: list[str] = []
-    guest = two(
-        f"{START} | l: cmp byte ptr [0x7ffc],0 | je l | {DONE} | other: {FLAT} | out 0x80,al | {RETURN}"
-    )
-    machine, cpu = guest.machine, guest.cpu
-    assert machine.turns is not None
+    source = f"{START} | l: cmp byte ptr [0x7ffc],0 | je l | {DONE}"
+    guest = two(f"{source} | other: {FLAT} | out 0x80,al | {RETURN}")
+    machine, turns = guest.machine, guest.machine.turns
+    assert turns is not None
     machine.log = EventLog(
-        EventLog.parse("ports,cpu"), lines.append, machine.clock.now, lambda: (0, cpu.eip), lambda _port: None,
-        lambda: machine.turns.current.number if machine.turns else 0,
-    )  # fmt: skip
+        EventLog.parse("ports,cpu"),
+        lines.append,
+        machine.clock.now,
+        lambda: (0, machine.cpu.eip),
+        processor=lambda: turns.current.number,
+    )
     ended(guest)
     assert [line.split(None, 3)[1] for line in lines] == ["cpu1", "cpu1", "cpu0", "cpu0"]
     assert "processor 1 begins at a start-up message for page 12" in lines[0]

@@ -7,7 +7,8 @@ A line gives the guest's time in microseconds, CS:EIP, what happened, and the na
         1240.020 0008:c0102000 exc   #PF error 2 at 0000beef: write to an absent page
         2000.000 0008:c0100000 irq   vector 30, irq 0
 
-With several processors, ``cpu1`` and so on stands before CS:EIP. An event that repeats at the same place (a driver that polls) is written once and counted.
+With several processors, ``cpu1`` and so on stands before CS:EIP. An event that repeats at the same place (a
+driver that polls) is written once and counted.
 """
 
 from __future__ import annotations
