@@ -199,8 +199,8 @@ def test_registers_of_the_fpu_and_of_sse() -> None:
     spin = "l{0}: pause | cmp dword ptr [{1:#x}],0 | je l{0}"
     guest = two(
         f"mov eax,cr4 | or eax,0x200 | mov cr4,eax | {use.format('fld1', 7)} | {START}"
-        f" | {spin.format(0, 0x7010)} | fstp dword ptr [0x7000] | movd eax,xmm3 | mov [0x7004],eax | mov dword ptr [0x7014],1"
-        f" | {spin.format(1, 0x7FFC)} | {DONE}"
+        f" | {spin.format(0, 0x7010)} | fstp dword ptr [0x7000] | movd eax,xmm3 | mov [0x7004],eax"
+        f" | mov dword ptr [0x7014],1 | {spin.format(1, 0x7FFC)} | {DONE}"
         f" | other: {FLAT} | mov eax,cr4 | or eax,0x200 | mov cr4,eax | {use.format('fldz', 9)}"
         f" | mov dword ptr [0x7010],1 | {spin.format(2, 0x7014)}"
         f" | fstp dword ptr [0x7008] | movd eax,xmm3 | mov [0x700c],eax | {RETURN}"
