@@ -1053,8 +1053,8 @@ CALLS: tuple[Call, ...] = (
             "VMI-WriteGDTEntry-04: The high word is read from [esp+4] and the call leaves it on the stack.",
             "VMI-WriteGDTEntry-05: Entries with DPL 3 are stored bit for bit, so that the guest can compare "
             "them later.",
-            "VMI-WriteGDTEntry-06: A page fault on the table or on the argument comes before anything is stored, and "
-            "leaves the arguments, so that the call can be made again.",
+            "VMI-WriteGDTEntry-06: A page fault on the table or on the argument comes before anything is "
+            "stored, and leaves the arguments, so that the call can be made again.",
         ),
         notes=(
             "A context switch of Linux writes the three TLS entries through it: the hottest of the group.",
@@ -1081,8 +1081,8 @@ CALLS: tuple[Call, ...] = (
             "with the SetLDT that selects it.",
             "VMI-WriteLDTEntry-04: A segment in use has the new descriptor once its selector is loaded "
             "again, if not earlier.",
-            "VMI-WriteLDTEntry-05: A page fault on the table or on the argument comes before anything is stored, and "
-            "leaves the arguments, so that the call can be made again.",
+            "VMI-WriteLDTEntry-05: A page fault on the table or on the argument comes before anything is "
+            "stored, and leaves the arguments, so that the call can be made again.",
         ),
         notes=("Linux binds it by wrapper from 2.6.25 on; the registers are the same.",),
         source=_SPEC,
@@ -1103,8 +1103,8 @@ CALLS: tuple[Call, ...] = (
             "VMI-WriteIDTEntry-03: A gate whose selector has RPL 0 enters the kernel at its privilege level.",
             "VMI-WriteIDTEntry-04: An interrupt gate clears the virtual interrupt flag on entry; a trap gate "
             "leaves it.",
-            "VMI-WriteIDTEntry-05: A page fault on the table or on the argument comes before anything is stored, and "
-            "leaves the arguments, so that the call can be made again.",
+            "VMI-WriteIDTEntry-05: A page fault on the table or on the argument comes before anything is "
+            "stored, and leaves the arguments, so that the call can be made again.",
         ),
         notes=("Linux binds it by wrapper from 2.6.25 on; the registers are the same.",),
         source=_SPEC,

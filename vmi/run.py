@@ -23,7 +23,7 @@ from vmi.hypervisor.mmu import STRATEGIES
 from vmi.hypervisor.personalities import attach
 from vmi.hypervisor.stopwatch import Spent, Stopwatch
 from vmi.native.boot.state import Module
-from vmi.native.cpuid import I686, CpuModel
+from vmi.native.cpuid import I686, I686_APIC, CpuModel
 from vmi.native.disk import Disk
 from vmi.native.machine import DEFAULT_MODEL, End, Machine, Outcome
 from vmi.patcher.rewrite import plan_of
@@ -139,7 +139,8 @@ class Setup:
     :ivar address: where a flat binary goes.
     :ivar full: de-privilege the kernel from its first instruction, without a ROM.
     :ivar mmu: how a hypervisor manages the guest's memory, direct or shadow.
-    :ivar model: the processor; None for the usual one, or where a ROM or hypervisor is, i686.
+    :ivar model: the processor; None for the usual one, or where a ROM or hypervisor is, i686 (several: with
+        APICs).
     :ivar disks: IDE disks: primary master and slave, secondary master and slave.
     :ivar bios: firmware to start instead of a kernel.
     :ivar video_bios: its option ROM for the VGA.
@@ -312,7 +313,7 @@ def prepare(setup: Setup) -> Guest:
         raise UsageError(f"the MMU strategy must be one of {', '.join(STRATEGIES)}, but it is {setup.mmu!r}")
     if setup.rom is not None:
         check(setup.rom)
-    model = setup.model or (DEFAULT_MODEL if setup.mode == "native" else I686)
+    model = setup.model or (DEFAULT_MODEL if setup.mode == "native" else _usual(setup.cpus))
     machine = Machine(
         ram=setup.memory,
         model=model,
@@ -339,6 +340,11 @@ def prepare(setup: Setup) -> Guest:
     if domain is not None:
         _check_served(model)
     return Guest(machine, domain, setup.mode)
+
+
+def _usual(cpus: int) -> CpuModel:
+    """The processor of a de-privileged kernel if nothing else is asked for: several of them need APICs."""
+    return I686 if cpus == 1 else I686_APIC
 
 
 def _check_served(model: CpuModel) -> None:
@@ -421,7 +427,7 @@ def compare(
                 until=until,
                 full=mode == "full",
                 mmu=mmu,
-                model=model or I686,
+                model=model or _usual(cpus),
                 timed=True,
                 cpus=cpus,
             )

@@ -79,8 +79,9 @@ class Lab(Guest):
         taken: bool = True,
         client: bool = False,
         model: CpuModel = I686,
+        cpus: int = 1,
     ) -> None:
-        super().__init__(expand(source, mode, rom), handlers, ram=RAM, model=model)
+        super().__init__(expand(source, mode, rom), handlers, ram=RAM, model=model, cpus=cpus)
         self.mode, self.rom, self.client = mode, rom, client
         self.sites = self._sites(silent)
         if mode == "paravirt":

@@ -77,8 +77,9 @@ class Guest:
         at: int = CODE,
         model: CpuModel = DEFAULT_MODEL,
         disks: Sequence[Disk | None] = (),
+        cpus: int = 1,
     ) -> None:
-        self.machine = Machine(ram=ram, model=model, disks=disks)
+        self.machine = Machine(ram=ram, model=model, disks=disks, cpus=cpus)
         self.cpu = self.machine.cpu
         self.memory = self.machine.memory
         self.assembled = assemble(source.replace(" | ", "\n"), at)

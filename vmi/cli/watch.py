@@ -79,13 +79,14 @@ class Watch:
         if self._categories is not None:
             # not before there is something to log: an older log under that name is not lost for nothing
             self._output = LogOutput(self._log_file)
-            ports = machine.board.ports
+            ports, turns = machine.board.ports, machine.turns
             self._log = machine.log = EventLog(
                 self._categories,
                 self._output.write,
                 machine.clock.now,
                 lambda: (cpu.segment(Seg.CS).selector, cpu.eip),
                 ports.name_of,
+                None if turns is None else lambda: turns.current.number,
             )
         self._session.attach(
             machine.console,

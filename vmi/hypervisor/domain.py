@@ -117,9 +117,16 @@ class Domain:
         except TripleFault:
             self.machine.triple_fault()
 
-    def processor_changed(self, old: int, new: int) -> None:
+    def leave_processor(self) -> None:
         """See :class:`vmi.native.monitor.Monitor`."""
-        self.processors.switch(old, new, self.active)
+        if self.taken:
+            self.processors.leave(active=self.active)
+
+    def enter_processor(self, number: int) -> None:
+        """See :class:`vmi.native.monitor.Monitor`."""
+        self.processors.current = self.processors.all[number]
+        if self.taken:
+            self.processors.enter(number)
 
     def begin_processor(self) -> bool:
         """See :class:`vmi.native.monitor.Monitor`."""

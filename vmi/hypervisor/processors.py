@@ -83,17 +83,17 @@ class Processors:
     def __repr__(self) -> str:
         return f"<Processors {sum(each.active for each in self.all)} of {len(self.all)} de-privileged>"
 
-    def switch(self, old: int, new: int, active: bool) -> None:
-        """The machine's CPU holds another one's state now.
-
-        :param active: whether the old one is de-privileged.
-        """
-        privilege = self._vcpu.privilege
-        left, entered = self.all[old], self.all[new]
+    def leave(self, *, active: bool) -> None:
+        """Another processor takes over the machine's CPU; ``active``: this one is de-privileged."""
+        left = self.current
+        left.active, left.idt = active, self._vcpu.privilege.virtual_idt
         left.paging = self._vcpu.mmu.leave()  # before the words are exchanged, which tell it of entries
-        left.active, left.idt, left.words = active, privilege.virtual_idt, self._rom.save_words()
-        self.current = entered
-        privilege.virtual_idt = entered.idt
+        left.words = self._rom.save_words()
+
+    def enter(self, number: int) -> None:
+        """The machine's CPU holds the state of this processor now."""
+        entered = self.all[number]
+        self._vcpu.privilege.virtual_idt = entered.idt
         self._rom.load_words(entered.words)
         self._activate(entered.active)
         self._vcpu.mmu.enter(entered.paging)

@@ -266,7 +266,7 @@ class Cpu(Translation):
 
     def tell_of_pauses(self) -> None:
         """Have :attr:`on_pause` called for each PAUSE from now on, while it executes."""
-        interpose.tell_of_pauses(self._lib)
+        interpose.tell_of_pauses(self._lib, self, self._registers.value or 0)
 
     def _on_invalid(self, _uc: int, _user: int) -> bool:
         self.settle_flags()

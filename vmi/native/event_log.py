@@ -7,7 +7,8 @@ A line gives the guest's time in microseconds, CS:EIP, what happened, and the na
         1240.020 0008:c0102000 exc   #PF error 2 at 0000beef: write to an absent page
         2000.000 0008:c0100000 irq   vector 30, irq 0
 
-An event that repeats at the same place (a driver that polls) is written once and counted.
+With several processors, ``cpu1`` and so on stands before CS:EIP. An event that repeats at the same place (a
+driver that polls) is written once and counted.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class EventLog:
     :param write: takes each line with its end, as the ``write`` of a text file.
     :param now: the guest's time in ns.
     :param where: CS and EIP, exact or of a moment ago.
+    :param processor: the number of the one that runs, where there are several.
     :param device: the name of the device that answers at a port; used where this table knows no name.
     """
 
@@ -49,6 +51,7 @@ class EventLog:
         now: Callable[[], int],
         where: Callable[[], tuple[int, int]],
         device: Callable[[int], str | None] = _no_device,
+        processor: Callable[[], int] | None = None,
     ) -> None:
         self.categories = categories
         self._ports, self._irq = "ports" in categories, "irq" in categories
@@ -58,7 +61,8 @@ class EventLog:
         self._now = now
         self._where = where
         self._device = device
-        self._last: tuple[tuple[int, int], str] | None = None
+        self._processor = processor
+        self._last: tuple[tuple[int, int], str, str] | None = None
         self._repeats = 0
         self._repeated_at = 0
         self._error: OSError | None = None
@@ -147,20 +151,22 @@ class EventLog:
 
     def _event(self, kind: str, text: str) -> None:
         place = self._where()
-        event = (place, f"{kind:5} {text}")
+        who = "" if self._processor is None else f"cpu{self._processor()} "
+        event = (place, who, f"{kind:5} {text}")
         if event == self._last:
             self._repeats += 1
             self._repeated_at = self._now()
             return
         self.flush()
         self._last = event
-        self._line(f"{_microseconds(self._now())} {place[0]:04x}:{place[1]:08x} {event[1]}")
+        self._line(f"{_microseconds(self._now())} {who}{place[0]:04x}:{place[1]:08x} {event[2]}")
 
     def flush(self) -> None:
         """Write how often the last event has repeated, if it has."""
         if self._repeats:
             times = "once" if self._repeats == 1 else f"{self._repeats} times"
-            self._line(f"{_microseconds(self._repeated_at)} {'':13} ...   the same {times} more")
+            width = 13 if self._processor is None else 18
+            self._line(f"{_microseconds(self._repeated_at)} {'':{width}} ...   the same {times} more")
         self._repeats, self._last = 0, None
 
     def _line(self, line: str) -> None:

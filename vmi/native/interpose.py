@@ -23,7 +23,7 @@ import mmap
 from collections.abc import Callable, Iterator
 from struct import Struct
 from typing import Any, Protocol
-from weakref import WeakValueDictionary
+from weakref import ReferenceType, WeakValueDictionary, ref
 
 from vmi.errors import EngineError
 from vmi.memory import PAGE_SIZE
@@ -99,6 +99,7 @@ _by_state: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _by_engine: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _kept: list[Any] = []  # what C code points to must live as long as the process
 _installed: list[Any] = []  # the library, once all pointers are exchanged
+_told_of_pauses: dict[int, ReferenceType[Any]] = {}
 _tells_of_pauses: list[Any] = []
 
 
@@ -211,23 +212,28 @@ def install(library: Any) -> None:
     _installed.append(library)
 
 
-def tell_of_pauses(library: Any) -> None:
-    """Tell owners of each PAUSE from now on. Costs a little for that and some other instructions.
+def tell_of_pauses(library: Any, owner: Owner, state: int) -> None:
+    """Tell an owner of each PAUSE from now on. Costs a little for that and some other instructions.
 
     The library's own PAUSE leaves its main loop in a way that can't be done here; before that it asks
     whether a hypervisor of the guest's own wants to know, as for those other instructions.
+
+    :param state: host address of the library's register state.
     """
+    _told_of_pauses[state] = ref(owner, lambda _: _told_of_pauses.pop(state, None))
     if _tells_of_pauses:
         return
     name = "cpu_svm_check_intercept_param"
     original = _INTERCEPT(_address(library, f"{name}_x86_64"))
 
     def on_intercept(state: int, kind: int, parameter: int, back: int) -> None:
-        owner = _by_state.get(state)
-        if owner is None:
+        listener = _told_of_pauses.get(state)
+        if listener is not None:
+            owner = listener()
+            if kind == _PAUSE and owner is not None:
+                owner.on_pause()
+        elif _by_state.get(state) is None:
             original(state, kind, parameter, back)
-        elif kind == _PAUSE:
-            owner.on_pause()
 
     made = _INTERCEPT(on_intercept)
     _kept.append(made)

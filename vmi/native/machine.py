@@ -281,7 +281,7 @@ class Machine(Traffic):
             if self.log is not None:
                 _log_event(self.log, event)
             self.deliver(event)
-        self._spend(EVENT_NS)
+        self.spend(EVENT_NS)
 
     def count_fault(self, vector: int) -> None:
         """Count an exception that goes to the guest."""
@@ -303,9 +303,9 @@ class Machine(Traffic):
         deadline = self.clock.next_deadline()
         if deadline is not None and deadline < self._run_ends:
             self._run_ends = deadline
-            self._spend(0)
+            self.spend(0)
 
-    def _spend(self, ns: int) -> None:
+    def spend(self, ns: int) -> None:
         """Let time pass without instructions; the run in progress ends as planned, or at once."""
         self._idle_ns += ns
         self.cpu.stop_within(max(0, -(-(self._run_ends - self._now()) // NS_PER_INSTRUCTION)))
@@ -454,7 +454,7 @@ class Machine(Traffic):
         if self.log is not None:
             _log_event(self.log, event)
         self.deliver(event)
-        self._spend(EVENT_NS)
+        self.spend(EVENT_NS)
 
     def _act_on(self, stop: Stop) -> None:
         if stop is Stop.HALTED:

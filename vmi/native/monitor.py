@@ -30,8 +30,11 @@ class Monitor(Protocol):
     def deliver(self, event: Event) -> None:
         """Deliver an event to the guest."""
 
-    def processor_changed(self, old: int, new: int) -> None:
-        """The CPU now holds another processor's state; by numbers."""
+    def leave_processor(self) -> None:
+        """The processor that runs makes room for another one on the CPU."""
+
+    def enter_processor(self, number: int) -> None:
+        """The CPU now holds the state of the processor with this number."""
 
     def begin_processor(self) -> bool:
         """The processor that runs begins at a start-up message; False to leave it to the message."""

@@ -7,8 +7,10 @@ spins: so in the guest's time they run side by side, and the same input gives th
 
 A processor that halts is left out until an interrupt comes for it, and its clock then is that of who sent
 it. One that says PAUSE over and over waits for another one; nothing that it waits for can happen before the
-others have run, so its clock goes up to theirs at once. Time as a guest sees it (time stamp counters,
-timers, devices) never runs backwards from one processor to the next: it is the latest that anybody has seen.
+others have run, so its clock goes up to theirs at once. If the others are halted, it waits for time to pass,
+and each PAUSE takes as long as on processors that are made for spinning. Time as a guest sees it (time stamp
+counters, timers, devices) never runs backwards from one processor to the next: it is the latest that anybody
+has seen.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 
 MOST_CPUS = 8  # as many as logical APIC identities of the flat kind have bits
 QUANTUM_NS = 200_000  # how far a processor gets ahead of the others
-PATIENCE = 16  # PAUSEs in a turn that may just be a short delay
+PATIENCE = 16  # PAUSEs in a row that may just be a short delay
+PAUSE_NS = 1_000  # what each one takes from then on where no other processor is ready: 100 cycles
 _ARMED = 0xFF  # bits of DR7 that enable breakpoints
 _FOR_EVER = 1 << 62  # ns
 
@@ -140,9 +143,13 @@ class Turns:
 
     def _paused(self) -> None:
         self._pauses += 1
-        if self._pauses >= PATIENCE and self._ends < _FOR_EVER:
+        if self._pauses < PATIENCE:
+            return
+        if self._ends < _FOR_EVER:
             self._spins = True
             self.end_turn()
+        else:
+            self._machine.spend(PAUSE_NS)
 
     # -- whose turn it is -------------------------------------------------------------------
 
@@ -157,6 +164,7 @@ class Turns:
         """Let the processor run on the CPU whose turn it is; none if all wait."""
         machine, current = self._machine, self.current
         now = machine.own_time()
+        self._pauses = 0
         if not (self._over or machine.halted) and now < self._ends:
             return
         current.at, current.halted, current.accepts = now, machine.halted, machine.accepts_interrupts()
@@ -164,7 +172,6 @@ class Turns:
         if self._spins:
             self._spin(ready)
         self._over = self._spins = False
-        self._pauses = 0
         self._ends = _FOR_EVER
         if not ready:
             machine.halted = True
@@ -189,6 +196,8 @@ class Turns:
 
     def _switch(self, to: Processor) -> None:
         machine, cpu, current = self._machine, self._cpu, self.current
+        if machine.monitor is not None:
+            machine.monitor.leave_processor()
         dr7, registers = self._leave()
         if not current.waits:
             current.dr7, current.registers = dr7, registers
@@ -199,17 +208,20 @@ class Turns:
             cpu.load_dr(7, to.dr7)
         cpu.set_a20(cpu.a20_mask == U32)  # the gate is the board's, not the processor's
         cpu.flush_tlb()
-        cpu.control_changed()
+        if cpu.store_watch is not None:
+            cpu.store_watch.control_changed()
         machine.halted = to.halted
         if machine.monitor is not None:
-            machine.monitor.processor_changed(current.number, to.number)
+            machine.monitor.enter_processor(to.number)
         if to.vector is not None:
             self._begin(to, to.vector)
 
     def _begin(self, processor: Processor, vector: int) -> None:
         """Begin as the start-up message says, or as a monitor says instead."""
         processor.vector = None
-        monitor = self._machine.monitor
+        monitor, log = self._machine.monitor, self._machine.log
+        if log is not None:
+            log.cpu(f"processor {processor.number} begins at a start-up message for page {vector:02x}")
         if monitor is None or not monitor.begin_processor():
             start.at_startup(self._cpu, vector, self._machine.model.signature)
 
@@ -248,7 +260,6 @@ class Turns:
             "ends": self._ends,
             "over": self._over,
             "spins": self._spins,
-            "pauses": self._pauses,
             "seen": self.observe(),
             "processors": [
                 {
@@ -269,7 +280,7 @@ class Turns:
         """Take over what :meth:`save` gave, on a machine of as many processors."""
         self._turns, self._ends = state["turns"], state["ends"]
         self._over, self._spins = state["over"], state["spins"]
-        self._pauses, self._seen = state["pauses"], state["seen"]
+        self._seen = state["seen"]
         for processor, saved in zip(self.processors, state["processors"], strict=True):
             processor.halted, processor.accepts = saved["halted"], saved["accepts"]
             processor.waits, processor.vector = saved["waits"], saved["vector"]

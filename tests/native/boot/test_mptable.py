@@ -58,6 +58,13 @@ def test_tables_of_a_board_with_pci():
     ]  # fmt: skip
 
 
+def test_tables_of_several_processors():
+    """QEMU's with ``-smp 3,sockets=3``; cores of one socket would share an entry."""
+    _, _, entries = read(build(AT, signature=SIGNATURE, features=FEATURES, cpus=3))
+    assert entries[:4] == [CPU, "00011401" + CPU[8:], "00021401" + CPU[8:], PCI_BUS]
+    assert len(entries) == 3 + 1 + 1 + 1 + len(ISA_LINES_1) + 2
+
+
 def test_tables_of_a_board_without_pci():
     _, _, entries = read(build(AT, signature=SIGNATURE, features=FEATURES, pci=False))
     assert entries == [CPU, ISA_BUS_0, IO_APIC, *ISA_LINES_0, "0403000000000000", "040100000000ff01"]

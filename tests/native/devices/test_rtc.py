@@ -235,6 +235,10 @@ def test_memory_sizes(wire, clock):
     assert [big[n] | big[n + 1] << 8 for n in (0x17, 0x34)] == [0xFFFF, 1008 << 4]
 
 
+def test_firmware_finds_the_number_of_processors(wire, clock):
+    assert [Rtc(wire, clock, 64 << 20, cpus=cpus)._ram[0x5F] for cpus in (1, 2, 8)] == [0, 1, 7]
+
+
 def test_memory_keeps_bytes_and_reset_keeps_memory(chip, clock, wire):
     chip[0x40] = 0xA5
     chip[B] = 0x72

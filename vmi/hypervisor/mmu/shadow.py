@@ -120,8 +120,8 @@ class ShadowMmu(GuestTables):
     def enter(self, state: PagingState | None) -> None:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
         self._cpu.pager = None
+        self.state = PagingState() if state is None else state
         if state is not None:
-            self.state = state
             self._cpu.pager = self
             self.use()
 
