@@ -432,6 +432,9 @@ class Cpu(Translation):
     def eflags(self) -> int:
         """EFLAGS, arithmetic flags included."""
         if self._running:
+            flags = self.settled_flags()
+            if flags is not None:
+                return flags
             self._engine.read_register(Register.EFLAGS, self._flags_buffer)
             return self._flags_buffer.value
         return self.system_flags
@@ -475,7 +478,8 @@ class Cpu(Translation):
     def write_memory(self, address: int, data: bytes) -> None:
         """Put data into guest-physical memory, ROM too; code that was there is translated anew."""
         self.memory.write(address, data)
-        if address < self.memory.size:
+        first, last = address // PAGE_SIZE, (address + len(data) - 1) // PAGE_SIZE
+        if address < self.memory.size and not self.code_pages.isdisjoint(range(first, last + 1)):
             self._dropping = True
             self._engine.drop_translations(address, len(data))
             self._dropping = False
