@@ -89,7 +89,6 @@ class Cpu(Translation):
         self.instructions = 0  # executed in completed runs
         self.failure = 0  # the library's error number of a run that ended as Stop.FAILED
         self.a20_mask = U32
-        self.code_pages: set[int] = set()  # numbers of the pages of RAM that translated code lies in
         self.watched_pages: set[int] = set()
         self.store_watch: StoreWatch | None = None
         # what SYSENTER does to code selector, ESP and EIP; the owner may exchange it
@@ -108,7 +107,6 @@ class Cpu(Translation):
             lambda *request: self.bus.memory_write(*request),  # noqa: PLW0108
         )
         places = layout.locate(engine.structure, engine.function)
-        self._budget = ctypes.c_size_t.from_address(places.budget)
         self._halted = ctypes.c_uint32.from_address(places.halted)
         self._next_block = ctypes.c_uint32.from_address(places.next_block)
         self._interrupt_request = ctypes.c_uint32.from_address(places.interrupt_request)
@@ -400,6 +398,7 @@ class Cpu(Translation):
         self._counter.value = 0
         if self._trouble is not None:
             raise self._trouble
+        self._tell_of_code()
         if self._take_back():
             return Stop.BUDGET
         if status in NO_CODE:
@@ -419,10 +418,6 @@ class Cpu(Translation):
     def now_instructions(self) -> int:
         """Instructions executed so far, the current one included while running."""
         return self.instructions + (self._counter.value if self._running else 0)
-
-    def stop_soon(self) -> None:
-        """End the run after the current instruction (exact, unlike the library's own stop)."""
-        self._budget.value = self._counter.value
 
     def stop_within(self, instructions: int) -> None:
         """End the run after so many more instructions, the current one not counted; never extends it."""
