@@ -35,6 +35,8 @@ class PhysicalMemory:
         self._buffer = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._anchor = (ctypes.c_char * size).from_buffer(self._buffer)
         self.ram = memoryview(self._buffer)
+        #: The same as dwords of this computer's byte order, to see whether one has changed.
+        self.dwords = self.ram.cast("I")
 
     def __repr__(self) -> str:
         return f"PhysicalMemory({self.size >> 20} MiB)"

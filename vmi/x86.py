@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from vmi.memory import PAGE_SIZE, GuestPhys, PhysicalMemory
@@ -17,7 +18,11 @@ from vmi.memory import PAGE_SIZE, GuestPhys, PhysicalMemory
 U32 = 0xFFFFFFFF
 
 
-class Eflags(IntEnum):
+# Bits are plain numbers, since Python looks up a member of an enumeration by a function, which takes many
+# times as long, and there are dozens of them on the way of each event.
+
+
+class Eflags:
     """EFLAGS bits."""
 
     CF = 1 << 0
@@ -46,7 +51,7 @@ IOPL_MASK = 0x3000
 IOPL_SHIFT = 12
 
 
-class Cr0(IntEnum):
+class Cr0:
     """CR0 bits."""
 
     PE = 1 << 0
@@ -62,7 +67,7 @@ class Cr0(IntEnum):
     PG = 1 << 31
 
 
-class Cr4(IntEnum):
+class Cr4:
     """CR4 bits that this machine knows."""
 
     VME = 1 << 0
@@ -128,65 +133,78 @@ class GuestFault(Exception):
 
 @dataclass(frozen=True)
 class Descriptor:
-    """A segment or system descriptor, from its two dwords."""
+    """A segment or system descriptor, from its two dwords; what they mean is found out once."""
 
     low: int
     high: int
 
-    @property
+    @cached_property
     def base(self) -> int:
         """Linear base address."""
         return (self.low >> 16) | ((self.high & 0xFF) << 16) | (self.high & 0xFF000000)
 
-    @property
+    @cached_property
     def limit(self) -> int:
         """Limit in bytes (granularity applied)."""
         limit = (self.low & 0xFFFF) | (self.high & 0xF0000)
         return (limit << 12) | 0xFFF if self.high & 1 << 23 else limit
 
-    @property
+    @cached_property
     def type(self) -> int:
         """The four type bits."""
         return (self.high >> 8) & 15
 
-    @property
+    @cached_property
     def dpl(self) -> int:
         """Descriptor privilege level."""
         return (self.high >> 13) & 3
 
-    @property
+    @cached_property
     def present(self) -> bool:
         """P bit."""
         return bool(self.high & 1 << 15)
 
-    @property
+    @cached_property
     def is_segment(self) -> bool:
         """S bit: code or data, not a system descriptor."""
         return bool(self.high & 1 << 12)
 
-    @property
+    @cached_property
     def is_code(self) -> bool:
         """Executable code segment."""
         return self.is_segment and bool(self.high & 1 << 11)
 
-    @property
+    @cached_property
     def conforming(self) -> bool:
         """Conforming code segment."""
         return self.is_code and bool(self.high & 1 << 10)
 
-    @property
+    @cached_property
     def writable_data(self) -> bool:
         """Writable data segment (fit for a stack)."""
         return self.is_segment and self.high & 0xA00 == 0x200
 
-    @property
+    @cached_property
     def readable(self) -> bool:
         """Data, or code that may be read."""
         return self.is_segment and (not self.is_code or bool(self.high & 1 << 9))
 
     def with_dpl(self, dpl: int) -> Descriptor:
         """The same descriptor with another DPL."""
-        return Descriptor(self.low, self.high & ~0x6000 | dpl << 13)
+        return _descriptor(self.low, self.high & ~0x6000 | dpl << 13)
+
+    @staticmethod
+    def parse(data: bytes) -> Descriptor:
+        """From the 8 bytes of a table's entry."""
+        return _parse_descriptor(data)
+
+
+_descriptor = lru_cache(maxsize=4096)(Descriptor)
+
+
+@lru_cache(maxsize=4096)
+def _parse_descriptor(data: bytes) -> Descriptor:
+    return Descriptor(int.from_bytes(data[:4], "little"), int.from_bytes(data[4:], "little"))
 
 
 TSS_AVAILABLE_32 = 9
@@ -211,33 +229,43 @@ class Gate:
     low: int
     high: int
 
-    @property
+    @cached_property
     def offset(self) -> int:
         """Handler offset (16-bit gates: low half only)."""
         return (self.high & 0xFFFF0000 if self.type & 8 else 0) | (self.low & 0xFFFF)
 
-    @property
+    @cached_property
     def selector(self) -> int:
         """Code selector, or TSS selector of a task gate."""
         return self.low >> 16
 
-    @property
+    @cached_property
     def type(self) -> int:
         """Type with the S bit, so that only system gates match :class:`GateType`."""
         return (self.high >> 8) & 31
 
-    @property
+    @cached_property
     def dpl(self) -> int:
         """Privilege needed for a software interrupt."""
         return (self.high >> 13) & 3
 
-    @property
+    @cached_property
     def present(self) -> bool:
         """P bit."""
         return bool(self.high & 1 << 15)
 
+    @staticmethod
+    def parse(data: bytes) -> Gate:
+        """From the 8 bytes of a table's entry."""
+        return _parse_gate(data)
 
-class PfError(IntEnum):
+
+@lru_cache(maxsize=1024)
+def _parse_gate(data: bytes) -> Gate:
+    return Gate(int.from_bytes(data[:4], "little"), int.from_bytes(data[4:], "little"))
+
+
+class PfError:
     """#PF error code bits."""
 
     P = 1

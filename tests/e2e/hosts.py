@@ -55,6 +55,7 @@ class Start:
     :ivar firmware: what starts if there is no kernel; QEMU runs its own before a kernel, too.
     :ivar processor: its model, by the name that both know it by.
     :ivar processors: how many; more than one only under QEMU.
+    :ivar full: de-privilege the kernel without a ROM; only on ours.
     """
 
     kernel: Path | None = None
@@ -66,6 +67,7 @@ class Start:
     firmware: Firmware | None = None
     processor: str = "qemu32"
     processors: int = 1
+    full: bool = False
 
 
 class Guest(ABC):
@@ -181,7 +183,8 @@ def on_ours(start: Start, folder: Path) -> Iterator[Guest]:
         disks=() if start.disk is None else (Disk.from_bytes(start.disk),),
         bios=None if start.firmware is None else start.firmware.bios.read_bytes(),
         video_bios=None if start.firmware is None else start.firmware.video.read_bytes(),
-        model=None if start.rom is not None else MODELS[start.processor],
+        model=None if start.rom is not None or start.full else MODELS[start.processor],
+        full=start.full,
     )
     guest = run.prepare(setup)
     yield OurGuest(guest.machine, guest.domain)

@@ -39,6 +39,11 @@ PATCH_DIFFERENCES = (
 )
 
 
+ROM_DIFFERENCES = (
+    Difference(r"^pci 0000:00:03\.0: ", "a ROM is plugged in as a device on the PCI bus", "vmware"),
+)
+
+
 @cache
 def patched_file(path: Path) -> Patched:
     return patch(path.read_bytes())
@@ -78,6 +83,37 @@ def test_under_qemu(
 @pytest.mark.parametrize("rom", [None, pytest.param("native", marks=slow)])
 def test_on_ours(linux: fetch_debian.Linux, initrd: bytes, tmp_path: Path, rom: str | None) -> None:
     hold_session(patched_start(linux.kernel, tmp_path, rom, OPTIONS, initrd), "ours", tmp_path)
+
+
+@pytest.mark.parametrize("place", ["", pytest.param(STAY, marks=slow)])
+def test_de_privileged(linux: fetch_debian.Linux, initrd: bytes, tmp_path: Path, place: str) -> None:
+    """On ring 1, with the hypervisor behind the ROM: the kernel de-privileges itself when it activates."""
+    options = f"{OPTIONS} {linux_session.STEADY} {place}"
+    start = patched_start(linux.kernel, tmp_path, "vmware", options, initrd)
+    with hosts.on_ours(start, tmp_path) as guest:
+        assert isinstance(guest, hosts.OurGuest)
+        linux_session.wait_for_shell(guest.line, TO_SHELL * 2)
+        assert guest.machine.cpu.cpl in (1, 3)
+        linux_session.hold(guest.line)
+        linux_session.end(guest.line, TO_END)
+        calls, exits = guest.calls, guest.machine.exits
+    assert {"SetCR3", "SetGDT", "SetIDT", "SetTR", "Halt"} <= set(calls)
+    refused = sum(n for reason, n in exits.items() if reason.startswith("privileged instruction"))
+    assert refused < exits["VMI call"] / 10, "what the ROM serves does not have to be trapped"
+
+
+@slow
+def test_says_the_same_de_privileged(linux: fetch_debian.Linux, initrd: bytes, tmp_path: Path) -> None:
+    """The kernel's account of its start is that of the same file on ring 0, but for the ROM's PCI device."""
+    logs = {}
+    for rom in (None, "vmware"):
+        start = patched_start(linux.kernel, tmp_path, rom, f"{OPTIONS} {STAY}", initrd)
+        with hosts.on_ours(replace(start, processor="i686"), tmp_path) as guest:
+            linux_session.wait_for_shell(guest.line, TO_SHELL * 2)
+            logs[rom or "native"] = bytes(guest.line.log)
+    verdict = dmesg.compare(logs, ROM_DIFFERENCES)
+    assert not verdict.unexplained, str(verdict)
+    assert verdict.common > 250
 
 
 def test_says_what_the_original_says(linux: fetch_debian.Linux, initrd: bytes, tmp_path: Path) -> None:

@@ -199,3 +199,21 @@ def test_breakpoints_show_instructions_as_they_were(adjacent: bool) -> None:
     source = f"start: cli\nnext: pushfd\npop ecx\n{DONE}"
     lab = Lab(source, mode="full", silent=["next"] if adjacent else ["start", "next"])
     assert exit_value(lab) == 1 and not lab.cpu.ecx & 0x200
+
+
+def test_an_instruction_that_traps_is_decoded_anew_when_it_has_changed() -> None:
+    """Through a store by the guest, which tells nobody."""
+    source = f"""
+    start:  mov ecx, 3
+    again:  mov eax, cr0
+    mark:   mov byte ptr [{{again}} + 2], 0xd8
+            mov edx, 5
+            dec ecx
+            jnz again
+            {DONE}
+    """
+    lab = Lab(source, {}, "full")
+    lab.cpu.set_cr(3, 0x123000)
+    assert exit_value(lab) == 1
+    assert lab.cpu.eax == 0x123001, "it has become a read of CR3"
+    assert lab.machine.exits["privileged instruction: mov"] == 3

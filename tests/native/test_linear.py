@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.native.guest import CODE3, DATA0, FREE, GDT, Guest, descriptor
+from tests.native.guest import CODE3, DATA0, FREE, GDT, PAGES, Guest, descriptor
+from vmi.native import walks
 from vmi.native.registers import Segment, TableRegister
 from vmi.x86 import Cr0, Descriptor, GuestFault
 
@@ -62,6 +63,58 @@ def test_accessed_and_dirty(paged):
     linear.write(0x6000, b"x")
     assert entry(paged, 0x6000) & 0x60 == 0x60
     assert entry(paged, 0x7000) & 0x60 == 0
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_walk_is_remembered_as_long_as_its_entries_are_what_they_were(paged, large):
+    linear, cpu = paged.machine.linear, paged.cpu
+    if large:
+        cpu.set_cr(4, 0x10)
+        paged.memory.put_u32(PAGES, 0x83)
+    at = PAGES if large else TABLE + 4 * 5
+    assert [linear.physical(0x5010) for _ in range(2)] == [0x5010] * 2
+    paged.memory.put_u32(at, paged.u32(at) & ~0x20)
+    assert linear.physical(0x5010) == 0x5010 and paged.u32(at) & 0x60 == 0x20
+    assert linear.physical(0x5010, write=True) == 0x5010 and paged.u32(at) & 0x60 == 0x60
+    paged.memory.put_u32(at, paged.u32(at) & ~2)
+    with faults(14, 3, 0x5010):
+        linear.physical(0x5010, write=True)
+    paged.memory.put_u32(TABLE + 4 * 5, 0x9000 | 1)
+    paged.memory.put_u32(PAGES, TABLE | 1)
+    assert linear.physical(0x5010) == 0x9010
+    with faults(14, 5, 0x5010):
+        linear.physical(0x5010, user=True)
+    paged.memory.put_u32(PAGES, 0)
+    with faults(14, 0, 0x5010):
+        linear.physical(0x5010)
+
+
+def test_remembered_walks_belong_to_the_registers_of_paging(paged):
+    linear, cpu = paged.machine.linear, paged.cpu
+    paged.memory.put_u32(TABLE + 4 * 5, 0x9001)
+    with faults(14, 3, 0x5000):
+        linear.physical(0x5000, write=True)
+    cpu.set_cr(0, cpu.cr(0) & ~Cr0.WP)
+    assert linear.physical(0x5000, write=True) == 0x9000
+    cpu.set_cr(0, cpu.cr(0) | Cr0.WP)
+    with faults(14, 3, 0x5000):
+        linear.physical(0x5000, write=True)
+    paged.memory.put_u32(0x40000, 0x41001)
+    paged.memory.put_u32(0x41000 + 4 * 5, 0xA001)
+    cpu.set_cr(3, 0x40000)
+    assert linear.physical(0x5000) == 0xA000
+    cpu.set_cr(3, PAGES)
+    assert linear.physical(0x5000) == 0x9000
+    cpu.set_cr(0, cpu.cr(0) & ~Cr0.PG)
+    assert linear.physical(0x5000) == 0x5000
+
+
+def test_remembered_walks_are_bounded(paged, monkeypatch):
+    monkeypatch.setattr(walks, "_MOST", 4)
+    linear = paged.machine.linear
+    for page in range(16):
+        assert linear.physical(page << 12) == page << 12
+    assert 0 < len(linear._walks._found) <= 4
 
 
 def test_store_over_two_pages(paged):

@@ -3,11 +3,16 @@
 
 They are kept by guest-physical address, since a kernel runs the same code at more than one linear
 address. A guest may overwrite what was planted; a breakpoint then is its own.
+
+Instructions that trap do so again and again, so what was decoded is kept, by guest-physical address too.
+It holds as long as memory has the bytes that it was made from: nobody needs to tell of a change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+
+from iced_x86 import Instruction
 
 from vmi import sitetable
 from vmi.errors import BadInput
@@ -19,6 +24,7 @@ from vmi.x86 import GuestFault
 
 _INT3 = 0xCC
 _MOST_SITES = 1 << 18  # a table with more is no kernel's, and reading it would take long
+_MOST_DECODED = 1 << 14
 
 
 class Breakpoints:
@@ -28,31 +34,49 @@ class Breakpoints:
         self._cpu = cpu
         self._linear = linear
         self._covered: dict[int, bytes] = {}  # address -> the bytes from there on, as they were
+        self._behind: dict[int, bytes] = {}  # address -> what the instruction has behind its first byte
+        # address and width -> the bytes in memory, and the instruction without breakpoints
+        self._decoded: dict[tuple[int, int], tuple[bytes, Instruction]] = {}
 
     def plant(self, addresses: Iterable[int]) -> None:
         """Put breakpoints at guest-physical addresses; those outside RAM are left out."""
         memory = self._cpu.memory
         places = sorted({at for at in addresses if 0 <= at < memory.size})
         for at in places:
-            self._covered[at] = memory.read(at, min(MAX_LENGTH, memory.size - at))
+            covered = self._covered[at] = memory.read(at, min(MAX_LENGTH, memory.size - at))
+            self._behind[at] = covered[1 : max(1, decode(covered).len)]
         for at in places:
             self._cpu.write_memory(at, bytes([_INT3]))
 
     def covers(self, at: int) -> bool:
         """The breakpoint at a guest-physical address is one of ours, and the code is still what it was."""
-        covered = self._covered.get(at)
-        if covered is None:
-            return False
-        rest = decode(covered).len - 1
-        return self._cpu.memory.read(at + 1, rest) == covered[1 : 1 + rest] if rest > 0 else True
+        behind = self._behind.get(at)
+        return behind is not None and self._cpu.memory.ram[at + 1 : at + 1 + len(behind)] == behind
 
     def remove(self, at: int) -> None:
         """Take a breakpoint out for good."""
+        del self._behind[at]
         self._cpu.write_memory(at, self._covered.pop(at)[:1])
 
     def originals(self) -> dict[int, int]:
         """What each breakpoint covers: guest-physical address and byte."""
         return {at: covered[0] for at, covered in self._covered.items()}
+
+    def instruction(self, linear: int, bits: int) -> Instruction:
+        """The instruction at a linear address without breakpoints; an invalid one if nothing is mapped."""
+        try:
+            at = self._linear.physical(linear)
+        except GuestFault:
+            return decode(b"", bits)
+        found = self._decoded.get((at, bits))
+        if found is not None and self._cpu.memory.ram[at : at + len(found[0])] == found[0]:
+            return found[1]
+        instruction = decode(self.code(linear), bits)
+        if not instruction.is_invalid and at % PAGE_SIZE + instruction.len <= PAGE_SIZE:
+            if len(self._decoded) >= _MOST_DECODED:
+                self._decoded.clear()
+            self._decoded[at, bits] = self._cpu.memory.read(at, instruction.len), instruction
+        return instruction
 
     def code(self, linear: int) -> bytes:
         """The code at a linear address without breakpoints, up to the first byte that is not mapped."""

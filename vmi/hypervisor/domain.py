@@ -9,8 +9,9 @@ the guest's own handlers, entered on ring 1 the way they would be entered on rin
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
-from iced_x86 import Instruction
+from iced_x86 import Instruction, Mnemonic
 
 from vmi import abi
 from vmi.hypervisor import calls
@@ -18,7 +19,7 @@ from vmi.hypervisor.breakpoints import Breakpoints, silent_sites
 from vmi.hypervisor.callsite import CALL_LENGTH, CallSites, reaches_out
 from vmi.hypervisor.emulate import Emulator
 from vmi.hypervisor.mmu import DEFAULT, create
-from vmi.hypervisor.operands import M, decode, undefined
+from vmi.hypervisor.operands import M, undefined
 from vmi.hypervisor.personality import Gate, Personality
 from vmi.hypervisor.privilege import KERNEL_RING, USER_RING, CompressedPrivilege
 from vmi.hypervisor.processors import Processors
@@ -34,8 +35,13 @@ _WIDE = 1 << 22  # the D bit of a code segment
 _DR6_BS = 1 << 14
 _DR6_HITS = 0xF
 _DR7_ENABLED = 0xFF
+_MNEMONICS = {number: name.lower() for name, number in vars(Mnemonic).items() if isinstance(number, int)}
+# Found quickly: an enumeration's own members are looked up by a function.
+_CS = Seg.CS
+_GP, _BP, _DB, _TS = Vector.GP, Vector.BP, Vector.DB, Vector.TS
+_SOFTWARE, _EXCEPTION = Origin.SOFTWARE, Origin.EXCEPTION
 # What the CPU may refuse an instruction of the ROM's own with.
-_ROM_FAULTS = frozenset({Vector.GP, Vector.NP, Vector.SS, Vector.TS, Vector.PF})
+_ROM_FAULTS = frozenset({_GP, Vector.NP, Vector.SS, _TS, Vector.PF})
 
 
 class Domain:
@@ -254,7 +260,7 @@ class Domain:
 
     def _physical_eip(self, offset: int = 0) -> int:
         cpu = self.machine.cpu
-        return self.vcpu.linear.physical(cpu.segment(Seg.CS).base + cpu.eip + offset)
+        return self.vcpu.linear.physical(cpu.segment(_CS).base + cpu.eip + offset)
 
     def _in_rom(self) -> bool:
         try:
@@ -264,11 +270,13 @@ class Domain:
 
     def _code(self) -> bytes:
         cpu = self.machine.cpu
-        return self.breakpoints.code(cpu.segment(Seg.CS).base + cpu.eip)
+        return self.breakpoints.code(cpu.segment(_CS).base + cpu.eip)
 
     def _instruction(self) -> Instruction:
         """The instruction at EIP; an invalid one if nothing is mapped there."""
-        return decode(self._code(), 32 if self.machine.cpu.segment(Seg.CS).flags & _WIDE else 16)
+        cpu = self.machine.cpu
+        code = cpu.segment(_CS)
+        return self.breakpoints.instruction(code.base + cpu.eip, 32 if code.flags & _WIDE else 16)
 
     # -- events -----------------------------------------------------------------------------
 
@@ -276,24 +284,24 @@ class Domain:
         """Deal with an event of the hypervisor's own; False if it is the guest's."""
         if self.machine.cpu.cpl != KERNEL_RING:
             return self._handle_user(event)
-        if event.origin is Origin.SOFTWARE:
+        if event.origin is _SOFTWARE:
             if event.vector == self.rom.interrupt:
                 return self._gate()
-            return event.vector == Vector.BP and event.length == 1 and self._breakpoint()
-        if event.vector == Vector.DB:
+            return event.vector == _BP and event.length == 1 and self._breakpoint()
+        if event.vector == _DB:
             return self._step_in_rom()
         if event.vector in _ROM_FAULTS and self._in_rom() and self._fault_in_rom(event):
             return True
-        return event.vector == Vector.GP and self._refused()
+        return event.vector == _GP and self._refused()
 
     def _handle_user(self, event: Event) -> bool:
         if self.machine.cpu.cpl != USER_RING:
             return False
-        if event.origin is Origin.SOFTWARE:
-            return event.vector == Vector.BP and event.length == 1 and self._user_breakpoint()
-        if event.vector == Vector.GP:
+        if event.origin is _SOFTWARE:
+            return event.vector == _BP and event.length == 1 and self._user_breakpoint()
+        if event.vector == _GP:
             return self._user_flag_instruction()
-        return event.vector == Vector.TS and self._user_call_gate()
+        return event.vector == _TS and self._user_call_gate()
 
     # -- call-outs --------------------------------------------------------------------------
 
@@ -341,12 +349,12 @@ class Domain:
 
     def _deliver_fault(self, fault: GuestFault) -> None:
         self.machine.count_fault(fault.vector)
-        self.deliver(Event(fault.vector, Origin.EXCEPTION, fault.error, fault.address))
+        self.deliver(Event(fault.vector, _EXCEPTION, fault.error, fault.address))
 
     def _single_step(self) -> None:
         cpu = self.machine.cpu
         cpu.set_dr(6, cpu.dr(6) & ~_DR6_HITS | _DR6_BS)
-        self._deliver_fault(GuestFault(Vector.DB))
+        self._deliver_fault(GuestFault(_DB))
 
     def _step_in_rom(self) -> bool:
         """A call is one step for a guest that single-steps, as the instruction would be."""
@@ -440,7 +448,7 @@ class Domain:
         else:
             if self._emulator.stepped:
                 self._single_step()
-        self._count_exit(f"{why}: {str(instruction).split()[0]}")
+        self._count_exit(_reason(why, instruction.mnemonic))
         return True
 
     def _user_flag_instruction(self) -> bool:
@@ -474,3 +482,8 @@ class Domain:
 
     def _count_exit(self, reason: str) -> None:
         self.machine.exits[reason] += 1
+
+
+@lru_cache(maxsize=1024)
+def _reason(why: str, mnemonic: int) -> str:
+    return f"{why}: {_MNEMONICS[mnemonic]}"

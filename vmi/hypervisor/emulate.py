@@ -19,6 +19,8 @@ from vmi.x86 import U32, Descriptor, Eflags, GuestFault, Seg, Vector
 _LAR_SYSTEM = frozenset({1, 2, 3, 4, 5, 9, 11, 12})
 _LSL_SYSTEM = frozenset({1, 2, 3, 9, 11})
 _FLAGS_POPF = 0x247FD5  # what POPF at ring 0 takes from the image
+# Found quickly: an enumeration's own members are looked up by a function.
+_CS, _SS = Seg.CS, Seg.SS
 
 # A handler does one instruction. True: it has set EIP itself. False: the instruction is not one of its.
 Handler = Callable[[Instruction], bool | None]
@@ -58,7 +60,7 @@ class Emulator:
             M.MOV: self._mov,
             M.POP: self._pop,
             M.PUSH: self._push,
-            M.LSS: lambda i: self._load_far_pointer(i, Seg.SS),
+            M.LSS: lambda i: self._load_far_pointer(i, _SS),
             M.LDS: lambda i: self._load_far_pointer(i, Seg.DS),
             M.LES: lambda i: self._load_far_pointer(i, Seg.ES),
             M.LFS: lambda i: self._load_far_pointer(i, Seg.FS),
@@ -168,19 +170,19 @@ class Emulator:
 
     def _shown(self, seg: Seg) -> int:
         selector = self._cpu.segment(seg).selector
-        return self._v.privilege.frame_selector(selector) if seg in (Seg.CS, Seg.SS) else selector
+        return self._v.privilege.frame_selector(selector) if seg in (_CS, _SS) else selector
 
     def _load_segment(self, seg: Seg, selector: int) -> None:
         """MOV and POP: behind a load of SS neither an interrupt nor a single step comes in."""
         self._v.load_segment(seg, selector)
-        if seg == Seg.SS:
+        if seg == _SS:
             self._cpu.irq_shadow = not self._shadowed
             self.stepped = False
 
     def _pop(self, i: Instruction) -> bool | None:
         if i.op0_register not in SEGMENTS:
             return False
-        stack = self._cpu.segment(Seg.SS)
+        stack = self._cpu.segment(_SS)
         self._load_segment(SEGMENTS[i.op0_register], self._linear.u16(self.transfers.stack_address(0)))
         self.transfers.set_esp(stack, self._cpu.esp + i.stack_pointer_increment)
         return None

@@ -24,6 +24,8 @@ from vmi.x86 import IF_BIT, IOPL_MASK, U32, Descriptor, Eflags, GuestFault, Seg,
 
 KERNEL_RING = 1
 USER_RING = 3
+# Found quickly: an enumeration's own members are looked up by a function.
+_GP = Vector.GP
 
 
 class FlagWords(Protocol):
@@ -139,7 +141,7 @@ class CompressedPrivilege(Privilege):
             flags &= ~IOPL_MASK
         self.cpu.eflags = flags | IF_BIT | Eflags.ONE
 
-    def descriptor(self, selector: int, vector: int = Vector.GP) -> Descriptor:
+    def descriptor(self, selector: int, vector: int = _GP) -> Descriptor:
         """A descriptor as the guest wrote it: a raised one shows DPL 0."""
         found = super().descriptor(selector, vector)
         if found.is_segment and found.dpl == KERNEL_RING:
@@ -183,12 +185,12 @@ class CompressedPrivilege(Privilege):
 
     def raise_at(self, address: int) -> bool:
         """As :meth:`raise_descriptor`, by the descriptor's linear address. :raises GuestFault: #PF."""
-        entry = Descriptor(0, self.linear.u32(address + 4))
-        if not _to_be_raised(entry):
+        high = self.linear.u32(address + 4)
+        if not _to_be_raised(high):
             return False
         # Byte by byte and through the physical address: the guest may hold its table read-only, and
         # the access byte may lie on another page than the rest.
-        access = entry.with_dpl(KERNEL_RING).high >> 8 & 0xFF
+        access = high >> 8 & 0xFF | KERNEL_RING << 5
         self.cpu.write_memory(self.linear.physical(address + 5), bytes([access]))
         return True
 
@@ -207,12 +209,13 @@ class CompressedPrivilege(Privilege):
                 data = self.linear.read(address, size)
                 for at in range(0, size, 8):
                     high = int.from_bytes(data[at + 4 : at + 8], "little")
-                    if _to_be_raised(Descriptor(0, high)):
+                    if _to_be_raised(high):
                         self.raise_at(address + at)
             except GuestFault:
                 pass
             address += size
 
 
-def _to_be_raised(entry: Descriptor) -> bool:
-    return entry.present and entry.is_segment and entry.dpl == 0
+def _to_be_raised(high: int) -> bool:
+    """A present code or data descriptor of ring 0, by its upper dword."""
+    return high & 0xF000 == 0x9000

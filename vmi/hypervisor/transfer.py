@@ -11,7 +11,10 @@ a fault leaves the guest's registers as they were.
 
 from __future__ import annotations
 
+from struct import Struct
+
 from vmi.hypervisor.vcpu import VirtualCpu
+from vmi.memory import PAGE_SIZE
 from vmi.native.registers import NULL_SEGMENT, Segment
 from vmi.native.tasks import Switch, switch_task
 from vmi.x86 import (
@@ -34,6 +37,10 @@ _WIDE = 1 << 22  # the D bit of a descriptor: 32-bit stack or code
 _SEP = 1 << 11  # of CPUID leaf 1, EDX
 _LONGEST_SEARCH = 0x400  # bytes of a GDT
 _CALL_GATE_16, _CALL_GATE_32 = 4, 12
+_DWORDS = tuple(Struct(f"<{count}I") for count in range(32))
+# Found quickly: an enumeration's own members are looked up by a function.
+_CS, _SS = Seg.CS, Seg.SS
+_GP, _NP = Vector.GP, Vector.NP
 
 
 class Transfers:
@@ -48,12 +55,12 @@ class Transfers:
 
     def stack_address(self, offset: int) -> int:
         """Linear address of ESP + ``offset``."""
-        ss = self._cpu.segment(Seg.SS)
+        ss = self._cpu.segment(_SS)
         return ss.base + (self._cpu.esp + offset & (U32 if ss.flags & _WIDE else 0xFFFF))
 
     def move_esp(self, by: int) -> None:
         """Add to ESP, or to SP on a 16-bit stack."""
-        self.set_esp(self._cpu.segment(Seg.SS), self._cpu.esp + by)
+        self.set_esp(self._cpu.segment(_SS), self._cpu.esp + by)
 
     def set_esp(self, stack: Segment, esp: int) -> None:
         """Set ESP, or only SP where ``stack`` is a 16-bit one."""
@@ -61,6 +68,9 @@ class Transfers:
 
     def _words(self, offset: int, count: int, size: int) -> list[int]:
         """``count`` values of ``size`` bytes from ESP + ``offset``; ESP stays."""
+        address = self.stack_address(offset)
+        if address % PAGE_SIZE + size * count <= PAGE_SIZE and size == 4:
+            return list(_DWORDS[count].unpack(self._linear.read(address, size * count)))
         return [
             int.from_bytes(self._linear.read(self.stack_address(offset + size * i), size), "little")
             for i in range(count)
@@ -146,16 +156,16 @@ class Transfers:
         cpu, p = self._cpu, self._p
         error = cs & 0xFFFC
         if not error:
-            raise GuestFault(Vector.GP)
+            raise GuestFault(_GP)
         code = p.descriptor(cs)
         rpl = cs & 3
         # a frame of the guest's own may carry the ring it really runs on
         rpl = 0 if rpl == 1 else rpl
         fits = code.is_code and (code.dpl <= rpl if code.conforming else code.dpl == rpl)
         if not fits or rpl < p.cpl():
-            raise GuestFault(Vector.GP, error)
+            raise GuestFault(_GP, error)
         if not code.present:
-            raise GuestFault(Vector.NP, error)
+            raise GuestFault(_NP, error)
         dropped = skip + size * words + pop
         stack, esp = None, 0
         if rpl > p.cpl():
@@ -169,7 +179,7 @@ class Transfers:
             self.move_esp(dropped)
         else:
             self.set_esp(stack, esp + pop)
-            cpu.set_segment(Seg.SS, stack)
+            cpu.set_segment(_SS, stack)
             self._drop_inner_segments(rpl)
         self._set_code(cs, loaded, rpl)
         cpu.eip = eip
@@ -177,10 +187,10 @@ class Transfers:
     def _outer_stack(self, selector: int, rpl: int) -> Segment:
         error = selector & 0xFFFC
         if not error:
-            raise GuestFault(Vector.GP)
+            raise GuestFault(_GP)
         stack = self._p.descriptor(selector)
         if selector & 3 != rpl or stack.dpl != rpl or not stack.writable_data:
-            raise GuestFault(Vector.GP, error)
+            raise GuestFault(_GP, error)
         if not stack.present:
             raise GuestFault(Vector.SS, error)
         return self._p.loaded(selector, stack)
@@ -199,7 +209,7 @@ class Transfers:
         esp, ss, es, ds, fs, gs = self._words(skip + 12, 6, 4)
         self._p.restore_flags(image & _VIRTUAL_8086_FLAGS)
         for seg, selector in zip(
-            (Seg.SS, Seg.CS, Seg.ES, Seg.DS, Seg.FS, Seg.GS), (ss, cs, es, ds, fs, gs), strict=True
+            (_SS, _CS, Seg.ES, Seg.DS, Seg.FS, Seg.GS), (ss, cs, es, ds, fs, gs), strict=True
         ):
             selector &= 0xFFFF
             self._cpu.set_segment(seg, Segment(selector, selector << 4, 0xFFFF, 0xF300))
@@ -237,8 +247,8 @@ class Transfers:
         if not target.is_segment and target.type not in (_CALL_GATE_16, _CALL_GATE_32):
             self._switch(target, selector, Switch.CALL, resume)
             return
-        shown = self._p.frame_selector(cpu.segment(Seg.CS).selector)
-        stack = cpu.segment(Seg.SS)
+        shown = self._p.frame_selector(cpu.segment(_CS).selector)
+        stack = cpu.segment(_SS)
         if target.is_segment:
             self._check_code(target, selector & 0xFFFC, selector & 3)
             self._check_limit(target, offset)
@@ -264,7 +274,7 @@ class Transfers:
         esp = self._p.push_frame(stack, esp, frame, size)
         loaded = self._p.loaded(gate.selector, code)
         if inner:
-            cpu.set_segment(Seg.SS, stack)
+            cpu.set_segment(_SS, stack)
         cpu.esp = esp
         self._p.raise_descriptor(gate.selector)
         self._set_code(gate.selector, loaded, code.dpl if inner else self._p.cpl())
@@ -272,23 +282,23 @@ class Transfers:
 
     def _target(self, selector: int) -> Descriptor:
         if not selector & 0xFFFC:
-            raise GuestFault(Vector.GP)
+            raise GuestFault(_GP)
         return self._p.descriptor(selector)
 
     def _check_code(self, code: Descriptor, error: int, rpl: int, *, inward: bool = False) -> None:
         """Code that may be entered from here: on the same ring, or ``inward`` as calls through gates do."""
         cpl = self._p.cpl()
         if not code.is_code or code.dpl > cpl:
-            raise GuestFault(Vector.GP, error)
+            raise GuestFault(_GP, error)
         if not code.conforming and not inward and (rpl > cpl or code.dpl != cpl):
-            raise GuestFault(Vector.GP, error)
+            raise GuestFault(_GP, error)
         if not code.present:
-            raise GuestFault(Vector.NP, error)
+            raise GuestFault(_NP, error)
 
     @staticmethod
     def _check_limit(code: Descriptor, offset: int) -> None:
         if offset > code.limit:
-            raise GuestFault(Vector.GP)
+            raise GuestFault(_GP)
 
     def _call_gate(self, found: Descriptor, selector: int) -> Gate:
         self._check_gate(found, selector)
@@ -297,13 +307,13 @@ class Transfers:
     def _check_gate(self, found: Descriptor, selector: int) -> None:
         error = selector & 0xFFFC
         if found.dpl < max(self._p.cpl(), selector & 3):
-            raise GuestFault(Vector.GP, error)
+            raise GuestFault(_GP, error)
         if not found.present:
-            raise GuestFault(Vector.NP, error)
+            raise GuestFault(_NP, error)
 
     def _switch(self, target: Descriptor, selector: int, how: Switch, resume: int) -> None:
         if target.type not in (GateType.TASK, TSS_AVAILABLE_32):
-            raise GuestFault(Vector.GP, selector & 0xFFFC)
+            raise GuestFault(_GP, selector & 0xFFFC)
         self._check_gate(target, selector)
         task = target.low >> 16 if target.type == GateType.TASK else selector
         switch_task(self._p, task, how, resume)
@@ -318,4 +328,4 @@ class Transfers:
     def _set_code(self, selector: int, loaded: Segment, ring: int) -> None:
         """CS with the RPL of the ring it runs on, which for a conforming segment is not its DPL."""
         real = self._p.ring(ring)
-        self._cpu.set_segment(Seg.CS, Segment(selector & ~3 | real, loaded.base, loaded.limit, loaded.flags))
+        self._cpu.set_segment(_CS, Segment(selector & ~3 | real, loaded.base, loaded.limit, loaded.flags))

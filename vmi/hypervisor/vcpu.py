@@ -38,6 +38,9 @@ _CR4_FEATURES = {
     Cr4.VME: 1, Cr4.PVI: 1, Cr4.DE: 2, Cr4.PSE: 3, Cr4.TSD: 4, Cr4.PAE: 6, Cr4.MCE: 7, Cr4.PGE: 13,
     Cr4.OSFXSR: 24, Cr4.OSXMMEXCPT: 25,
 }  # fmt: skip
+# Found quickly: an enumeration's own members are looked up by a function.
+_CS, _SS = Seg.CS, Seg.SS
+_GP = Vector.GP
 
 
 class VirtualCpu:
@@ -71,10 +74,10 @@ class VirtualCpu:
     def _system_descriptor(self, selector: int, types: tuple[int, ...]) -> Descriptor:
         error = selector & 0xFFFC
         if selector & 4:
-            raise GuestFault(Vector.GP, error)
+            raise GuestFault(_GP, error)
         found = self.linear.descriptor(selector)
         if found.is_segment or found.type not in types:
-            raise GuestFault(Vector.GP, error)
+            raise GuestFault(_GP, error)
         if not found.present:
             raise GuestFault(Vector.NP, error)
         return found
@@ -91,7 +94,7 @@ class VirtualCpu:
     def load_task(self, selector: int) -> None:
         """LTR."""
         if not selector & 0xFFFC:
-            raise GuestFault(Vector.GP)
+            raise GuestFault(_GP)
         tss = self._system_descriptor(selector, (_TSS_AVAILABLE_16, TSS_AVAILABLE_32))
         self.linear.put_u32(self.linear.descriptor_address(selector) + 4, tss.high | _TSS_BUSY_BIT)
         # the CPU core aborts on a hidden part with the busy bit
@@ -103,12 +106,12 @@ class VirtualCpu:
         """MOV to a control register; CR0, CR3 and CR4 go to where translation is decided."""
         if number == 0:
             if value & (Cr0.PG | Cr0.PE) == Cr0.PG or value & (Cr0.NW | Cr0.CD) == Cr0.NW:
-                raise GuestFault(Vector.GP)
+                raise GuestFault(_GP)
             if not value & Cr0.PE:
                 self.end_in_real_mode()
                 return
         elif number == 4 and value & ~self._cr4:
-            raise GuestFault(Vector.GP)
+            raise GuestFault(_GP)
         if number == 2:
             self.cpu.cr2 = value
         else:
@@ -155,13 +158,13 @@ class VirtualCpu:
         """RDMSR: the registers are those of the machine's processor model."""
         value = self.machine.read_msr(number)
         if value is None:
-            raise GuestFault(Vector.GP)
+            raise GuestFault(_GP)
         return self.mmu.efer if number == EFER else value
 
     def write_msr(self, number: int, value: int) -> None:
         """WRMSR."""
         if not self.machine.write_msr(number, value):
-            raise GuestFault(Vector.GP)
+            raise GuestFault(_GP)
         if number == EFER:
             self.mmu.write_efer(value)
         elif number == TSC:
@@ -206,24 +209,24 @@ class VirtualCpu:
         selector &= 0xFFFF
         error = selector & 0xFFFC
         if not error:
-            if seg == Seg.SS:
-                raise GuestFault(Vector.GP)
+            if seg == _SS:
+                raise GuestFault(_GP)
             self.cpu.set_segment(seg, Segment(selector, 0, 0, 0))
             return
         p = self.privilege
         descriptor = p.descriptor(selector)
         rpl = p.kernel_selector(selector) & 3
-        if seg == Seg.SS:
+        if seg == _SS:
             if rpl or descriptor.dpl or not descriptor.writable_data:
-                raise GuestFault(Vector.GP, error)
+                raise GuestFault(_GP, error)
             if not descriptor.present:
                 raise GuestFault(Vector.SS, error)
             loaded = p.loaded(selector, descriptor)
             p.raise_descriptor(selector)
-            self.cpu.set_segment(Seg.SS, loaded)
+            self.cpu.set_segment(_SS, loaded)
             return
         if not descriptor.readable or (not descriptor.conforming and rpl > descriptor.dpl):
-            raise GuestFault(Vector.GP, error)
+            raise GuestFault(_GP, error)
         if not descriptor.present:
             raise GuestFault(Vector.NP, error)
         loaded = p.loaded(selector, descriptor)
@@ -241,10 +244,10 @@ class VirtualCpu:
             if selector >> 3 != index or bool(selector & 4) != local or not selector & 0xFFFC:
                 continue
             try:
-                if seg == Seg.CS:
+                if seg == _CS:
                     self._reload_code(selector)
                 else:
-                    self.load_segment(seg, selector & ~3 if seg == Seg.SS else selector)
+                    self.load_segment(seg, selector & ~3 if seg == _SS else selector)
             except GuestFault:
                 continue
 
@@ -253,7 +256,7 @@ class VirtualCpu:
         code = p.descriptor(selector)
         if code.is_code and code.present and (code.conforming or code.dpl == p.cpl()):
             loaded = p.loaded(selector, code)
-            self.cpu.set_segment(Seg.CS, Segment(selector, loaded.base, loaded.limit, loaded.flags))
+            self.cpu.set_segment(_CS, Segment(selector, loaded.base, loaded.limit, loaded.flags))
 
     # -- taking over ------------------------------------------------------------------------
 
@@ -269,7 +272,7 @@ class VirtualCpu:
             flags = segment.flags
             if flags & 1 << 15 and not flags & 0x6000:
                 flags |= KERNEL_RING << 13
-            selector = segment.selector & ~3 | KERNEL_RING if seg in (Seg.CS, Seg.SS) else segment.selector
+            selector = segment.selector & ~3 | KERNEL_RING if seg in (_CS, _SS) else segment.selector
             cpu.set_segment(seg, Segment(selector, segment.base, segment.limit, flags))
         self.privilege.virtual_idt = cpu.idt
         self.privilege.mirror.registers(cpu.idt)

@@ -89,7 +89,6 @@ class Cpu(Translation):
         self.instructions = 0  # executed in completed runs
         self.failure = 0  # the library's error number of a run that ended as Stop.FAILED
         self.a20_mask = U32
-        self.code_pages: set[int] = set()  # numbers of the pages of RAM that translated code lies in
         self.watched_pages: set[int] = set()
         self.store_watch: StoreWatch | None = None
         # what SYSENTER does to code selector, ESP and EIP; the owner may exchange it
@@ -108,7 +107,6 @@ class Cpu(Translation):
             lambda *request: self.bus.memory_write(*request),  # noqa: PLW0108
         )
         places = layout.locate(engine.structure, engine.function)
-        self._budget = ctypes.c_size_t.from_address(places.budget)
         self._halted = ctypes.c_uint32.from_address(places.halted)
         self._next_block = ctypes.c_uint32.from_address(places.next_block)
         self._interrupt_request = ctypes.c_uint32.from_address(places.interrupt_request)
@@ -400,6 +398,7 @@ class Cpu(Translation):
         self._counter.value = 0
         if self._trouble is not None:
             raise self._trouble
+        self._tell_of_code()
         if self._take_back():
             return Stop.BUDGET
         if status in NO_CODE:
@@ -420,10 +419,6 @@ class Cpu(Translation):
         """Instructions executed so far, the current one included while running."""
         return self.instructions + (self._counter.value if self._running else 0)
 
-    def stop_soon(self) -> None:
-        """End the run after the current instruction (exact, unlike the library's own stop)."""
-        self._budget.value = self._counter.value
-
     def stop_within(self, instructions: int) -> None:
         """End the run after so many more instructions, the current one not counted; never extends it."""
         self._budget.value = min(self._budget.value, self._counter.value + instructions)
@@ -432,6 +427,9 @@ class Cpu(Translation):
     def eflags(self) -> int:
         """EFLAGS, arithmetic flags included."""
         if self._running:
+            flags = self.settled_flags()
+            if flags is not None:
+                return flags
             self._engine.read_register(Register.EFLAGS, self._flags_buffer)
             return self._flags_buffer.value
         return self.system_flags
@@ -475,7 +473,8 @@ class Cpu(Translation):
     def write_memory(self, address: int, data: bytes) -> None:
         """Put data into guest-physical memory, ROM too; code that was there is translated anew."""
         self.memory.write(address, data)
-        if address < self.memory.size:
+        first, last = address // PAGE_SIZE, (address + len(data) - 1) // PAGE_SIZE
+        if address < self.memory.size and not self.code_pages.isdisjoint(range(first, last + 1)):
             self._dropping = True
             self._engine.drop_translations(address, len(data))
             self._dropping = False

@@ -32,6 +32,12 @@ from vmi.x86 import (
 )
 
 _GATES = frozenset(GateType)
+# Found quickly: an enumeration's own members are looked up by a function.
+_CS, _SS = Seg.CS, Seg.SS
+_PF, _DF, _GP, _NP = Vector.PF, Vector.DF, Vector.GP, Vector.NP
+_TASK = GateType.TASK
+_INTERRUPT_GATES = (GateType.INTERRUPT_16, GateType.INTERRUPT_32)
+_CLEARED = ~(Eflags.TF | Eflags.NT | Eflags.RF | Eflags.VM)
 
 
 class Origin(Enum):
@@ -40,6 +46,9 @@ class Origin(Enum):
     EXCEPTION = auto()
     SOFTWARE = auto()  # INT n, INT3, INTO
     EXTERNAL = auto()
+
+
+_EXCEPTION, _SOFTWARE = Origin.EXCEPTION, Origin.SOFTWARE
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ class Delivery:
         :raises TripleFault: a double fault could not be delivered either.
         """
         cpu = self._cpu
-        if event.origin is Origin.EXCEPTION and event.vector == Vector.PF:
+        if event.origin is _EXCEPTION and event.vector == _PF:
             self._p.page_fault_at(event.address)
         resume, task = cpu.eip, cpu.tr
         while True:
@@ -90,36 +99,36 @@ class Delivery:
                     cpu.eip = resume = (resume - event.length) & U32
                 else:  # a fault behind a task switch is the new task's own
                     resume, task = cpu.eip, cpu.tr
-                if fault.vector == Vector.PF:
+                if fault.vector == _PF:
                     self._p.page_fault_at(fault.address)
                 event = self._escalate(event, fault)
 
     @staticmethod
     def _escalate(event: Event, fault: GuestFault) -> Event:
         """What a fault during the delivery of an event becomes."""
-        first = event.vector if event.origin is Origin.EXCEPTION else None
-        if first == Vector.DF:
+        first = event.vector if event.origin is _EXCEPTION else None
+        if first == _DF:
             raise TripleFault
         second_contributes = fault.vector in CONTRIBUTORY
         double = (first in CONTRIBUTORY and second_contributes) or (
-            first == Vector.PF and (second_contributes or fault.vector == Vector.PF)
+            first == _PF and (second_contributes or fault.vector == _PF)
         )
         if double:
-            return Event(Vector.DF, Origin.EXCEPTION)
-        return Event(fault.vector, Origin.EXCEPTION, fault.error, fault.address)
+            return Event(_DF, _EXCEPTION)
+        return Event(fault.vector, _EXCEPTION, fault.error, fault.address)
 
     def _real(self, event: Event) -> None:
         cpu, vector = self._cpu, event.vector
         table = self._p.idt()
         if 4 * vector + 3 > table.limit:
-            raise GuestFault(Vector.GP)
+            raise GuestFault(_GP)
         target = self._linear.u32(table.base + 4 * vector)
         flags = self._p.frame_flags()
-        stack = replace(cpu.segment(Seg.SS), flags=0)  # SP is 16 bits wide here, whatever SS was before
-        frame = [flags, cpu.segment(Seg.CS).selector, cpu.eip]
+        stack = replace(cpu.segment(_SS), flags=0)  # SP is 16 bits wide here, whatever SS was before
+        frame = [flags, cpu.segment(_CS).selector, cpu.eip]
         cpu.esp = self._p.push_frame(stack, cpu.esp, frame, 2)
         selector = target >> 16
-        cpu.set_segment(Seg.CS, Segment(selector, selector << 4, 0xFFFF, 0x9B00))
+        cpu.set_segment(_CS, Segment(selector, selector << 4, 0xFFFF, 0x9B00))
         cpu.eip = target & 0xFFFF
         cpu.irq_shadow = False
         self._p.settle_flags(flags & ~(Eflags.TF | Eflags.AC | Eflags.RF), mask_interrupts=True)
@@ -128,40 +137,39 @@ class Delivery:
         table, index = self._p.idt(), 8 * event.vector
         error = index | 2
         if index + 7 > table.limit:
-            raise GuestFault(Vector.GP, error)
-        data = self._linear.read(table.base + index, 8)
-        gate = Gate(int.from_bytes(data[:4], "little"), int.from_bytes(data[4:], "little"))
+            raise GuestFault(_GP, error)
+        gate = Gate.parse(self._linear.read(table.base + index, 8))
         if gate.type not in _GATES:
-            raise GuestFault(Vector.GP, error)
-        if event.origin is Origin.SOFTWARE and gate.dpl < self._p.cpl():
-            raise GuestFault(Vector.GP, error)
+            raise GuestFault(_GP, error)
+        if event.origin is _SOFTWARE and gate.dpl < self._p.cpl():
+            raise GuestFault(_GP, error)
         if not gate.present:
-            raise GuestFault(Vector.NP, error)
+            raise GuestFault(_NP, error)
         return gate
 
     def _protected(self, event: Event) -> None:
         p, cpu = self._p, self._cpu
-        pushes_error = event.origin is Origin.EXCEPTION and event.vector in HAS_ERROR_CODE
+        pushes_error = event.origin is _EXCEPTION and event.vector in HAS_ERROR_CODE
         gate = self._gate(event)
-        if gate.type == GateType.TASK:
+        if gate.type == _TASK:
             switch_task(p, gate.selector)
             if pushes_error:
-                cpu.esp = p.push_frame(cpu.segment(Seg.SS), cpu.esp, [event.error], 4)
+                cpu.esp = p.push_frame(cpu.segment(_SS), cpu.esp, [event.error], 4)
             return
         if not gate.selector & 0xFFFC:
-            raise GuestFault(Vector.GP)
+            raise GuestFault(_GP)
         code = p.descriptor(gate.selector)
         cpl = p.cpl()
         if not code.is_code or code.dpl > cpl:
-            raise GuestFault(Vector.GP, gate.selector & 0xFFFC)
+            raise GuestFault(_GP, gate.selector & 0xFFFC)
         if not code.present:
-            raise GuestFault(Vector.NP, gate.selector & 0xFFFC)
+            raise GuestFault(_NP, gate.selector & 0xFFFC)
         virtual_8086 = bool(cpu.system_flags & Eflags.VM)
         target = cpl if code.conforming else code.dpl
         if virtual_8086 and target != 0:
-            raise GuestFault(Vector.GP, gate.selector & 0xFFFC)
+            raise GuestFault(_GP, gate.selector & 0xFFFC)
         flags = p.frame_flags()
-        old_cs, old_ss = cpu.segment(Seg.CS), cpu.segment(Seg.SS)
+        old_cs, old_ss = cpu.segment(_CS), cpu.segment(_SS)
         frame: list[int] = []
         if target < cpl:
             stack, esp = p.inner_stack(target)
@@ -179,12 +187,10 @@ class Delivery:
         if virtual_8086:
             for seg in (Seg.ES, Seg.DS, Seg.FS, Seg.GS):
                 cpu.set_segment(seg, NULL_SEGMENT)
-        cleared = flags & ~(Eflags.TF | Eflags.NT | Eflags.RF | Eflags.VM)
-        interrupt_gate = gate.type in (GateType.INTERRUPT_16, GateType.INTERRUPT_32)
-        p.settle_flags(cleared, mask_interrupts=interrupt_gate)
-        cpu.set_segment(Seg.SS, stack)
+        p.settle_flags(flags & _CLEARED, mask_interrupts=gate.type in _INTERRUPT_GATES)
+        cpu.set_segment(_SS, stack)
         cpu.esp = esp
-        cpu.set_segment(Seg.CS, new_cs)
+        cpu.set_segment(_CS, new_cs)
         cpu.eip = gate.offset
         cpu.irq_shadow = False
 

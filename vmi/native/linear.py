@@ -11,7 +11,10 @@ from collections.abc import Iterable
 
 from vmi.memory import PAGE_SIZE
 from vmi.native.cpu import Cpu
-from vmi.x86 import U32, Descriptor, GuestFault, Paging, Vector, translate
+from vmi.native.walks import Walks
+from vmi.x86 import U32, Cr0, Descriptor, GuestFault, Paging, Vector, translate
+
+_GP = Vector.GP
 
 
 class Linear:
@@ -19,12 +22,24 @@ class Linear:
 
     def __init__(self, cpu: Cpu) -> None:
         self._cpu = cpu
+        self._walks = Walks(cpu.memory)
 
     def physical(self, linear: int, *, write: bool = False, user: bool = False) -> int:
         """Guest-physical address; sets accessed and dirty bits. :raises GuestFault: #PF."""
         cpu = self._cpu
+        registers = cpu.paging()
+        if not registers[0] & Cr0.PG:
+            return linear & cpu.a20_mask
+        found = self._walks.find(registers, linear, write, user)
+        if found is not None:
+            return found
         paging = Paging(cpu.cr(0), cpu.cr(3), cpu.cr(4), cpu.efer, cpu.a20_mask | ~U32)
-        return translate(cpu.memory, paging, linear, write=write, user=user, store=cpu.put_u32)
+        return self._walks.make(
+            linear,
+            write,
+            user,
+            lambda memory: translate(memory, paging, linear, write=write, user=user, store=cpu.put_u32),
+        )
 
     def _pieces(self, linear: int, size: int, write: bool, user: bool) -> list[tuple[int, int]]:
         pieces = []
@@ -37,6 +52,8 @@ class Linear:
 
     def read(self, linear: int, size: int, *, user: bool = False) -> bytes:
         """``size`` bytes. :raises GuestFault: #PF."""
+        if linear % PAGE_SIZE + size <= PAGE_SIZE:
+            return self._cpu.memory.read(self.physical(linear & U32, user=user), size)
         return b"".join(
             self._cpu.memory.read(at, length)
             for at, length in self._pieces(linear & U32, size, write=False, user=user)
@@ -44,7 +61,10 @@ class Linear:
 
     def write(self, linear: int, data: bytes, *, user: bool = False) -> None:
         """Store ``data``, all of it or nothing. :raises GuestFault: #PF."""
-        self.write_all([(linear, data)], user=user)
+        if linear % PAGE_SIZE + len(data) <= PAGE_SIZE:
+            self._cpu.store(self.physical(linear & U32, write=True, user=user), data)
+        else:
+            self.write_all([(linear, data)], user=user)
 
     def write_all(self, values: Iterable[tuple[int, bytes]], *, user: bool = False) -> None:
         """Store several values at their addresses, all of them or nothing. :raises GuestFault: #PF."""
@@ -78,7 +98,7 @@ class Linear:
         """Store base and limit as SGDT and SIDT do. :raises GuestFault: #PF."""
         self.write(linear, (limit & 0xFFFF).to_bytes(2, "little") + base.to_bytes(4, "little"))
 
-    def descriptor_address(self, selector: int, vector: int = Vector.GP) -> int:
+    def descriptor_address(self, selector: int, vector: int = _GP) -> int:
         """Linear address of a selector's descriptor. :raises GuestFault: outside its table."""
         cpu = self._cpu
         table = cpu.ldt if selector & 4 else cpu.gdt
@@ -88,7 +108,6 @@ class Linear:
             raise GuestFault(vector, selector & 0xFFFC)
         return (table.base + offset) & U32
 
-    def descriptor(self, selector: int, vector: int = Vector.GP) -> Descriptor:
+    def descriptor(self, selector: int, vector: int = _GP) -> Descriptor:
         """The descriptor of a selector. :raises GuestFault: outside its table, or #PF."""
-        data = self.read(self.descriptor_address(selector, vector), 8)
-        return Descriptor(int.from_bytes(data[:4], "little"), int.from_bytes(data[4:], "little"))
+        return Descriptor.parse(self.read(self.descriptor_address(selector, vector), 8))

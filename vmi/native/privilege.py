@@ -7,12 +7,17 @@ its own view, and delivery of events, task switches and returns then serve both.
 
 from __future__ import annotations
 
+from functools import lru_cache
+from struct import Struct
+
 from vmi.native.cpu import Cpu
 from vmi.native.linear import Linear
 from vmi.native.registers import Segment, TableRegister
 from vmi.x86 import TSS_AVAILABLE_32, TSS_BUSY_32, U32, Descriptor, Eflags, GuestFault, Vector
 
 _BITMAP_BASE = 0x66  # where the TSS says where its bitmap of ports begins
+# Found quickly: an enumeration's own members are looked up by a function.
+_GP, _TS = Vector.GP, Vector.TS
 
 
 class Privilege:
@@ -58,10 +63,10 @@ class Privilege:
             return
         task = self.task()
         if (task.flags >> 8) & 15 not in (TSS_AVAILABLE_32, TSS_BUSY_32) or task.limit < _BITMAP_BASE + 1:
-            raise GuestFault(Vector.GP)
+            raise GuestFault(_GP)
         at = self.linear.u16(task.base + _BITMAP_BASE) + port // 8
         if at + 1 > task.limit or self.linear.u16(task.base + at) >> port % 8 & (1 << size) - 1:
-            raise GuestFault(Vector.GP)
+            raise GuestFault(_GP)
 
     def frame_selector(self, selector: int) -> int:
         """A CS or SS value as a frame shows it."""
@@ -90,7 +95,7 @@ class Privilege:
     def task_changed(self) -> None:
         """A task switch has loaded control registers or LDTR."""
 
-    def descriptor(self, selector: int, vector: int = Vector.GP) -> Descriptor:
+    def descriptor(self, selector: int, vector: int = _GP) -> Descriptor:
         """The guest's descriptor of a selector, DPL as the guest wrote it."""
         return self.linear.descriptor(selector, vector)
 
@@ -99,9 +104,7 @@ class Privilege:
 
         The descriptor is not marked as accessed in memory: neither does QEMU, and a table may be read-only.
         """
-        real = self.ring(descriptor.dpl)
-        hidden = descriptor.with_dpl(real).high | 0x100
-        return Segment(selector & ~3 | real, descriptor.base, descriptor.limit, hidden)
+        return _loaded(selector, descriptor.low, descriptor.high, self.ring(descriptor.dpl))
 
     def kernel_stack(self, ring: int) -> tuple[int, int]:
         """SS and ESP for entry to an inner ring, from the TSS. :raises GuestFault: #TS."""
@@ -111,10 +114,11 @@ class Privilege:
         else:
             offset, wide = 2 + 4 * ring, False
         if offset + (7 if wide else 3) > task.limit:
-            raise GuestFault(Vector.TS, task.selector & 0xFFFC)
+            raise GuestFault(_TS, task.selector & 0xFFFC)
         base = task.base + offset
         if wide:
-            return self.linear.u16(base + 4), self.linear.u32(base)
+            data = self.linear.read(base, 6)
+            return int.from_bytes(data[4:], "little"), int.from_bytes(data[:4], "little")
         return self.linear.u16(base + 2), self.linear.u16(base)
 
     def inner_stack(self, ring: int) -> tuple[Segment, int]:
@@ -122,10 +126,10 @@ class Privilege:
         selector, esp = self.kernel_stack(ring)
         error = selector & 0xFFFC
         if not error:
-            raise GuestFault(Vector.TS)
-        stack = self.descriptor(selector, Vector.TS)
+            raise GuestFault(_TS)
+        stack = self.descriptor(selector, _TS)
         if selector & 3 != ring or stack.dpl != ring or not stack.writable_data:
-            raise GuestFault(Vector.TS, error)
+            raise GuestFault(_TS, error)
         if not stack.present:
             raise GuestFault(Vector.SS, error)
         return self.loaded(selector, stack), esp
@@ -137,7 +141,8 @@ class Privilege:
         """
         mask = U32 if stack.flags & 1 << 22 else 0xFFFF
         top = (esp - size * len(values)) & mask
-        data = b"".join((value & (1 << 8 * size) - 1).to_bytes(size, "little") for value in reversed(values))
+        most = (1 << 8 * size) - 1
+        data = _packing(len(values), size).pack(*[value & most for value in reversed(values)])
         starts = range(len(data) - size, -1, -size)
         try:
             if top + len(data) <= mask + 1:
@@ -149,3 +154,14 @@ class Privilege:
                 self.linear.physical(stack.base + (top + at & mask) & U32, write=True)
             raise
         return esp & ~mask & U32 | top
+
+
+@lru_cache(maxsize=1024)
+def _loaded(selector: int, low: int, high: int, ring: int) -> Segment:
+    found = Descriptor(low, high).with_dpl(ring)
+    return Segment(selector & ~3 | ring, found.base, found.limit, found.high | 0x100)
+
+
+@lru_cache(maxsize=64)
+def _packing(count: int, size: int) -> Struct:
+    return Struct(f"<{count}{'I' if size == 4 else 'H'}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from functools import lru_cache
 
 from vmi.x86 import TSS_AVAILABLE_32, Seg
 
@@ -43,6 +44,9 @@ _RETURN_ADDRESS = 5560 // 4  # where in translated code the last page walk was a
 _CC_OP_EFLAGS = 1
 
 TSS_AVAILABLE_16, TSS_BUSY_BIT = 1, 2
+_PG_AND_WP = 1 << 31 | 1 << 16  # of CR0
+# Found quickly: an enumeration's own members are looked up by a function.
+_CS, _SS = Seg.CS, Seg.SS
 
 HF_CPL = 3
 HF_INHIBIT_IRQ = 1 << 3
@@ -63,6 +67,9 @@ class Segment:
 
 NULL_SEGMENT = Segment(0, 0, 0, 0)
 
+# segments and tables are looked at again and again, and making an object takes longer than finding it
+_segment = lru_cache(maxsize=1024)(Segment)
+
 
 @dataclass(frozen=True)
 class TableRegister:
@@ -72,8 +79,16 @@ class TableRegister:
     limit: int
 
 
+_table = lru_cache(maxsize=256)(TableRegister)
+
+
 class Registers:
-    """General, segment and table registers at a given host address of the state structure."""
+    """General, segment and table registers at a given host address of the state structure.
+
+    :ivar a20_mask: what the gate of address line 20 leaves of an address.
+    """
+
+    a20_mask = 0xFFFFFFFF
 
     def __init__(self, address: int) -> None:
         self._raw = (ctypes.c_uint32 * (ENV_SIZE // 4)).from_address(address)
@@ -225,7 +240,7 @@ class Registers:
 
     def _cache(self, at: int) -> Segment:
         d = self._d
-        return Segment(d[at], d[at + 2], d[at + 4], d[at + 5])
+        return _segment(d[at], d[at + 2], d[at + 4], d[at + 5])
 
     def _set_cache(self, at: int, segment: Segment) -> None:
         d = self._d
@@ -243,9 +258,9 @@ class Registers:
         """Load a segment register without any check; CPL follows SS, operand size follows CS."""
         self._set_cache(_SEGS + 6 * which, segment)
         flags = self.hflags
-        if which == Seg.CS:
+        if which == _CS:
             flags = flags & ~HF_CS32 | (HF_CS32 if segment.flags & 1 << 22 else 0)
-        elif which == Seg.SS:
+        elif which == _SS:
             flags = flags & ~(HF_CPL | HF_SS32) | (segment.flags >> 13) & 3
             flags |= HF_SS32 if segment.flags & 1 << 22 else 0
         d = self._d
@@ -283,7 +298,7 @@ class Registers:
     @property
     def gdt(self) -> TableRegister:
         """GDTR."""
-        return TableRegister(self._d[_GDT + 2], self._d[_GDT + 4])
+        return _table(self._d[_GDT + 2], self._d[_GDT + 4])
 
     @gdt.setter
     def gdt(self, table: TableRegister) -> None:
@@ -292,7 +307,7 @@ class Registers:
     @property
     def idt(self) -> TableRegister:
         """IDTR."""
-        return TableRegister(self._d[_IDT + 2], self._d[_IDT + 4])
+        return _table(self._d[_IDT + 2], self._d[_IDT + 4])
 
     @idt.setter
     def idt(self, table: TableRegister) -> None:
@@ -301,6 +316,11 @@ class Registers:
     def cr(self, number: int) -> int:
         """Control register 0, 2, 3 or 4."""
         return self._d[_CR + 2 * number]
+
+    def paging(self) -> tuple[int, int, int, int, int]:
+        """CR0, CR3, CR4, EFER and the mask of address line 20: all that page tables are read by."""
+        d = self._d
+        return d[_CR] & _PG_AND_WP, d[_CR + 6], d[_CR + 8], d[_EFER], self.a20_mask
 
     @property
     def root(self) -> int:
@@ -371,6 +391,13 @@ class Registers:
         back to in a fault or a port access still names the way they were to be computed before that.
         """
         self._d[_CC_OP] = _CC_OP_EFLAGS
+
+    def settled_flags(self) -> int | None:
+        """EFLAGS while the emulator runs, None if it has yet to compute the arithmetic ones."""
+        d = self._d
+        if d[_CC_OP] != _CC_OP_EFLAGS:
+            return None
+        return d[_EFLAGS] & ~0xCD5 | d[_CC_SRC] & 0x8D5 | (0 if d[_DF] == 1 else 0x400)
 
     def forget_exception(self) -> None:
         """Tell the emulator that no exception is in flight: it never does so itself."""

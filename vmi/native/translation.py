@@ -14,7 +14,7 @@ import mmap
 from vmi.native.engine import HIDDEN_SIZE, HIDDEN_START, NOWHERE, PTR, U64, Engine
 from vmi.native.layout import Places
 from vmi.native.registers import Registers
-from vmi.native.wiring import Pager
+from vmi.native.wiring import CodeWatch, Pager
 
 
 class Translation(Registers):
@@ -23,6 +23,8 @@ class Translation(Registers):
     :ivar hidden_from: linear addresses from here on show nothing, whatever page tables say.
     :ivar nowhere: guest-physical address of a page that nothing answers.
     :ivar pager: who provides the page tables, if the guest does not.
+    :ivar code_pages: numbers of the pages of RAM that translated code lies in.
+    :ivar code_watch: told of each page that becomes one.
     """
 
     def __init__(self, engine: Engine, places: Places) -> None:
@@ -30,11 +32,31 @@ class Translation(Registers):
         self._engine = engine
         self._lib = engine.lib
         self._counter = ctypes.c_size_t.from_address(places.counter)
+        self._budget = ctypes.c_size_t.from_address(places.budget)
         self._state = PTR(places.cpu)
         self._registers = PTR(places.env)
         self.hidden_from, self.nowhere = 1 << 32, NOWHERE
         self.pager: Pager | None = None
         self._hidden: mmap.mmap | None = None
+        self.code_pages: set[int] = set()
+        self.code_watch: CodeWatch | None = None
+        self._new_code: list[int] = []
+
+    def add_code_page(self, page: int) -> None:
+        """Code in a page of RAM was translated, and none of it has been executed."""
+        self.code_pages.add(page)
+        if self.code_watch is not None:
+            self._new_code.append(page)
+            self.stop_soon()  # in front of the instruction
+
+    def stop_soon(self) -> None:
+        """End the run after the current instruction (exact, unlike the library's own stop)."""
+        self._budget.value = self._counter.value
+
+    def _tell_of_code(self) -> None:
+        pages, self._new_code = self._new_code, []
+        if pages and self.code_watch is not None:
+            self.code_watch.code_appeared(pages)
 
     def flush_tlb(self) -> None:
         """Drop all cached translations of addresses, global ones too."""

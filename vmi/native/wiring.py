@@ -69,3 +69,14 @@ class StoreWatch(Protocol):
 
     def storing(self, address: int, size: int) -> None:
         """The instruction at EIP is about to store ``size`` bytes at a guest-physical address."""
+
+
+class CodeWatch(Protocol):
+    """Who is told where the guest executes for the first time."""
+
+    def code_appeared(self, pages: list[int]) -> None:
+        """The CPU is about to execute code in these pages of RAM (by number) that it knows nothing of yet.
+
+        Either it has never executed there, or what it had executed there was overwritten. Not one of the
+        instructions has been executed, and the CPU does not run now: they may still be changed.
+        """

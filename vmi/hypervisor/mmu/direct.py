@@ -39,6 +39,9 @@ class DirectMmu(GuestTables):
         self._cpu.efer = value
         self._cpu.flush_tlb()
 
+    def _registers(self) -> tuple[object, ...]:
+        return self._cpu.paging()
+
     def invalidate(self, linear: int) -> None:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
         self._cpu.flush_page(linear)

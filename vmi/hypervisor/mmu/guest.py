@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vmi.hypervisor.mmu.notices import Notices
+from vmi.memory import PhysicalMemory
 from vmi.native.machine import Machine
+from vmi.native.walks import Walks
 from vmi.x86 import U32, Cr0, Paging, Translation, walk
 
 
@@ -23,6 +25,7 @@ class GuestTables:
         self._memory = machine.memory
         self._notices = notices
         self._top = virtual_top or 1 << 32
+        self._walks = Walks(machine.memory)
 
     def _hide(self) -> None:
         if self._top <= U32:
@@ -49,10 +52,23 @@ class GuestTables:
         """The four entries of PAE's top level; None to take those in memory."""
         return None
 
-    def _walk(self, linear: int, *, write: bool, user: bool, fetch: bool = False) -> Translation:
+    def _registers(self) -> tuple[object, ...]:
+        """All that a walk depends on apart from memory."""
+        pointers = self._pointers()
+        return self._paging(), None if pointers is None else tuple(pointers)
+
+    def _walk(
+        self,
+        linear: int,
+        *,
+        write: bool,
+        user: bool,
+        fetch: bool = False,
+        memory: PhysicalMemory | None = None,
+    ) -> Translation:
         """Walk as the CPU does for an access, while paging is on. :raises GuestFault: #PF."""
         return walk(
-            self._memory,
+            memory or self._memory,
             self._paging(),
             linear,
             write=write,
@@ -66,5 +82,12 @@ class GuestTables:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
         if not self._is_paged():
             return linear & self._cpu.a20_mask
-        found = self._walk(linear, write=write, user=user).physical
+        found = self._walks.find(self._registers(), linear, write, user)
+        if found is None:
+            found = self._walks.make(
+                linear,
+                write,
+                user,
+                lambda memory: self._walk(linear, write=write, user=user, memory=memory).physical,
+            )
         return found if linear < self._top else self._cpu.nowhere | found & 0xFFF
