@@ -78,8 +78,23 @@ def test_an_entry_that_a_segment_register_holds_reaches_it(seg: Seg, rpl: int) -
     lab.describe(TLS, descriptor(0, 0xFFFFF, 0xF2))
     assert lab.domain is not None
     lab.domain.vcpu.load_segment(seg, TLS & ~3 | rpl)
-    assert call(lab, "WriteGDTEntry", 0x10CFF300, eax=GDT, edx=TLS >> 3, ecx=0xFFFF).returned
-    assert call_outs(lab) == {"WriteGDTEntry": 1} and lab.cpu.segment(seg).base == 0x10000000
+    left = call(lab, "WriteGDTEntry", 0x10CFF300, eax=GDT, edx=TLS >> 3, ecx=0xFFFF, ebx=5)
+    assert left.returned and left.registers["esp"] == STACK - 4 and left.registers["ebx"] == 5
+    assert entry(lab, GDT, TLS >> 3) == (0xFFFF, 0x10CFF300)
+    assert call_outs(lab) == ({} if seg is Seg.GS else {"WriteGDTEntry": 1})
+    held = lab.cpu.segment(seg)
+    assert (held.selector, held.base, held.flags & 0xF0FF00) == (TLS & ~3 | rpl, 0x10000000, 0xC0F300)
+
+
+def test_gs_is_not_loaded_with_what_could_be_refused() -> None:
+    """Code that can't be read: the hypervisor leaves the register what it has."""
+    lab = lab_for_calls()
+    lab.describe(TLS, descriptor(0x4000, 0xFFFFF, 0xF2))
+    assert lab.domain is not None
+    lab.domain.vcpu.load_segment(Seg.GS, TLS)
+    assert call(lab, "WriteGDTEntry", 0x00CFF900, eax=GDT, edx=TLS >> 3, ecx=0xFFFF).returned
+    assert call_outs(lab) == {"WriteGDTEntry": 1} and lab.cpu.segment(Seg.GS).base == 0x4000
+    assert entry(lab, GDT, TLS >> 3) == (0xFFFF, 0x00CFF900)
 
 
 def test_the_local_descriptor_with_the_same_index_is_another() -> None:

@@ -315,6 +315,7 @@ class Domain:
         if gate is Gate.PENDING:
             self._count("pending interrupt")
             self._deliver_waiting()
+            self.rom.set_pending(self.machine.interrupts.pending())
         elif gate is Gate.INIT:
             self._count("VMI_Init")
             self.machine.cpu.eax = 1  # the machine is taken over already

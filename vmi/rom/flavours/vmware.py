@@ -81,6 +81,7 @@ KERNEL_SS_GIVEN = 1
 _PRESENT_SEGMENT, _USER_LEVEL, _INDEX = 0x9000, 0x6000, 0xFFFC  # bits of a descriptor, and of a selector
 
 _VM_AND_IOPL = int(Eflags.VM | Eflags.IOPL)
+_CODE_BYTE = 0x08  # of a descriptor's byte 5: code, not data
 _NT_BYTE = int(Eflags.NT) >> 8
 _IF_BYTE = INTERRUPT_FLAG >> 8  # VIF is written by its second byte where a slot has no room for a dword
 
@@ -217,9 +218,10 @@ _WRITE_LDT = f"""
 @exit:  jmp @gate
 """
 # In the GDT in use, what is no present segment, or one of user code that no register holds, is just stored.
+# Kernels rewrite the data segment that user code has in GS at each switch of tasks: GS is loaded again.
 _WRITE_GDT = f"""
         test al, 7
-        jnz short @exit
+        jnz @exit
         cmp ecx, [esp + 4]
         push ecx
         call @here
@@ -231,7 +233,7 @@ _WRITE_GDT = f"""
         test ecx, {_PRESENT_SEGMENT}
         jnz short @plain
         test ecx, {_USER_LEVEL}
-        jnz short @busy
+        jnz @busy
         push eax
         lea eax, [edx*8]
         mov ecx, ds
@@ -249,10 +251,20 @@ _WRITE_GDT = f"""
         mov ecx, gs
         xor ecx, eax
         test ecx, {_INDEX}
-        jz short @used
+        jz short @tls
         pop eax
 @plain: pop ecx
         {_STORE_ENTRY}
+@tls:   test byte ptr [esp + 13], {_CODE_BYTE}
+        jnz short @used
+        pop eax
+        pop ecx
+        mov [eax + edx*8], ecx
+        mov ecx, [esp + 4]
+        mov [eax + edx*8 + 4], ecx
+        mov ecx, gs
+        mov gs, ecx
+        ret
 @used:  pop eax
 @busy:  pop ecx
 @exit:  jmp @gate
