@@ -219,7 +219,7 @@ def wall(lab: Lab) -> int:
 def test_the_host_sets_the_time_of_day() -> None:
     lab = Lab("start: nop", mode="paravirt")
     assert call(lab, "WallclockUpdated").registers["eax"] == 0
-    timer_of(lab).set_wall_clock(2_000_000_000 * 10**9)
+    timer_of(lab).wall.set(2_000_000_000 * 10**9)
     assert wall(lab) == pytest.approx(2_000_000_000 * 10**9, abs=100_000)
     assert call(lab, "WallclockUpdated", eax=9).registers["eax"] == 1
     assert call(lab, "WallclockUpdated").registers["eax"] == 0

@@ -18,7 +18,7 @@ from typing import Any
 
 from vmi import abi
 from vmi.hypervisor.personality import Personality
-from vmi.hypervisor.timer import VirtualTimer
+from vmi.hypervisor.timer import VirtualTimer, WallClock
 from vmi.hypervisor.vcpu import VirtualCpu
 from vmi.native.machine import Machine, Outcome
 from vmi.native.msr import EFER
@@ -75,8 +75,9 @@ class Processors:
         self._vcpu = vcpu
         self._activate = activate
         lapics = machine.board.lapics or (None,)
+        wall = WallClock(machine)
         self.all = tuple(
-            Virtual(VirtualTimer(machine, rom.tell, lapics[number])) for number in range(machine.cpus)
+            Virtual(VirtualTimer(machine, rom.tell, wall, lapics[number])) for number in range(machine.cpus)
         )
         self.current = self.all[0]
 

@@ -33,17 +33,48 @@ class Alarm:
     lvtt: bool
 
 
+class WallClock:
+    """The time of day as the host knows it; the guest can't set it, as it can its clock chip."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._at_power_on = machine.epoch * NS_PER_S
+        self._was_set = False
+
+    def __repr__(self) -> str:
+        return f"<WallClock {self.now()} ns>"
+
+    def now(self) -> int:
+        """Nanoseconds since 1970."""
+        return self._at_power_on + self._machine.clock.now()
+
+    def set(self, ns: int) -> None:
+        """It is so many nanoseconds since 1970 now."""
+        self._at_power_on = ns - self._machine.clock.now()
+        self._was_set = True
+
+    def was_set(self) -> bool:
+        """The host has set it since this was asked last."""
+        was_set, self._was_set = self._was_set, False
+        return was_set
+
+
 class VirtualTimer:
     """Counters and alarms of one virtual CPU. Times are in cycles of :attr:`frequency`.
 
     :param tell: told what the ROM needs for answering by itself.
+    :param wall: the machine's time of day.
     :param lapic: that of the virtual CPU, None if it has none.
     """
 
     frequency = TSC_HZ  # Hz
 
     def __init__(
-        self, machine: Machine, tell: Callable[[Told, int], None], lapic: Lapic | None = None
+        self,
+        machine: Machine,
+        tell: Callable[[Told, int], None],
+        wall: WallClock,
+        lapic: Lapic | None = None,
     ) -> None:
         self._machine = machine
         self._lapic = lapic
@@ -53,8 +84,7 @@ class VirtualTimer:
         self._events: dict[Counter, Event] = {}
         self._stolen = 0
         self._waits_since: int | None = None
-        self._wall = machine.epoch * NS_PER_S  # ns at power-on
-        self._wall_was_set = False
+        self.wall = wall
 
     def __repr__(self) -> str:
         return f"<VirtualTimer {len(self._alarms)} alarms, {self.count(Counter.STOLEN)} cycles stolen>"
@@ -146,19 +176,3 @@ class VirtualTimer:
             self._line.set(True)  # an edge is what the interrupt controllers ask for
         elif self._lapic is not None:
             self._lapic.timer_alarm()
-
-    # -- the time of day --------------------------------------------------------------------
-
-    def wall_clock(self) -> int:
-        """Nanoseconds since 1970, as the host knows it; the guest can't set it, as it can its clock chip."""
-        return self._wall + self._machine.clock.now()
-
-    def set_wall_clock(self, ns: int) -> None:
-        """The host sets the time of day: nanoseconds since 1970 now."""
-        self._wall = ns - self._machine.clock.now()
-        self._wall_was_set = True
-
-    def wall_clock_was_set(self) -> bool:
-        """The host has set the time of day since this was asked last."""
-        was_set, self._wall_was_set = self._wall_was_set, False
-        return was_set

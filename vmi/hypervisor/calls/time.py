@@ -28,10 +28,10 @@ def cancel_alarm(call: CallContext) -> None:
 @serves("GetWallclockTime")
 def get_wallclock_time(call: CallContext) -> None:
     """EDX:EAX := nanoseconds since 1970."""
-    call.answer(call.timer.wall_clock())
+    call.answer(call.timer.wall.now())
 
 
 @serves("WallclockUpdated")
 def wallclock_updated(call: CallContext) -> None:
     """EAX := whether the host has set the time of day since the last such call."""
-    call.cpu.eax = int(call.timer.wall_clock_was_set())
+    call.cpu.eax = int(call.timer.wall.was_set())
