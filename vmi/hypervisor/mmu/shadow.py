@@ -13,6 +13,7 @@ by plain stores too, and tear down whole address spaces without a word.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -178,10 +179,19 @@ class ShadowMmu(GuestTables):
         cpu, root = self._cpu, self._root
         if root is not None and cpu.root != root.page.address:
             self.write(3, cpu.root & U32)
+            self._show_descriptors()
         for number, bits in ((0, Cr0.PG | Cr0.WP), (4, Cr4.PAE | Cr4.PSE)):
             value = cpu.cr(number)
             if value & bits != self._expected[number] & bits:
                 self.write(number, value)
+
+    def _show_descriptors(self) -> None:
+        """Map the GDT for a task switch in progress: the processor can't begin one again at a page fault."""
+        table = self._cpu.gdt
+        for linear in range(table.base & ~(PAGE_SIZE - 1), table.base + table.limit + 1, PAGE_SIZE):
+            with contextlib.suppress(GuestFault):
+                found = self._walk(linear & U32, write=False, user=False)
+                self._make(linear & U32, found, write=False, user=False)
 
     def _mode_now(self) -> Mode:
         cpu, state = self._cpu, self.state
