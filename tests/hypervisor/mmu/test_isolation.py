@@ -131,7 +131,7 @@ def test_large_pages_at_the_end_of_ram_and_of_the_address_space(name: str) -> No
 @with_shadow
 def test_pages_for_tables_are_limited_and_used_again(name: str) -> None:
     guest = Footing(name, features=Cr4.PSE)
-    pool = shadow(guest)._pool
+    pool = shadow(guest).spaces.pool
     pool.size = 64
     for index in range(1, 1023, 5):
         guest.fill(index, index << 22 | PS | ALL)
@@ -149,7 +149,7 @@ def test_pages_for_tables_are_limited_and_used_again(name: str) -> None:
 @with_shadow
 def test_roots_are_limited_as_tables_are(name: str) -> None:
     guest = Footing(name, wide=True)
-    pool = shadow(guest)._pool
+    pool = shadow(guest).spaces.pool
     pool.size = 64
     guest.plain(ROOT + 0x1000 + 8 * 6, TABLES | ALL)
     guest.plain(TABLES, DATA | ALL)
@@ -167,16 +167,16 @@ def test_released_tables_give_their_pages_back(name: str) -> None:
     guest = Footing(name)
     mmu = shadow(guest)
     assert guest.access("read", 0x3000) == guest.u32(0x3000)
-    used = mmu._pool.used
+    used = mmu.spaces.pool.used
     for index in range(1, 9):
         guest.fill(index, TABLES + 0x1000 * (index - 1) | ALL)
         guest.poke(TABLES + 0x1000 * (index - 1), DATA | ALL)
         assert guest.access("read", index << 22) == 0xDA00B8
-    assert mmu._pool.used == used + 8
+    assert mmu.spaces.pool.used == used + 8
     for index in range(8):
         mmu.release((TABLES >> 12) + index)
         mmu.release(0xFFFFF)
-    assert mmu._pool.used == used
+    assert mmu.spaces.pool.used == used
     assert guest.access("read", 1 << 22) == 0xDA00B8
     mmu.release(ROOT >> 12)
     mmu.release((ROOT >> 12) + 1)

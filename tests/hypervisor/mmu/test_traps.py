@@ -73,6 +73,24 @@ def test_entries_changed_natively_and_never_reported(name: str, wide: bool) -> N
     assert isinstance(gone, Fault) and (gone.error, gone.address) == (0, VA)
 
 
+@everywhere
+@both_forms
+def test_a_directory_entry_changed_before_a_flush_and_used_in_between(name: str, wide: bool) -> None:
+    """What was cached of the old table goes at the flush, though the new one has been seen before it."""
+    guest = mapped(name, wide=wide)
+    far = (512 if not wide else 256) * guest.width  # in the other half of what the entry maps
+    for table, number in ((TABLES, 0), (TABLE_2, 1)):
+        for at in (0, guest.width, far):
+            guest.plain(table + at, DATA + 0x1000 * number | ALL)
+    linear = VA + far // guest.width * 0x1000
+    assert guest.access("read", linear) == guest.access("read", VA) == page(0)
+    entry = ROOT + 0x1000 + 8 * (VA >> 21) if wide else ROOT + 4 * (VA >> 22)
+    guest.plain(entry, TABLE_2 | ALL)
+    assert guest.access("read", VA + 0x1000) == page(1), "never used before, so nothing can be cached"
+    guest.load("cr3", ROOT)
+    assert guest.access("read", linear) == guest.access("read", VA) == page(1)
+
+
 @behind_the_rom
 def test_a_live_root_that_is_announced_as_zeroed(name: str) -> None:
     guest = mapped(name)
