@@ -63,6 +63,7 @@ class Lab(Guest):
     ``sites`` are the addresses of its breakpoints under full virtualization.
 
     :param taken: False leaves it on ring 0 still, with the hypervisor standing by.
+    :param mmu: how the hypervisor manages memory, if there is one.
     :param client: the kernel speaks the interface and knows its ring; without it, it was patched.
     """
 
@@ -80,20 +81,23 @@ class Lab(Guest):
         client: bool = False,
         model: CpuModel = I686,
         cpus: int = 1,
+        mmu: str = "direct",
+        ram: int = RAM,
     ) -> None:
-        super().__init__(expand(source, mode, rom), handlers, ram=RAM, model=model, cpus=cpus)
+        super().__init__(expand(source, mode, rom), handlers, ram=ram, model=model, cpus=cpus)
+        self.mmu = mmu
         self.mode, self.rom, self.client = mode, rom, client
         self.sites = self._sites(silent)
         if mode == "paravirt":
             self.memory.write(ROM_AT, rom.image)
-            self.domain = attach(self.machine, rom.image)
+            self.domain = attach(self.machine, rom.image, mmu)
         if taken:
             self.take()
 
     def take(self) -> None:
         """De-privilege the guest at its present state."""
         if self.mode == "full":
-            self.domain = take_over(self.machine, self.sites)
+            self.domain = take_over(self.machine, self.sites, self.mmu)
         elif self.mode == "paravirt":
             eip, eax, esp = self.cpu.eip, self.cpu.eax, self.cpu.esp
             assert self.initialise() == 0

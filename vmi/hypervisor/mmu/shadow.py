@@ -13,13 +13,15 @@ by plain stores too, and tear down whole address spaces without a word.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vmi.hypervisor.mmu.guest import GuestTables
 from vmi.hypervisor.mmu.notices import Notices
-from vmi.hypervisor.mmu.pool import Full, Page, Pool
-from vmi.hypervisor.mmu.tables import ENTRIES, Directory, Mode, Shadow, Source, Table, leaf
+from vmi.hypervisor.mmu.pool import Full, Pool
+from vmi.hypervisor.mmu.spaces import Root, Spaces
+from vmi.hypervisor.mmu.tables import ENTRIES, Directory, Mode, Source, Table, leaf
 from vmi.memory import PAGE_SIZE
 from vmi.native.machine import Machine, Outcome
 from vmi.x86 import (
@@ -63,16 +65,6 @@ class PagingState:
     slots: dict[int, tuple[int, int, int]] = field(default_factory=dict)
 
 
-class Root:
-    """The top level: four directories."""
-
-    __slots__ = ("directories", "page")
-
-    def __init__(self, page: Page) -> None:
-        self.page = page
-        self.directories: list[Directory | None] = [None, None, None, None]
-
-
 class ShadowMmu(GuestTables):
     """See :class:`vmi.hypervisor.mmu.Mmu`.
 
@@ -84,10 +76,7 @@ class ShadowMmu(GuestTables):
     def __init__(self, machine: Machine, notices: Notices, virtual_top: int, pages: int = PAGES) -> None:
         super().__init__(machine, notices, virtual_top)
         self.state = PagingState()
-        self._pool = Pool(machine.cpu, pages)
-        self._known: dict[Source, Shadow] = {}
-        self._by_frame: dict[int, list[Shadow]] = {}
-        self._roots: dict[tuple[Mode, int], Root] = {}
+        self.spaces = Spaces(machine.memory, Pool(machine.cpu, pages))
         self._root: Root | None = None
         self._mode, self._a20 = self._mode_now(), -1
         self._expected: dict[int, int] = {}
@@ -95,7 +84,7 @@ class ShadowMmu(GuestTables):
         self._streak = (0, 0)  # instructions executed, page faults hidden since
 
     def __repr__(self) -> str:
-        return f"<ShadowMmu {self._pool!r}>"
+        return f"<ShadowMmu {self.spaces.pool!r}>"
 
     # -- the guest's registers --------------------------------------------------------------
 
@@ -178,10 +167,18 @@ class ShadowMmu(GuestTables):
         cpu, root = self._cpu, self._root
         if root is not None and cpu.root != root.page.address:
             self.write(3, cpu.root & U32)
+            self._show_descriptors()
         for number, bits in ((0, Cr0.PG | Cr0.WP), (4, Cr4.PAE | Cr4.PSE)):
             value = cpu.cr(number)
             if value & bits != self._expected[number] & bits:
                 self.write(number, value)
+
+    def _show_descriptors(self) -> None:
+        """Map the GDT for a task switch in progress: the processor can't begin one again at a page fault."""
+        table = self._cpu.gdt
+        for linear in range(table.base & ~(PAGE_SIZE - 1), table.base + table.limit + 1, PAGE_SIZE):
+            with contextlib.suppress(GuestFault):
+                self._map(linear & U32, self._walk(linear & U32, write=False, user=False))
 
     def _mode_now(self) -> Mode:
         cpu, state = self._cpu, self.state
@@ -214,10 +211,10 @@ class ShadowMmu(GuestTables):
         self._a20 = cpu.a20_mask | ~U32
         if cpu.cr(0) & Cr0.PG:
             try:
-                root = self._find_root()
+                root = self.spaces.root(self._mode, state.cr3)
             except Full:
                 self._forget()
-                root = self._find_root()
+                root = self.spaces.root(self._mode, state.cr3)
             self._root = root
             self._sync(root)
         else:
@@ -236,21 +233,13 @@ class ShadowMmu(GuestTables):
         self._expected = {0: cpu.cr(0), 4: cpu.cr(4)}
         self._loading = False
 
-    def _find_root(self) -> Root:
-        key = self._mode, self.state.cr3 & ~(31 if self.state.wide else PAGE_SIZE - 1)
-        root = self._roots.get(key)
-        if root is None:
-            root = self._roots[key] = Root(self._pool.take())
-        return root
-
     def _sync(self, root: Root) -> None:
         """Drop what the guest's tables say no more."""
         for number, directory in enumerate(root.directories):
             if directory is not None and directory.source == self._directory_source(number):
                 directory.sync(self._memory)
             else:
-                root.directories[number] = None
-                root.page.words[number] = 0
+                root.point(number, None)
 
     def _directory_source(self, number: int) -> Source:
         """Where the guest's directory of an address space's quarter is; where none is, there is no page."""
@@ -265,13 +254,7 @@ class ShadowMmu(GuestTables):
     def _forget(self) -> None:
         """All pages are used up: start again with none."""
         self._machine.exits["shadow tables dropped"] += 1
-        for shadow in self._known.values():
-            self._pool.give_back(shadow.page)
-        for root in self._roots.values():
-            self._pool.give_back(root.page)
-        self._known.clear()
-        self._by_frame.clear()
-        self._roots.clear()
+        self.spaces.forget()
         self._root = None
 
     # -- page faults ------------------------------------------------------------------------
@@ -286,12 +269,7 @@ class ShadowMmu(GuestTables):
             return fault.error
         self._machine.exits["shadow page fault"] += 1
         self._count_hidden()
-        try:
-            self._make(linear, found, write=write, user=user)
-        except Full:
-            self._forget()
-            self.use()
-            self._make(linear, found, write=write, user=user)
+        self._map(linear, found, write=write)
         return None
 
     def _count_hidden(self) -> None:
@@ -304,13 +282,21 @@ class ShadowMmu(GuestTables):
                 Outcome.CRASHED, f"the instruction at {self._cpu.eip:#x} needs more pages than can be mapped"
             )
 
-    def _make(self, linear: int, found: Translation, *, write: bool, user: bool) -> None:
+    def _map(self, linear: int, found: Translation, *, write: bool = False) -> None:
+        try:
+            self._make(linear, found, write=write)
+        except Full:
+            self._forget()
+            self.use()
+            self._make(linear, found, write=write)
+
+    def _make(self, linear: int, found: Translation, *, write: bool) -> None:
         """Make the shadow entry for an access that the guest's tables allow."""
         directory = self._directory(linear >> 30)
         index = linear >> 21 & ENTRIES - 1
+        if directory.refresh(self._memory, index if directory.width == 8 else index // 2):
+            self._cpu.flush_tlb()  # the guest's entry is another than that of what was here
         table = self._table(directory, index, linear, found)
-        mode = directory.source.mode
-        directory.note(index if mode.wide else index // 2, found.directory)
         number = linear >> 12 & ENTRIES - 1
         frame = found.physical & ~(PAGE_SIZE - 1)
         if write and not found.rights & PTE_RW:
@@ -331,21 +317,10 @@ class ShadowMmu(GuestTables):
         source = self._directory_source(number)
         directory = root.directories[number]
         if directory is None or directory.source != source:
-            directory = self._known_directory(source)
-            if root.page.words[number]:
+            directory = self.spaces.directory(source)
+            if root.point(number, directory):
                 self._cpu.flush_tlb()
-            root.directories[number] = directory
-            root.page.words[number] = directory.page.address | PTE_P
         return directory
-
-    def _known_directory(self, source: Source) -> Directory:
-        known = self._known.get(source)
-        if known is None:
-            size = PAGE_SIZE if source.mode.wide else 1024
-            known = self._add(Directory(source, self._pool.take(), size))
-            known.seen[:] = known.now(self._memory)
-        assert isinstance(known, Directory)
-        return known
 
     def _table(self, directory: Directory, index: int, linear: int, found: Translation) -> Table:
         """The table behind a directory's entry; one that is there for another guest table goes."""
@@ -354,16 +329,8 @@ class ShadowMmu(GuestTables):
         if linked is not None and linked.source == source:
             assert isinstance(linked, Table)
             return linked
-        table = self._known.get(source)
-        if table is None:
-            table = self._add(Table(source, self._pool.take(), PAGE_SIZE if source.mode.wide else 2048))
-            assert isinstance(table, Table)
-            table.fill(self._memory)
-        else:
-            assert isinstance(table, Table)
-            if table.sync(self._memory):
-                self._cpu.flush_tlb()
-        if directory.unlink(index):
+        table, gone = self.spaces.table(source)
+        if directory.unlink(index) or gone:
             self._cpu.flush_tlb()
         directory.link(index, table)
         return table
@@ -378,12 +345,6 @@ class ShadowMmu(GuestTables):
             return Source(mode, entry & PTE_FRAME & self._a20, above)
         half = 2048 * (linear >> 21 & 1)
         return Source(mode, (entry & U32 & ~(PAGE_SIZE - 1) & self._a20) + half, above)
-
-    def _add(self, shadow: Shadow) -> Shadow:
-        self._known[shadow.source] = shadow
-        if shadow.frame is not None:
-            self._by_frame.setdefault(shadow.frame, []).append(shadow)
-        return shadow
 
     # -- flushes and updates ----------------------------------------------------------------
 
@@ -413,7 +374,7 @@ class ShadowMmu(GuestTables):
             at = self._locate(entry & U32)
         except GuestFault:
             return  # nothing is there: whatever the guest has changed is somewhere else
-        for shadow in self._by_frame.get(at // PAGE_SIZE, ()):
+        for shadow in self.spaces.made_from(at // PAGE_SIZE):
             offset = at - shadow.source.at
             if 0 <= offset < shadow.size and shadow.refresh(self._memory, offset // shadow.width):
                 self._cpu.flush_tlb()
@@ -446,25 +407,5 @@ class ShadowMmu(GuestTables):
     def release(self, frame: int) -> None:
         """See :class:`vmi.hypervisor.mmu.Mmu`: the shadow of its entries is given up."""
         self.catch_up()
-        gone = self._by_frame.pop(frame, [])
-        for shadow in gone:
-            self._give_up(shadow)
-        for key, root in list(self._roots.items()):
-            if key[1] // PAGE_SIZE == frame and root is not self._root:
-                self._pool.give_back(self._roots.pop(key).page)
-        if gone:
+        if self.spaces.release(frame, self._root):
             self._cpu.flush_tlb()
-
-    def _give_up(self, shadow: Shadow) -> None:
-        """Cut all links to and from a page of the shadow, and free it."""
-        del self._known[shadow.source]
-        for parent, index in list(shadow.parents):
-            parent.unlink(index)
-        for index in list(shadow.links):
-            shadow.unlink(index)
-        for root in self._roots.values():
-            for number, directory in enumerate(root.directories):
-                if directory is shadow:
-                    root.directories[number] = None
-                    root.page.words[number] = 0
-        self._pool.give_back(shadow.page)
