@@ -32,6 +32,7 @@ from vmi.x86 import IF_BIT, IOPL_MASK, Cr0, Eflags, GuestFault, Seg, Vector
 _GATE_LENGTH = 2  # INT n
 _SYSEXIT_FRAME = 24  # EIP, CS, EFLAGS, ESP and SS, and EAX, which is loaded already
 _WIDE = 1 << 22  # the D bit of a code segment
+_FEW = 2  # instructions; one that stores into its own code is done twice, and has to come to an end
 _DR6_BS = 1 << 14
 _DR6_HITS = 0xF
 _DR7_ENABLED = 0xFF
@@ -70,6 +71,8 @@ class Domain:
         self._context = calls.CallContext(self.vcpu, self._emulator.transfers, self.processors)
         self._handlers = calls.load_all()
         machine.monitor = self
+        if machine.turns is not None:
+            machine.cpu.on_control = self._control_changed
 
     def __repr__(self) -> str:
         return f"<Domain {self.rom.name} {'active' if self.active else 'waiting for VMI_Init'}>"
@@ -139,14 +142,19 @@ class Domain:
         return self.taken and self.processors.begin()
 
     def most_instructions(self) -> int | None:
-        """See :class:`vmi.native.monitor.Monitor`: 1 for one that may get to protected mode by the next."""
-        if not self.taken or self.active:
-            return None
+        """See :class:`vmi.native.monitor.Monitor`: few for one that may get to 32-bit code by the next."""
         cpu = self.machine.cpu
-        if not (cpu.cr(0) & Cr0.PE and cpu.segment(Seg.CS).flags & _WIDE):
-            return 1
+        if not self.taken or self.active or not cpu.cr(0) & Cr0.PE:
+            return None
+        if not cpu.segment(Seg.CS).flags & _WIDE:
+            return _FEW
         self._compress()
         return None
+
+    def _control_changed(self) -> None:
+        """A processor that is not de-privileged yet may be in protected mode from the next instruction on."""
+        if self.taken and not self.active:
+            self.machine.cpu.stop_soon()
 
     def memory_write(self, address: int, size: int, value: int) -> bool:
         """See :class:`vmi.native.monitor.Monitor`: a ROM that runs in place has its data page in the bay."""
