@@ -39,6 +39,14 @@ def message(random: Random) -> bytes:
     return store(_LAPIC + 0x310, destination << 24) + store(_LAPIC + 0x300, low)
 
 
+def begin_another() -> bytes:
+    """INIT and a start-up message to processor 1."""
+    return b"".join(
+        store(_LAPIC + 0x310, 1 << 24) + store(_LAPIC + 0x300, low)
+        for low in (0x4500, 0x4600 | PAGES_TO_BEGIN_AT.start)
+    )
+
+
 def wait(random: Random) -> bytes:
     """A loop, with or without PAUSE."""
     body = random.choice((b"", b"\xf3\x90"))
@@ -106,7 +114,8 @@ def make(seed: int) -> Lab:
         memory.write(begin, routine)
         call = b"\x68" + begin.to_bytes(4, "little") + b"\x58\xff\xd0"
         memory.write(STATE, state(random))
-    memory.write(CODE, code(random, 0x400, call))
+    start = begin_another() if random.random() < 0.8 else b""
+    memory.write(CODE, start + code(random, 0x400, call))
     memory.write(HANDLERS, random.choice((b"\xcf" * 64, b"\x83\xc4\x04\xcf" * 16, code(random, 0x200, call))))
     for vector in range(256):
         memory.write(IDT + 8 * vector, gate(8, HANDLERS, 0x8E))

@@ -27,7 +27,7 @@ def test_hostile_guests_come_to_an_end() -> None:
     seeds, outcomes = zip(*(line.split() for line in lines), strict=True)
     assert [int(seed) for seed in seeds] == list(range(SEEDS))
     counts = Counter(Outcome(outcome) for outcome in outcomes)
-    assert counts[Outcome.TIMEOUT] > 50 and len(counts) > 3, counts
+    assert counts[Outcome.TIMEOUT] > 50 and len(counts) >= 3, counts
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -39,12 +39,8 @@ def test_a_seed_is_one_run(seed: int) -> None:
 
 
 def test_the_seeds_reach_all_processors() -> None:
-    started = Counter(
-        sum(not processor.waits for processor in machine.turns.processors)
-        for machine in map(_ended, range(40))
-        if machine.turns is not None
-    )
-    assert sum(count for number, count in started.items() if number > 1) > 10, started
+    switches = [_ended(seed).exits["processor switch"] for seed in range(40)]
+    assert sum(count > 1 for count in switches) > 15, switches
 
 
 def _ended(seed: int):  # type: ignore[no-untyped-def]
