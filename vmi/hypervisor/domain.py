@@ -15,6 +15,7 @@ from iced_x86 import Instruction, Mnemonic
 
 from vmi import abi
 from vmi.hypervisor import calls
+from vmi.hypervisor.beginning import Beginning
 from vmi.hypervisor.breakpoints import Breakpoints, silent_sites
 from vmi.hypervisor.callsite import CALL_LENGTH, CallSites, reaches_out
 from vmi.hypervisor.emulate import Emulator
@@ -23,7 +24,6 @@ from vmi.hypervisor.operands import M, undefined
 from vmi.hypervisor.personality import Gate, Personality
 from vmi.hypervisor.privilege import KERNEL_RING, USER_RING, CompressedPrivilege
 from vmi.hypervisor.processors import Processors
-from vmi.hypervisor.timer import VirtualTimer
 from vmi.hypervisor.vcpu import VirtualCpu
 from vmi.native.interrupts import Delivery, Event, Origin, TripleFault
 from vmi.native.machine import Machine, Outcome
@@ -44,7 +44,7 @@ _SOFTWARE, _EXCEPTION = Origin.SOFTWARE, Origin.EXCEPTION
 _ROM_FAULTS = frozenset({_GP, Vector.NP, Vector.SS, _TS, Vector.PF})
 
 
-class Domain:
+class Domain(Beginning):
     """The hypervisor's side of one machine; it becomes the machine's monitor.
 
     ``taken`` says whether the guest has been taken over, ``active`` whether the processor that runs now is
@@ -61,26 +61,20 @@ class Domain:
         self.breakpoints = Breakpoints(machine.cpu, self.vcpu.linear)
         self.taken = self.active = False
         self.calls: dict[str, int] = {}
-        self._emulator = Emulator(self.vcpu)
-        self._sites = CallSites(self.vcpu, self._emulator.transfers, rom)
+        self.emulator = Emulator(self.vcpu)
+        self._sites = CallSites(self.vcpu, self.emulator.transfers, rom)
         self._delivery = Delivery(self.privilege)
         self._native = machine.privilege, machine.cpu.enter_kernel
         self.processors = Processors(machine, rom, self.vcpu, self._activate)
-        self.vcpu.on_tsc = self._publish
-        self._context = calls.CallContext(self.vcpu, self._emulator.transfers, self.processors)
+        self.vcpu.on_tsc = self.publish
+        self._context = calls.CallContext(self.vcpu, self.emulator.transfers, self.processors)
         self._handlers = calls.load_all()
         machine.monitor = self
+        if machine.turns is not None:
+            machine.cpu.on_control = self.control_changed
 
     def __repr__(self) -> str:
         return f"<Domain {self.rom.name} {'active' if self.active else 'waiting for VMI_Init'}>"
-
-    @property
-    def timer(self) -> VirtualTimer:
-        """The timer of the virtual CPU that runs."""
-        return self.processors.current.timer
-
-    def _publish(self) -> None:
-        self.timer.publish()
 
     # -- monitor ----------------------------------------------------------------------------
 
@@ -123,31 +117,6 @@ class Domain:
         except TripleFault:
             self.machine.triple_fault()
 
-    def leave_processor(self) -> None:
-        """See :class:`vmi.native.monitor.Monitor`."""
-        if self.taken:
-            self.processors.leave(active=self.active)
-
-    def enter_processor(self, number: int) -> None:
-        """See :class:`vmi.native.monitor.Monitor`."""
-        self.processors.current = self.processors.all[number]
-        if self.taken:
-            self.processors.enter(number)
-
-    def begin_processor(self) -> bool:
-        """See :class:`vmi.native.monitor.Monitor`."""
-        return self.taken and self.processors.begin()
-
-    def most_instructions(self) -> int | None:
-        """See :class:`vmi.native.monitor.Monitor`: 1 for one that may get to protected mode by the next."""
-        if not self.taken or self.active:
-            return None
-        cpu = self.machine.cpu
-        if not (cpu.cr(0) & Cr0.PE and cpu.segment(Seg.CS).flags & _WIDE):
-            return 1
-        self._compress()
-        return None
-
     def memory_write(self, address: int, size: int, value: int) -> bool:
         """See :class:`vmi.native.monitor.Monitor`: a ROM that runs in place has its data page in the bay."""
         if not self.active or not self.rom.holds_data(address):
@@ -171,22 +140,9 @@ class Domain:
         if not self.machine.cpu.cr(0) & Cr0.PE:
             return False
         if gate:
-            self._compress()
+            self.compress()
             return self._handle(event)
-        return event.vector == Vector.GP and event.origin is Origin.EXCEPTION and self._enter_raised()
-
-    def _enter_raised(self) -> bool:
-        """#GP of a far jump from ring 0 to a code segment that was raised for another processor: do it."""
-        instruction = self._instruction()
-        if instruction.mnemonic != M.JMP:
-            return False
-        try:
-            if not self._emulator.far_branch(instruction):
-                return False
-        except GuestFault:
-            return False
-        self._compress()
-        return True
+        return event.vector == Vector.GP and event.origin is Origin.EXCEPTION and self.enter_raised()
 
     def _init(self) -> bool:
         cpu = self.machine.cpu
@@ -218,10 +174,10 @@ class Domain:
     def start(self, silent: Iterable[int]) -> None:
         """De-privilege the guest; breakpoints go to the guest-physical addresses of silent instructions."""
         self.taken = True
-        self._compress()
+        self.compress()
         self.breakpoints.plant(silent)
 
-    def _compress(self) -> None:
+    def compress(self) -> None:
         """De-privilege the processor that runs."""
         self._activate(True)
         self.vcpu.deprivilege()
@@ -272,7 +228,7 @@ class Domain:
         cpu = self.machine.cpu
         return self.breakpoints.code(cpu.segment(_CS).base + cpu.eip)
 
-    def _instruction(self) -> Instruction:
+    def instruction(self) -> Instruction:
         """The instruction at EIP; an invalid one if nothing is mapped there."""
         cpu = self.machine.cpu
         code = cpu.segment(_CS)
@@ -365,7 +321,7 @@ class Domain:
 
     def _fault_in_rom(self, event: Event) -> bool:
         """An instruction of the ROM was refused; False if that is reported as it is."""
-        instruction = self._instruction()
+        instruction = self.instruction()
         if instruction.mnemonic == M.IRETD:
             return self._iret_in_rom()
         if event.vector != Vector.PF or not reaches_out(instruction) or not self._sites.leave():
@@ -375,7 +331,7 @@ class Domain:
 
     def _iret_in_rom(self) -> bool:
         """The ROM's IRETD was refused: do as ring 0 would, or report the fault at the site, frame intact."""
-        cpu, transfers = self.machine.cpu, self._emulator.transfers
+        cpu, transfers = self.machine.cpu, self.emulator.transfers
         behind = self.rom.undo_iret()
         if not behind:
             self._sysexit_in_rom()
@@ -395,7 +351,7 @@ class Domain:
         call = abi.BY_NAME["SYSEXIT"]
         here, cpu = self._physical_eip(), self.machine.cpu
         cpu.eip += self.rom.gate_address(call) + _GATE_LENGTH - here
-        self._emulator.transfers.move_esp(_SYSEXIT_FRAME)
+        self.emulator.transfers.move_esp(_SYSEXIT_FRAME)
         self.privilege.mirror.user_segments(0, 0)
         self._call(call)
 
@@ -410,7 +366,7 @@ class Domain:
         except GuestFault:
             return False
         cpu.eip -= 1
-        if not self._emulate(self._instruction(), "breakpoint"):
+        if not self._emulate(self.instruction(), "breakpoint"):
             self.machine.finish(
                 Outcome.CRASHED,
                 f"the instruction behind the breakpoint at {cpu.eip:#x} is none that needs one",
@@ -432,7 +388,7 @@ class Domain:
 
     def _refused(self) -> bool:
         """#GP of the kernel: emulate what ring 0 may do, or leave it to the guest."""
-        instruction = self._instruction()
+        instruction = self.instruction()
         if not instruction.is_invalid:
             return self._emulate(instruction, "privileged instruction")
         if undefined(self._code()):
@@ -442,12 +398,12 @@ class Domain:
 
     def _emulate(self, instruction: Instruction, why: str) -> bool:
         try:
-            if not self._emulator.execute(instruction):
+            if not self.emulator.execute(instruction):
                 return False
         except GuestFault as fault:
             self._deliver_fault(fault)
         else:
-            if self._emulator.stepped:
+            if self.emulator.stepped:
                 self._single_step()
         self._count_exit(_reason(why, instruction.mnemonic))
         return True
@@ -457,7 +413,7 @@ class Domain:
         cpu = self.machine.cpu
         if self.privilege.iopl != IOPL_MASK:
             return False
-        instruction = self._instruction()
+        instruction = self.instruction()
         if instruction.mnemonic not in (M.CLI, M.STI):
             return False
         cpu.eip += instruction.len
@@ -466,11 +422,11 @@ class Domain:
 
     def _user_call_gate(self) -> bool:
         """User code called the kernel through a gate; the CPU looked for a stack of ring 1 in the TSS."""
-        instruction = self._instruction()
+        instruction = self.instruction()
         if instruction.mnemonic != M.CALL:
             return False
         try:
-            if not self._emulator.far_branch(instruction):
+            if not self.emulator.far_branch(instruction):
                 return False
         except GuestFault as fault:
             self._deliver_fault(fault)

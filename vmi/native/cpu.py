@@ -94,6 +94,7 @@ class Cpu(Translation):
         # what SYSENTER does to code selector, ESP and EIP; the owner may exchange it
         self.enter_kernel: Callable[[int, int, int], None] = self._enter_kernel
         self.on_pause: Callable[[], None] = lambda: None
+        self.on_control: Callable[[], None] | None = None  # CR0, CR3 or CR4 was loaded
         self._refused: tuple[int, ...] | None = None
         self._refusal = GuestFault(Vector.GP)
         self._trouble: BaseException | None = None
@@ -261,6 +262,8 @@ class Cpu(Translation):
         if self.pager is not None:
             self._guard(self.pager.control_changed)
         self.control_changed()
+        if self.on_control is not None:
+            self._guard(self.on_control)
 
     def tell_of_pauses(self) -> None:
         """Have :attr:`on_pause` called for each PAUSE from now on, while it executes."""

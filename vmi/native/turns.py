@@ -208,8 +208,7 @@ class Turns:
             cpu.load_dr(7, to.dr7)
         cpu.set_a20(cpu.a20_mask == U32)  # the gate is the board's, not the processor's
         cpu.flush_tlb()
-        if cpu.store_watch is not None:
-            cpu.store_watch.control_changed()
+        cpu.control_changed()
         machine.halted = to.halted
         if machine.monitor is not None:
             machine.monitor.enter_processor(to.number)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A domain's part in how processors begin and take turns: what it does as the machine's monitor for that.
+
+A processor that begins in real mode is not de-privileged there, see :mod:`vmi.hypervisor.processors`. It runs
+on until it has switched protection on, and from then on a few instructions at a time, up to its first 32-bit
+code.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from iced_x86 import Instruction
+
+from vmi.hypervisor.emulate import Emulator
+from vmi.hypervisor.operands import M
+from vmi.hypervisor.processors import Processors
+from vmi.hypervisor.timer import VirtualTimer
+from vmi.native.machine import Machine
+from vmi.x86 import Cr0, GuestFault, Seg
+
+_FEW = 2  # instructions; one that stores into its own code is done twice, and has to come to an end
+_WIDE = 1 << 22  # the D bit of a code segment
+
+
+class Beginning(ABC):
+    """See :class:`vmi.hypervisor.domain.Domain`."""
+
+    machine: Machine
+    processors: Processors
+    emulator: Emulator
+    taken: bool
+    active: bool
+
+    @abstractmethod
+    def compress(self) -> None:
+        """De-privilege the processor that runs."""
+
+    @abstractmethod
+    def instruction(self) -> Instruction:
+        """The instruction at EIP; an invalid one if nothing is mapped there."""
+
+    @property
+    def timer(self) -> VirtualTimer:
+        """The timer of the virtual CPU that runs."""
+        return self.processors.current.timer
+
+    def publish(self) -> None:
+        """Tell the ROM of the counters of the virtual CPU that runs."""
+        self.timer.publish()
+
+    def leave_processor(self) -> None:
+        """See :class:`vmi.native.monitor.Monitor`."""
+        if self.taken:
+            self.processors.leave(active=self.active)
+
+    def enter_processor(self, number: int) -> None:
+        """See :class:`vmi.native.monitor.Monitor`."""
+        self.processors.current = self.processors.all[number]
+        if self.taken:
+            self.processors.enter(number)
+
+    def begin_processor(self) -> bool:
+        """See :class:`vmi.native.monitor.Monitor`."""
+        return self.taken and self.processors.begin()
+
+    def most_instructions(self) -> int | None:
+        """See :class:`vmi.native.monitor.Monitor`: few for one that may get to 32-bit code by the next."""
+        cpu = self.machine.cpu
+        if not self.taken or self.active or not cpu.cr(0) & Cr0.PE:
+            return None
+        if not cpu.segment(Seg.CS).flags & _WIDE:
+            return _FEW
+        self.compress()
+        return None
+
+    def control_changed(self) -> None:
+        """A processor that is not de-privileged yet may be in protected mode from the next instruction on."""
+        if self.taken and not self.active:
+            self.machine.cpu.stop_soon()
+
+    def enter_raised(self) -> bool:
+        """#GP of a far jump from ring 0 to a code segment that was raised for another processor: do it."""
+        instruction = self.instruction()
+        if instruction.mnemonic != M.JMP:
+            return False
+        try:
+            if not self.emulator.far_branch(instruction):
+                return False
+        except GuestFault:
+            return False
+        self.compress()
+        return True
