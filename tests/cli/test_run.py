@@ -353,7 +353,7 @@ BAD_ARGUMENTS = {
     "kernel --log irq,disk": (
         2,
         "log category 'disk' is not understood: expected one or more of "
-        "ports, irq, exceptions, mmio, cpu, with commas between them, or all",
+        "ports, irq, exceptions, mmio, cpu, refusals, with commas between them, or all",
     ),
     "kernel --log-file x": (2, "--log-file needs --log, which says what is logged"),
     "kernel --log all --log-file folder": (6, "output 'folder' can't be written: Is a directory"),

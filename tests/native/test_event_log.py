@@ -52,6 +52,8 @@ def test_lines() -> None:
     log.exception(14, 1, 0xC0000000)
     log.exception(14, 0x19, 0)
     log.exception(30)
+    log.refused("SetCR4", 13, 0)
+    log.refused("a call-out by user code")
     log.software_interrupt(0x80)
     log.interrupt(0x30, 0)
     log.interrupt(0xEF)
@@ -77,6 +79,8 @@ def test_lines() -> None:
         "       1234.567 0010:00000123 exc   #PF error 1 at c0000000: read from a protected page\n"
         "       1234.567 0010:00000123 exc   #PF error 19 at 00000000: fetch from a page with reserved bits\n"
         "       1234.567 0010:00000123 exc   exception 30\n"
+        "       1234.567 0010:00000123 no    SetCR4: #GP error 0\n"
+        "       1234.567 0010:00000123 no    a call-out by user code\n"
         "       1234.567 0010:00000123 int   vector 80\n"
         "       1234.567 0010:00000123 irq   vector 30, irq 0\n"
         "       1234.567 0010:00000123 irq   vector ef\n"
@@ -145,7 +149,7 @@ def test_unknown_category(text: str, word: str) -> None:
         EventLog.parse(text)
     assert str(caught.value) == (
         f"log category {word!r} is not understood: expected one or more of "
-        "ports, irq, exceptions, mmio, cpu, with commas between them, or all"
+        "ports, irq, exceptions, mmio, cpu, refusals, with commas between them, or all"
     )
 
 

@@ -96,7 +96,7 @@ def command(
     ] = False,
     log: Annotated[
         str | None,
-        typer.Option("--log", metavar="WHAT", help="Log ports,irq,exceptions,mmio,cpu or all."),
+        typer.Option("--log", metavar="WHAT", help="Log ports,irq,exceptions,mmio,cpu,refusals or all."),
     ] = None,
     log_file: Annotated[
         Path | None, typer.Option("--log-file", metavar="PATH", help="Where the log goes instead of stderr.")

@@ -254,6 +254,8 @@ class Domain(Beginning):
         if self.machine.cpu.cpl != USER_RING:
             return False
         if event.origin is _SOFTWARE:
+            if event.vector == self.rom.interrupt:
+                self._refuse("a call-out by user code")
             return event.vector == _BP and event.length == 1 and self._user_breakpoint()
         if event.vector == _GP:
             return self._user_flag_instruction()
@@ -261,12 +263,18 @@ class Domain(Beginning):
 
     # -- call-outs --------------------------------------------------------------------------
 
+    def _refuse(self, what: str) -> None:
+        """Name what the guest tried; it is then an event as any other."""
+        if self.machine.log is not None:
+            self.machine.log.refused(what)
+
     def _gate(self) -> bool:
         try:
             gate = self.rom.gate(self._physical_eip(-_GATE_LENGTH))
         except GuestFault:
             return False
         if gate is None:
+            self._refuse("a call-out from outside the ROM")
             return False
         if gate is Gate.PENDING:
             self._count("pending interrupt")
@@ -293,19 +301,25 @@ class Domain(Beginning):
         try:
             handler(self._context)
         except GuestFault as fault:
-            self._report_at_site(fault)
+            self._report_at_site(fault, call.name)
             return
         if stepped and not call.returns:
             self._single_step()  # a call that returns steps by the ROM's RET
 
-    def _report_at_site(self, fault: GuestFault) -> None:
+    def _report_at_site(self, fault: GuestFault, call: str) -> None:
         """A call faulted at its gate: the guest sees that at its own call instruction, or at the gate."""
         if not self._sites.leave():
             self.machine.cpu.eip -= _GATE_LENGTH
-        self._deliver_fault(fault)
+        self._deliver_fault(fault, call)
 
-    def _deliver_fault(self, fault: GuestFault) -> None:
+    def _deliver_fault(self, fault: GuestFault, refused: str = "") -> None:
+        """Let the guest see a fault; ``refused`` names what it asked for."""
         self.machine.count_fault(fault.vector)
+        log = self.machine.log
+        if log is not None:
+            if refused:
+                log.refused(refused, fault.vector, fault.error, fault.address)
+            log.exception(fault.vector, fault.error, fault.address)
         self.deliver(Event(fault.vector, _EXCEPTION, fault.error, fault.address))
 
     def _single_step(self) -> None:
@@ -401,7 +415,7 @@ class Domain(Beginning):
             if not self.emulator.execute(instruction):
                 return False
         except GuestFault as fault:
-            self._deliver_fault(fault)
+            self._deliver_fault(fault, _MNEMONICS[instruction.mnemonic])
         else:
             if self.emulator.stepped:
                 self._single_step()

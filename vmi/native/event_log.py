@@ -19,8 +19,9 @@ from vmi.errors import UsageError
 from vmi.native.register_names import memory_name, port_name
 from vmi.x86 import HAS_ERROR_CODE, PfError, Vector
 
-#: What may be logged. ``cpu`` is model-specific registers, halts, resets and how runs end.
-CATEGORIES = ("ports", "irq", "exceptions", "mmio", "cpu")
+#: What may be logged. ``cpu`` is model-specific registers, halts, resets and how runs end; ``refusals`` is
+#: what a hypervisor does not do for the guest that asks for it.
+CATEGORIES = ("ports", "irq", "exceptions", "mmio", "cpu", "refusals")
 ALL = "all"
 
 _VECTORS = {int(vector): f"#{vector.name}" for vector in Vector}
@@ -56,7 +57,7 @@ class EventLog:
         self.categories = categories
         self._ports, self._irq = "ports" in categories, "irq" in categories
         self._exceptions, self._mmio = "exceptions" in categories, "mmio" in categories
-        self._cpu = "cpu" in categories
+        self._cpu, self._refusals = "cpu" in categories, "refusals" in categories
         self._write = write
         self._now = now
         self._where = where
@@ -111,12 +112,15 @@ class EventLog:
     def exception(self, vector: int, error: int = 0, address: int = 0) -> None:
         """A fault or trap; ``address`` is CR2 of a page fault."""
         if self._exceptions:
-            text = _VECTORS.get(vector) or f"exception {vector}"
-            if vector in HAS_ERROR_CODE:
-                text += f" error {error:x}"
-            if vector == Vector.PF:
-                text += f" at {address:08x}: {_page_fault(error)}"
-            self._event("exc", text)
+            self._event("exc", _fault(vector, error, address))
+
+    def refused(self, what: str, vector: int | None = None, error: int = 0, address: int = 0) -> None:
+        """A call or an instruction of a guest, by name, that its hypervisor does not do.
+
+        :param vector: the exception that tells the guest; None if something else does.
+        """
+        if self._refusals:
+            self._event("no", what if vector is None else f"{what}: {_fault(vector, error, address)}")
 
     def software_interrupt(self, vector: int) -> None:
         """An INT instruction; EIP is behind it."""
@@ -185,6 +189,15 @@ class EventLog:
 def _microseconds(ns: int) -> str:
     # in integers, so that no digit depends on how long the machine has been on
     return f"{ns // 1000:11}.{ns % 1000:03}"
+
+
+def _fault(vector: int, error: int, address: int) -> str:
+    text = _VECTORS.get(vector) or f"exception {vector}"
+    if vector in HAS_ERROR_CODE:
+        text += f" error {error:x}"
+    if vector == Vector.PF:
+        text += f" at {address:08x}: {_page_fault(error)}"
+    return text
 
 
 def _page_fault(error: int) -> str:
