@@ -19,11 +19,12 @@ empty list with it: it displaces itself.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from vmi.errors import BadInput
-from vmi.patcher import compression, displaced, elf, peheader
+from vmi.patcher import compression, displaced, elf, peheader, twoblocks
 from vmi.patcher.compression import Format
 from vmi.patcher.peheader import PeHeader
 
@@ -283,8 +284,8 @@ def _squeeze(unpacked: bytes, old: bytes, kind: Format) -> bytes:
     """A payload that is no longer than the old one, with its size word."""
     size_word = b"" if kind is Format.GZIP else len(unpacked).to_bytes(4, "little")
     best: int | None = None
-    for recipe in compression.better(old, kind):
-        packed = recipe.compress(unpacked) + size_word
+    for compress in _ways(unpacked, old, kind):
+        packed = compress(unpacked) + size_word
         if len(packed) <= len(old):
             return packed
         best = len(packed) if best is None else min(best, len(packed))
@@ -294,6 +295,14 @@ def _squeeze(unpacked: bytes, old: bytes, kind: Format) -> bytes:
         f"the patched kernel must fit into the {len(old)} bytes of the original's {kind} data, "
         f"but takes {best - len(old)} more"
     )
+
+
+def _ways(unpacked: bytes, old: bytes, kind: Format) -> Iterator[Callable[[bytes], bytes]]:
+    """How to compress what takes the place of ``old``, the quickest way first."""
+    for number, recipe in enumerate(compression.better(old, kind)):
+        if number == 0 and kind is Format.XZ and len(unpacked) >= twoblocks.LEAST:
+            yield partial(twoblocks.compress, base=recipe)
+        yield recipe.compress
 
 
 def _only(data: bytes, start: int, stop: int, value: int, what: str) -> int:
