@@ -263,6 +263,10 @@ def test_a_processor_that_promises_too_much(options: dict[str, object]) -> None:
             Setup(bios=FIRMWARE, full=True),
             "full virtualization starts with a kernel, so it can't begin with firmware",
         ),
+        (
+            Setup(kernel("hlt"), mmu="none"),
+            "the MMU strategy must be one of direct, shadow, but it is 'none'",
+        ),
         (Setup(kernel("hlt"), memory=1 << 32), "RAM must be at most 3584 MiB, but it is 4096 MiB"),
         (
             Setup(kernel("hlt"), protocol="a.out"),

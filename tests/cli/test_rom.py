@@ -32,6 +32,19 @@ def test_build_quiet_and_json(vmi: Vmi, tmp_path: Path) -> None:
     assert result.stderr == ""
 
 
+def test_build_with_a_hole(vmi: Vmi, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert vmi("rom", "build", "vmware", "--virtual-top", "F8000000", "-o", out).exit_code == 0
+    assert out.read_bytes() == build("vmware", 0xF8000000).image != build("vmware").image
+    assert "\nvirtual top   0xf8000000\n" in vmi("rom", "inspect", out).stdout
+    result = vmi("rom", "build", "vmware", "--virtual-top", "10", "-o", tmp_path / "none")
+    assert result.exit_code == 10
+    assert result.stderr == (
+        "vmi: virtual_top must be 0 or a whole page from 0xf0000000 to 0xfffff000, but it is 0x10\n"
+    )
+    assert not (tmp_path / "none").exists()
+
+
 def test_build_of_no_flavour(vmi: Vmi, tmp_path: Path) -> None:
     result = vmi("rom", "build", "nonsense", "-o", tmp_path / "out")
     assert result.exit_code == 2

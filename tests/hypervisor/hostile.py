@@ -270,7 +270,8 @@ def handlers(random: Random, lab: Lab) -> None:
 def make(seed: int) -> Lab:
     """The guest of a seed."""
     random = Random(seed)
-    lab = Lab("start: nop", mode=random.choice(("paravirt", "paravirt", "full")), taken=False)
+    mode = random.choice(("paravirt", "paravirt", "full"))
+    lab = Lab("start: nop", mode=mode, taken=False, mmu=("direct", "shadow")[seed % 2])
     cpu, memory = lab.cpu, lab.memory
     memory.write(CODE, code(random, CODE_SIZE, CODE))
     lab.sites = silent(random, memory.read(CODE, CODE_SIZE))
