@@ -78,7 +78,7 @@ def sections(image: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def test_the_set_is_complete() -> None:
-    plain = {"hello", "interrupts", "paging", "sched", "smp", "traps", "workloads"}
+    plain = {"hello", "hostile", "interrupts", "paging", "sched", "smp", "traps", "workloads"}
     assert set(NAMES) == plain | {"paging-annotated", "sched-annotated", "workloads-annotated"}
     assert [sample.name for sample in samples.load_all()] == NAMES
     assert build.names() == NAMES

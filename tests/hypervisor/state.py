@@ -40,7 +40,7 @@ def memory(lab: Lab) -> bytes:
         for at in range(table, table + size, 8):
             low, high = (int.from_bytes(data[at + i : at + i + 4], "little") for i in (0, 4))
             entry = Descriptor(low, high)
-            if entry.is_segment and entry.present:
+            if entry.is_segment:
                 high = entry.with_dpl(0).high if entry.dpl == 1 else high
                 data[at + 4 : at + 8] = (high | 0x100).to_bytes(4, "little")
     for at in range(PAGES, PAGES + 0x3000, 4):

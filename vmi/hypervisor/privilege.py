@@ -177,7 +177,7 @@ class CompressedPrivilege(Privilege):
     # -- the guest's tables -----------------------------------------------------------------
 
     def raise_descriptor(self, selector: int) -> bool:
-        """Raise a present code or data descriptor from DPL 0 to ring 1; True if it was changed."""
+        """Raise a code or data descriptor from DPL 0 to ring 1; True if it was changed."""
         try:
             return self.raise_at(self.linear.descriptor_address(selector))
         except GuestFault:
@@ -217,5 +217,8 @@ class CompressedPrivilege(Privilege):
 
 
 def _to_be_raised(high: int) -> bool:
-    """A present code or data descriptor of ring 0, by its upper dword."""
-    return high & 0xF000 == 0x9000
+    """A code or data descriptor of ring 0, present or not, by its upper dword.
+
+    VERR and VERW don't care whether a segment is present, and are not refused.
+    """
+    return high & 0x7000 == 0x1000
