@@ -4,12 +4,12 @@
     python bench/hypervisor.py [--kernel FILE [--original FILE] [--append TEXT] [--initrd FILE] [--until TEXT]
                                 [-m SIZE] [--cpu MODEL] [--qemu]] [--rounds N] [--json OUT]
 
-Without ``--kernel`` the sample kernel ``workloads`` is measured, each kind by itself, and page-table updates
-by calls, in lazy modes and not, with both strategies of the hypervisor's MMU. With it, one kernel of the user's:
-``FILE`` is patched, or a client of the interface by itself, and ``--original`` is what mode full runs (else
-``FILE`` itself, if it is not patched). What counts are the exits that de-privileging costs, hypercalls and
-traps; they are exact. Wall times are this computer's and are compared within one call only: the modes take
-turns, and each figure is the median over the rounds.
+Without ``--kernel`` the sample kernel ``workloads`` is measured, each kind by itself, and page-table
+updates by calls, in lazy modes and not, with both strategies of the hypervisor's MMU. With it, one kernel
+of the user's: ``FILE`` is patched, or a client of the interface by itself, and ``--original`` is what mode
+full runs (else ``FILE`` itself, if it is not patched). What counts are the exits that de-privileging costs,
+hypercalls and traps; they are exact. Wall times are this computer's and are compared within one call only:
+the modes take turns, and each figure is the median over the rounds.
 """
 
 from __future__ import annotations
