@@ -54,7 +54,7 @@ class Start:
     :ivar rom: an option ROM to plug in.
     :ivar firmware: what starts if there is no kernel; QEMU runs its own before a kernel, too.
     :ivar processor: its model, by the name that both know it by.
-    :ivar processors: how many; more than one only under QEMU.
+    :ivar processors: how many; under QEMU they take as long as the host takes.
     :ivar full: de-privilege the kernel without a ROM; only on ours.
     """
 
@@ -172,8 +172,6 @@ def in_qemu(start: Start, folder: Path) -> Iterator[Guest]:
 @contextlib.contextmanager
 def on_ours(start: Start, folder: Path) -> Iterator[Guest]:
     """Start on our machine; what it does to the disk stays in memory."""
-    if start.processors != 1:
-        raise ValueError("our machine has one processor")
     setup = run.Setup(
         image=None if start.kernel is None else start.kernel.read_bytes(),
         append=start.append,
@@ -185,6 +183,7 @@ def on_ours(start: Start, folder: Path) -> Iterator[Guest]:
         video_bios=None if start.firmware is None else start.firmware.video.read_bytes(),
         model=None if start.rom is not None or start.full else MODELS[start.processor],
         full=start.full,
+        cpus=start.processors,
     )
     guest = run.prepare(setup)
     yield OurGuest(guest.machine, guest.domain)

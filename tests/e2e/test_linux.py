@@ -7,6 +7,7 @@ machines), and the kernel's own account of the machine is compared line by line 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,18 @@ def test_session(start: hosts.Start, host: str, tmp_path: Path) -> None:
         verdict = dmesg.compare({"qemu": boot_log(start, tmp_path), "ours": log}, DIFFERENCES)
         assert not verdict.unexplained, str(verdict)
         assert verdict.common > 250
+
+
+@slow
+def test_two_processors(start: hosts.Start, tmp_path: Path) -> None:
+    """What QEMU answers is seen with the patched kernel, see test_patched_linux."""
+    with hosts.on_ours(replace(start, processors=2), tmp_path) as guest:
+        linux_session.wait_for_shell(guest.line, TO_SHELL)
+        log = bytes(guest.line.log)
+        linux_session.hold(guest.line, linux_session.steps(2))
+        linux_session.end(guest.line, TO_END)
+    assert b"smp: Brought up 1 node, 2 CPUs" in log
+    assert b"TSC warp" not in log
 
 
 @slow

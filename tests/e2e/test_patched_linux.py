@@ -85,6 +85,17 @@ def test_on_ours(linux: fetch_debian.Linux, initrd: bytes, tmp_path: Path, rom: 
     hold_session(patched_start(linux.kernel, tmp_path, rom, OPTIONS, initrd), "ours", tmp_path)
 
 
+@slow
+@pytest.mark.parametrize("rom", [None, "native", "vmware"])
+def test_two_processors_on_ours(
+    linux: fetch_debian.Linux, initrd: bytes, tmp_path: Path, rom: str | None
+) -> None:
+    """Behind the last ROM both are de-privileged, the second one on its way out of real mode."""
+    start = patched_start(linux.kernel, tmp_path, rom, f"{OPTIONS} {linux_session.STEADY}", initrd)
+    log = hold_session(replace(start, processors=2), "ours", tmp_path)
+    assert b"smp: Brought up 1 node, 2 CPUs" in log
+
+
 @pytest.mark.parametrize("place", ["", pytest.param(STAY, marks=slow)])
 def test_de_privileged(linux: fetch_debian.Linux, initrd: bytes, tmp_path: Path, place: str) -> None:
     """On ring 1, with the hypervisor behind the ROM: the kernel de-privileges itself when it activates."""
