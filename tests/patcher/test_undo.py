@@ -89,6 +89,18 @@ def test_bzimage(name: str, relocatable: bool) -> None:
     assert done.note == ""
     assert done.data.startswith(output)
     assert undo.restore(done.data) == original
+    # Begun before the kernel is compressed, it comes out the same; begun for another kernel, it is begun anew.
+    settings = undo.recipe(container)
+    begun = undo.ahead(container, bytes(new))
+    assert begun is not None
+    assert begun.kernel == open_container(output).kernel
+    assert undo.seal(container, output, settings, begun) == done
+    assert undo.seal(container, output, settings, undo.ahead(container, container.kernel)) == done
+
+
+def test_only_a_bzimage_is_begun_ahead() -> None:
+    assert undo.ahead(open_container(ORIGINAL), PATCHED) is None
+    assert undo.ahead(open_container(in_gzip(ORIGINAL)), PATCHED) is None
 
 
 def test_signed_bzimage() -> None:

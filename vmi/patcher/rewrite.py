@@ -89,9 +89,10 @@ def patch(data: bytes, options: Options = Options(), *, progress: Progress | Non
         with clock.phase("verify"):
             verify(emission, kernel)
         with clock.phase("pack"):
+            begun = undo.ahead(source, kernel) if recipe is not None else None
             output, notes = packing.result(), list(source.notes)
             if recipe is not None:
-                sealed = undo.seal(source, output, recipe.result())
+                sealed = undo.seal(source, output, recipe.result(), begun)
                 output = sealed.data
                 notes += [sealed.note] if sealed.note else []
         with clock.phase("report"):

@@ -74,12 +74,32 @@ def recipe(original: Container) -> Recipe | None:
     return None
 
 
-def seal(original: Container, output: bytes, settings: Recipe | None) -> Sealed:
-    """Put a record behind the patched file ``output``; ``settings`` are what :func:`recipe` gives."""
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What of a bzImage's record is known before its kernel is compressed: the difference of the kernels."""
+
+    kernel: bytes = field(repr=False)
+    difference: bytes = field(repr=False)
+
+
+def ahead(original: Container, kernel: bytes) -> Ahead | None:
+    """Begin the record of a file that will have the patched ``kernel`` in it; None if that gains nothing."""
+    if not isinstance(original, Linux):
+        return None
+    if original.relocatable:
+        kernel += bytes(-len(kernel) % displaced.WORD)  # as the bzImage will have it
+    return Ahead(kernel, delta.encode(kernel, _original_kernel(original)))
+
+
+def seal(original: Container, output: bytes, settings: Recipe | None, begun: Ahead | None = None) -> Sealed:
+    """Put a record behind the patched file ``output``.
+
+    ``settings`` are what :func:`recipe` gives, ``begun`` what :func:`ahead` gave if it was asked.
+    """
     if isinstance(original, Linux):
         if settings is None:
             return Sealed(output, f"the patch can't be taken back, since {_NO_SETTINGS}")
-        body = _image_body(original, output, settings)
+        body = _image_body(original, output, settings, begun)
     elif isinstance(original, Gzip) and settings is None:
         body = bytes([_WHOLE]) + original.data
     elif isinstance(original, Gzip) and settings is not None:
@@ -152,18 +172,29 @@ def _restored(output: bytes, body: bytes) -> bytes:
     return frame[:start] + payload + frame[start:]
 
 
-def _image_body(original: Linux, output: bytes, settings: Recipe) -> bytes:
+def _image_body(original: Linux, output: bytes, settings: Recipe, begun: Ahead | None) -> bytes:
     payload = original.image.payload
     room = payload.end - payload.start
-    if payload.words is None:
-        kernel, kernel_size = payload.unpacked, 0
+    patched = _patched_kernel(output)
+    if begun is not None and begun.kernel == patched:
+        kernels = begun.difference
     else:
-        # In the form that the patched kernel has it in, somewhere: then only what was changed is left.
-        kernel, kernel_size = payload.kernel + displaced.pack(payload.words), payload.kernel_size
-    kernels = delta.encode(_patched_kernel(output), kernel)
+        kernels = delta.encode(patched, _original_kernel(original))
     frames = delta.encode(_without(output, payload.start, room), _without(original.data, payload.start, room))
+    kernel_size = 0 if payload.words is None else payload.kernel_size
     numbers = _IMAGE.pack(payload.start, room, kernel_size) + _SIZE.pack(len(kernels))
     return bytes([_BZIMAGE]) + _recipe_bytes(settings) + numbers + kernels + frames
+
+
+def _original_kernel(original: Linux) -> bytes:
+    """What a bzImage unpacks to, its list in the form that the patched kernel has it in, somewhere.
+
+    Then the difference is only what was changed.
+    """
+    payload = original.image.payload
+    if payload.words is None:
+        return payload.unpacked
+    return payload.kernel + displaced.pack(payload.words)
 
 
 def _patched_kernel(output: bytes) -> bytes:
