@@ -9,11 +9,8 @@ from tests.hypervisor.lab import SITE, Lab, call, place_call
 from tests.native.guest import CODE0, CODE3, DATA0, DATA3, GDT, IDT, MS, PAGES, STACK, TASK
 from vmi import abi, samples
 from vmi.abi import AlarmFlag, Counter
-from vmi.hypervisor.domain import Domain
-from vmi.hypervisor.full import NoRom
-from vmi.hypervisor.mmu.shadow import ShadowMmu
 from vmi.native.cpuid import I686_APIC
-from vmi.native.machine import Machine, Outcome
+from vmi.native.machine import Outcome
 from vmi.patcher import patch
 from vmi.rom.build import build
 from vmi.rom.flavours import vmware
@@ -263,19 +260,18 @@ def test_alarms_come_to_who_has_set_them() -> None:
 
 def test_linear_mappings_are_not_inherited() -> None:
     """Slot 0 of the first processor is its own; the second one begins with none."""
-    machine = Machine(ram=2 << 20, model=I686_APIC, cpus=2)
-    domain = Domain(machine, NoRom(), "shadow")
-    domain.start(())
-    assert isinstance(domain.mmu, ShadowMmu)
-    domain.mmu.set_linear_mapping(0, 0xC0000000, 16, 0)
-    assert domain.mmu.state.slots
-    domain.leave_processor()
-    domain.enter_processor(1)
-    domain.begin_processor()
-    assert not domain.mmu.state.slots
-    domain.leave_processor()
-    domain.enter_processor(0)
-    assert domain.mmu.state.slots
+    lab = two(
+        "push 0x80\nxor eax,eax\nmov edx,0xc0000000\nmov ecx,16\ncall SetLinearMapping\nadd esp,4"
+        f"\n{START}\n{WAIT.format(1)}\n{DONE}\nother: {TELL}\nx: pause\njmp x"
+    )
+    ended(lab)
+    assert lab.domain is not None
+    first, second = lab.domain.processors.all
+    assert lab.domain.processors.current is first
+    none = (0, 0, 0)
+    assert lab.domain.rom.linear_maps() == [(0xC0000000, 16, 0x80), none, none, none]
+    slots = second.words[vmware.LINEAR : vmware.LINEAR + 48]
+    assert len(slots) == 48 and not any(slots)
 
 
 def test_without_a_state_it_begins_in_real_mode_and_is_de_privileged_in_32_bits() -> None:

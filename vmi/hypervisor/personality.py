@@ -75,6 +75,9 @@ class Personality(Protocol):
     def load_words(self, words: bytes) -> None:
         """Put words there that were saved; those of a virtual CPU that begins for none."""
 
+    def linear_maps(self) -> list[tuple[int, int, int]]:
+        """See :class:`vmi.hypervisor.mmu.notices.Notices`."""
+
     def undo_iret(self) -> int:
         """The ROM's own iretd was refused: take its effect back.
 

@@ -27,10 +27,10 @@ from tests.hypervisor.mmu.footing import (
     P,
 )  # fmt: skip
 from vmi.abi import LazyMode, PageFlag, UpdateFlag
-from vmi.hypervisor.mmu.shadow import PagingState, ShadowMmu
 from vmi.rom.flavours import vmware
 from vmi.x86 import Cr4
 
+ONES = 0xFFFFFFFF
 PARAVIRT = ("paravirt direct", "paravirt shadow")
 VA = 0x00C00000  # entry 3 of a root of two levels, 6 of PAE's first directory
 TABLE_2, TABLE_3 = TABLES + 0x2000, TABLES + 0x3000
@@ -248,36 +248,35 @@ def test_a_table_is_released_in_lazy_mode_with_updates_waiting(name: str, wide: 
     assert isinstance(guest.access("read", VA), Fault)
 
 
-@behind_the_rom
-def test_linear_slots_belong_to_a_cpu_and_are_replaced(name: str) -> None:
-    """A slot says where entries are, whatever the guest's own tables say of their addresses."""
-    guest = mapped(name)
-    assert guest.ask("SetLinearMapping", TABLE_2 >> 12, eax=1, edx=TABLE_3, ecx=1) is not None
-    guest.fill(VA >> 22, TABLE_2 | ALL)
-    guest.load("cr3", ROOT)
-    guest.poke(TABLE_2, DATA | ALL)
+@pytest.mark.parametrize("slot", range(4))
+def test_a_linear_slot_says_where_entries_are(slot: int) -> None:
+    """Whatever the guest's own tables say of their addresses; a second call replaces the first."""
+    guest = mapped("paravirt shadow")
     assert guest.access("read", VA) == page(0)
     mmu = guest.domain.mmu  # type: ignore[union-attr]
-    if isinstance(mmu, ShadowMmu):
-        guest.memory.put_u32(TABLE_2, DATA + 0x1000 | ALL)  # seen only if it is told of
-        mmu.entry_changed(TABLE_3)
-        assert guest.access("read", VA) == page(1)
-        guest.ask("SetLinearMapping", TABLES >> 12, eax=1, edx=TABLE_3, ecx=1)
-        guest.memory.put_u32(TABLE_2, DATA + 0x2000 | ALL)
-        mmu.entry_changed(TABLE_3)
-        assert guest.access("read", VA) == page(1), "another slot, another page"
-        assert mmu.state.slots == {1: (TABLE_3, 1, TABLES >> 12)}
-        state = mmu.leave()
-        mmu.enter(PagingState(cr3=TABLE_3))  # another CPU's
-        assert mmu.state.slots == {}
-        mmu.leave()
-        mmu.enter(state)
-        assert mmu.state.slots == {1: (TABLE_3, 1, TABLES >> 12)}
-    guest.ask("SetLinearMapping", 0, eax=0, edx=0xC0000000, ecx=0x38000)  # more than there is
-    guest.ask("SetLinearMapping", 0, eax=4, edx=0, ecx=1)  # no such slot
-    guest.ask("SetLinearMapping", 0xFFFFFFFF, eax=3, edx=0xFFFFFFFF, ecx=0xFFFFFFFF)
-    guest.load("cr3", ROOT)
-    assert guest.access("read", VA) == page(2 if isinstance(mmu, ShadowMmu) else 0)
+    guest.ask("SetLinearMapping", 0x300, eax=slot, edx=0xD0000000, ecx=1)
+    guest.ask("SetLinearMapping", (TABLES >> 12) - 1, eax=slot, edx=0xD0000000, ecx=2)
+    guest.memory.put_u32(TABLES, DATA + 0x1000 | ALL | A)  # to be seen only by who is told of it
+    for elsewhere in (0xD0000000, 0xD0002000, 0xCFFFFFFC):
+        mmu.entry_changed(elsewhere)
+        assert guest.access("read", VA) == page(0)
+    mmu.entry_changed(0xD0001000)
+    assert guest.access("read", VA) == page(1)
+
+
+@behind_the_rom
+def test_linear_slots_leave_no_rom_and_are_never_trusted(name: str) -> None:
+    guest = mapped(name)
+    calls = dict(guest.domain.calls)  # type: ignore[union-attr]
+    for slot, linear, pages in ((0, 0xC0000000, 0x38000), (4, 0, 1), (ONES, 0, 1), (3, ONES, ONES)):
+        guest.ask("SetLinearMapping", ONES, eax=slot, edx=linear, ecx=pages)
+        for entry in (0, linear, 0xC0000004, ONES):
+            guest.domain.mmu.entry_changed(entry)  # type: ignore[union-attr]
+    assert guest.domain.rom.linear_maps() == [  # type: ignore[union-attr]
+        (0xC0000000, 0x38000, ONES), (0, 0, 0), (0, 0, 0), (ONES, ONES, ONES),
+    ]  # fmt: skip
+    assert guest.domain.calls == calls  # type: ignore[union-attr]
+    assert guest.access("read", VA) == page(0)
 
 
 def test_no_update_leaves_the_rom_with_direct_tables() -> None:
@@ -324,7 +323,6 @@ FLUSHES = {
     "SetCR3": lambda guest: guest.load("cr3", ROOT),
     "AllocatePage": lambda guest: guest.ask("AllocatePage", 0, 0, eax=0x300, edx=1, ecx=0),
     "ReleasePage": lambda guest: guest.ask("ReleasePage", eax=0x300, edx=1),
-    "SetLinearMapping": lambda guest: guest.ask("SetLinearMapping", 0, eax=0, edx=0xC0000000, ecx=1),
     "a page fault": lambda guest: guest.access("read", 0x3FF00000),
 }
 

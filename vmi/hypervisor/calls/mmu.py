@@ -57,10 +57,3 @@ def allocate_page(call: CallContext) -> None:
 def release_page(call: CallContext) -> None:
     """A frame, by number in EAX, holds none any more."""
     call.vcpu.mmu.release(call.cpu.eax)
-
-
-@serves("SetLinearMapping")
-def set_linear_mapping(call: CallContext) -> None:
-    """Slot EAX: entries at EDX and the ECX pages from there are in frames from the stack argument on."""
-    frame = call.stack_argument(0)
-    call.vcpu.mmu.set_linear_mapping(call.cpu.eax, call.cpu.edx, call.cpu.ecx, frame)

@@ -72,13 +72,6 @@ class Mmu(Protocol):
     def entry_changed(self, entry: int) -> None:
         """The guest says that it has changed the page-table entry at an address."""
 
-    def set_linear_mapping(self, slot: int, linear: int, pages: int, frame: int) -> None:
-        """The guest says where in its memory the page-table entries are that it names by address.
-
-        :param slot: 0 to 3; others mean nothing.
-        :param pages: how many there are from ``linear`` and ``frame`` on.
-        """
-
     def catch_up(self) -> None:
         """All that the guest has said of page-table entries counts from now on."""
 

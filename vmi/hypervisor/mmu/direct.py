@@ -56,9 +56,6 @@ class DirectMmu(GuestTables):
     def entry_changed(self, entry: int) -> None:
         """See :class:`vmi.hypervisor.mmu.Mmu`: the CPU reads the entry itself when it needs it."""
 
-    def set_linear_mapping(self, slot: int, linear: int, pages: int, frame: int) -> None:
-        """See :class:`vmi.hypervisor.mmu.Mmu`: nobody looks for entries."""
-
     def catch_up(self) -> None:
         """See :class:`vmi.hypervisor.mmu.Mmu`: nothing is ever behind."""
 

@@ -19,6 +19,9 @@ class Notices(Protocol):
     def take(self) -> list[int]:
         """Linear addresses of entries that changed since the last look, oldest first; bounded."""
 
+    def linear_maps(self) -> list[tuple[int, int, int]]:
+        """Where entries are: first linear address, number of pages, first frame of each linear mapping."""
+
 
 class NoNotices:
     """For a guest without a ROM, which tells nothing."""
@@ -27,5 +30,9 @@ class NoNotices:
         """See :class:`Notices`."""
 
     def take(self) -> list[int]:
+        """See :class:`Notices`."""
+        return []
+
+    def linear_maps(self) -> list[tuple[int, int, int]]:
         """See :class:`Notices`."""
         return []

@@ -42,7 +42,6 @@ from vmi.x86 import (
 
 #: Pages of shadow tables for one guest, 8 MiB; when they are used up, all are made anew as needed.
 PAGES = 2048
-LINEAR_SLOTS = 4
 # Page faults of one instruction that the guest never sees; each makes an entry that stays.
 _MOST_FAULTS = 256
 _ABOVE = PTE_RW | PTE_US | PTE_NX
@@ -54,7 +53,6 @@ class PagingState:
 
     :ivar cr3: as the guest loaded it; ``protects`` is CR0.WP and ``wide`` CR4.PAE, which are other for real.
     :ivar pointers: the top level of PAE as it was when CR3 was loaded.
-    :ivar slots: number of a linear mapping -> first page, number of pages, first frame.
     """
 
     cr3: int = 0
@@ -62,7 +60,6 @@ class PagingState:
     wide: bool = False
     efer: int = 0
     pointers: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
-    slots: dict[int, tuple[int, int, int]] = field(default_factory=dict)
 
 
 class ShadowMmu(GuestTables):
@@ -381,19 +378,13 @@ class ShadowMmu(GuestTables):
 
     def _locate(self, linear: int) -> int:
         """Guest-physical address of a page-table entry. :raises GuestFault: it is not mapped."""
-        for first, pages, frame in self.state.slots.values():
+        for first, pages, frame in self._notices.linear_maps():
             if 0 <= linear - first < pages * PAGE_SIZE:
                 return linear - first + frame * PAGE_SIZE
         return self.translate(linear)
 
     def _is_paged(self) -> bool:
         return super()._is_paged() if self._cpu.pager is None else self._root is not None
-
-    def set_linear_mapping(self, slot: int, linear: int, pages: int, frame: int) -> None:
-        """See :class:`vmi.hypervisor.mmu.Mmu`."""
-        self.catch_up()
-        if slot < LINEAR_SLOTS:
-            self.state.slots[slot] = (linear & ~(PAGE_SIZE - 1), pages, frame)
 
     def catch_up(self) -> None:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""

@@ -21,7 +21,8 @@ from vmi.x86 import IF_BIT, IOPL_MASK
 _WIDE = frozenset({Told.HERTZ, Told.REAL, Told.AVAILABLE, Told.STOLEN})  # 64 bits
 _TOLD = {what: flavour.FLAVOUR.words[what.name] // 4 for what in Told}
 _MASK = 0xFFFFFFFF
-_WORDS = max(flavour.FLAVOUR.words.values()) // 4 + 2  # dwords that the words take, the last one being two
+_WORDS = flavour.QUEUE // 4  # dwords that belong to one CPU
+_LINEAR = range(flavour.LINEAR // 4, flavour.LINEAR // 4 + 3 * abi.LINEAR_SLOTS, 3)
 
 _SPECIAL = {flavour.INIT_GATE: Gate.INIT, flavour.PENDING_GATE: Gate.PENDING}
 
@@ -143,6 +144,10 @@ class Vmware:
         self._words[flavour.QUEUED // 4] = 0
         first = flavour.QUEUE // 4
         return self._words[first : first + min(count, flavour.QUEUE_SIZE)].tolist()
+
+    def linear_maps(self) -> list[tuple[int, int, int]]:
+        """See :class:`vmi.hypervisor.personality.Personality`."""
+        return [(self._words[at], self._words[at + 1], self._words[at + 2]) for at in _LINEAR]
 
     def save_words(self) -> bytes:
         """See :class:`vmi.hypervisor.personality.Personality`."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 from vmi import abi
 from vmi.abi import INTERRUPT_FLAG
 from vmi.rom.template import Flavour, Template, absent, body, code, gate
+from vmi.rom.updates import gate_if, linear_mapping, noting
 from vmi.x86 import Cr0, Eflags
 
 GATE_INTERRUPT = 0x82
@@ -47,6 +48,8 @@ WANTED = 104
 QUEUED = 108  # how many addresses there are from QUEUE on, the oldest first
 QUEUE = 0x100
 QUEUE_SIZE = 256
+# SetLinearMapping: for each slot first linear address, number of pages, first frame.
+LINEAR = 0xC0
 
 NO_TABLE = 0xFFFFFFFF
 
@@ -350,53 +353,11 @@ def _shown(word: str) -> Template:
     return code(f"call @here\n@here: pop eax\nmov eax, ss:[eax + {{{word} - @here}}]\nret")
 
 
-def _gate_if(word: str) -> Template:
-    """A call that is the hypervisor's if a word of the data page is not 0, and else has nothing to do."""
-    return code(f"""
-        push ecx
-        call @here
-@here:  pop ecx
-        cmp dword ptr ss:[ecx + {{{word} - @here}}], 0
-        pop ecx
-        jne @gate
-        ret
-""")
-
-
-_NOTICE = _gate_if("WANTED")
-
-
 def _noting(store: str, *, entry: str, free: tuple[str, str]) -> Template:
-    """A change of a page-table entry: memory holds it at once, and its address is queued if that is wanted.
+    return noting(store, entry=entry, free=free, queue=QUEUE - QUEUED, size=QUEUE_SIZE)
 
-    A full queue is the one case that leaves the ROM at once. ``entry`` is the register with the address.
-    """
-    base, count = free
-    return body(
-        f"""
-        {store}
-        push {base}
-        call @here
-@here:  pop {base}
-        cmp dword ptr ss:[{base} + {{WANTED - @here}}], 0
-        jne short @note
-        pop {base}
-        ret
-@note:  push {count}
-        mov {count}, ss:[{base} + {{QUEUED - @here}}]
-        cmp {count}, {QUEUE_SIZE}
-        jae short @full
-        mov ss:[{base} + 4*{count} + {{QUEUED + {QUEUE - QUEUED} - @here}}], {entry}
-        inc dword ptr ss:[{base} + {{QUEUED - @here}}]
-        pop {count}
-        pop {base}
-        ret
-@full:  pop {count}
-        pop {base}
-        jmp @gate
-"""
-    )
 
+_NOTICE = gate_if("WANTED")
 
 _TEMPLATES: dict[str, Template] = {
     "CPUID": code("cpuid\nret"),
@@ -450,7 +411,7 @@ _TEMPLATES: dict[str, Template] = {
     "ReleasePage": _NOTICE,
     "InvalPage": gate(),
     "FlushTLB": gate(),
-    "SetLinearMapping": _NOTICE,
+    "SetLinearMapping": linear_mapping(LINEAR - QUEUED),
     # Port instructions trap at the guest's privilege level; the call only spares the decoding.
     "INL": code("in eax, dx\nret"),
     "INB": code("in al, dx\nret"),
@@ -476,7 +437,7 @@ _TEMPLATES: dict[str, Template] = {
     "GetWallclockTime": gate(),
     "WallclockUpdated": gate(),
     "SetCallbacks": absent("Nobody knows its arguments or what it does."),
-    "SetLazyMode": _gate_if("QUEUED"),  # no mode makes a difference but for the end of another
+    "SetLazyMode": gate_if("QUEUED"),  # no mode makes a difference but for the end of another
 }
 
 FLAVOUR = Flavour(
