@@ -53,9 +53,26 @@ def test_selection_and_order(vmi: Vmi, kernel: Path) -> None:
 
 
 def test_run_is_the_one_asked_for(vmi: Vmi, fake_run: FakeRun, kernel: Path) -> None:
-    vmi("stat", kernel, "--full", "-m", "16", "--append", "x", "--timeout", "2s", "--until", "login:")
+    vmi(
+        "stat",
+        kernel,
+        "--full",
+        "-m",
+        "16",
+        "--append",
+        "x",
+        "--timeout",
+        "2s",
+        "--until",
+        "login:",
+        "--smp",
+        "2",
+        "--mmu",
+        "shadow",
+    )
     seen = fake_run.seen
     assert (seen["full"], seen["memory"], seen["append"], seen["rom"]) == (True, 16 << 20, "x", None)
+    assert (seen["cpus"], seen["mmu"]) == (2, "shadow")
     assert (seen["timeout_ns"], seen["until"], seen["timed"]) == (2 * 10**9, b"login:", True)
 
 
@@ -78,6 +95,7 @@ def test_verbose_says_how_the_guest_ended(vmi: Vmi, kernel: Path) -> None:
             "port, device, halt",
         ),
         (["--key", "size"], "sort key 'size' is not understood: expected time, sample, name"),
+        (["--mmu", "shadow"], "--mmu is about a hypervisor's work, so it needs --rom or --full"),
         (["--full", "--rom", "vmware"], "--full runs without a ROM, so it can't be combined with --rom"),
     ],
 )

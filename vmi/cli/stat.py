@@ -12,12 +12,15 @@ from vmi.cli import values
 from vmi.cli.common import JsonOption, QuietOption, Ui, VerboseOption, guarded
 from vmi.cli.guest import (
     MEMORY,
+    MMU,
     TIMEOUT,
     AppendOption,
     CpuOption,
     InitrdOption,
     KernelArgument,
     MemoryOption,
+    MmuOption,
+    SmpOption,
     TimeoutOption,
     UntilOption,
 )
@@ -47,6 +50,8 @@ def command(
     key: Annotated[str, typer.Option("--key", metavar="KEY", help="Sort by time, sample or name.")] = "time",
     memory: MemoryOption = MEMORY,
     cpu: CpuOption = None,
+    smp: SmpOption = 1,
+    mmu: MmuOption = MMU,
     append: AppendOption = "",
     initrd: InitrdOption = None,
     timeout: TimeoutOption = TIMEOUT,
@@ -65,6 +70,8 @@ def command(
         raise UsageError(f"sort key {key!r} is not understood: expected {', '.join(SORTS)}")
     if full and rom is not None:
         raise UsageError("--full runs without a ROM, so it can't be combined with --rom")
+    if mmu != MMU and not full and rom is None:
+        raise UsageError("--mmu is about a hypervisor's work, so it needs --rom or --full")
     from vmi.run import Setup, run
 
     image = values.kernel(kernel)
@@ -76,6 +83,8 @@ def command(
         modules=[values.module(one) for one in initrd or ()],
         full=full,
         model=values.cpu(cpu),
+        cpus=smp,
+        mmu=mmu,
     )
     wanted, limit = values.text(until), values.duration(timeout)
     with ui.progress(f"running {image.name}"):
