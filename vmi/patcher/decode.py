@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import accumulate, pairwise
@@ -22,6 +22,7 @@ from vmi.patcher.forms import Form
 from vmi.patcher.model import Branch, Insn
 
 BITS = 32
+_LARGE_GAP = 1 << 22  # bytes without text that are not worth a byte of memory each
 
 
 class Kind(IntEnum):
@@ -282,18 +283,34 @@ class Listing:
         self.references.extend(other.references)
 
 
-def no_starts(listings: Sequence[Listing], addresses: Iterable[int]) -> set[int]:
-    """Those of ``addresses`` between the first and the last listing that are the start of no entry.
+def areas(listings: Iterable[Listing]) -> list[tuple[int, int]]:
+    """Start and end of each stretch of text, in order, in which no gap is large.
+
+    One byte for each byte of a stretch is a quick way to remember something of addresses, but a kernel that
+    starts in a segment of its own may have the rest of its text gigabytes away.
+    """
+    found: list[tuple[int, int]] = []
+    for listing in sorted(listings, key=lambda one: one.start):
+        if found and listing.start - found[-1][1] < _LARGE_GAP:
+            found[-1] = (found[-1][0], max(found[-1][1], listing.end))
+        else:
+            found.append((listing.start, listing.end))
+    return found
+
+
+def no_starts(listings: Sequence[Listing], addresses: Collection[int]) -> set[int]:
+    """Those of ``addresses`` in the text's stretches that are the start of no entry.
 
     What `Listing.inside` would otherwise have to look at once for each listing.
     """
-    if not listings:
-        return set()
-    base, end = listings[0].start, listings[-1].end
-    mask = bytearray(end - base)
-    for listing in listings:
-        mask[listing.start - base : listing.end - base] = listing.starting()
-    return {one for one in addresses if base <= one < end and not mask[one - base]}
+    found: set[int] = set()
+    for base, end in areas(listings):
+        mask = bytearray(end - base)
+        for listing in listings:
+            if base <= listing.start < end:
+                mask[listing.start - base : listing.end - base] = listing.starting()
+        found.update(one for one in addresses if base <= one < end and not mask[one - base])
+    return found
 
 
 def decode(data: bytes, start: int, bounds: Bounds) -> Listing:

@@ -18,7 +18,7 @@ from operator import attrgetter
 from iced_x86 import Mnemonic, OpKind
 
 from vmi.patcher import paravirt
-from vmi.patcher.decode import FALLS_THROUGH, Bounds, Kind, Listing, Reference, Role, no_starts
+from vmi.patcher.decode import FALLS_THROUGH, Bounds, Kind, Listing, Reference, Role, areas, no_starts
 from vmi.patcher.hints import Pin
 from vmi.patcher.model import Image, Skipped
 from vmi.patcher.scan import Scan
@@ -135,36 +135,41 @@ def flow(scan: Scan) -> Flow:
 
 
 class Marks:
-    """A byte for each byte of the text's hull, 1 at the addresses added."""
+    """A byte for each byte of the text's stretches, 1 at the addresses added."""
 
     def __init__(self, scan: Scan, *addresses: Iterable[int]) -> None:
-        self.start = min((listing.start for listing in scan.listings), default=0)
-        self.end = max((listing.end for listing in scan.listings), default=0)
-        self.marks = bytearray(self.end - self.start)
+        self.areas: list[tuple[int, bytearray]] = []
+        for start, end in areas(scan.listings):
+            self.areas.append((start, bytearray(end - start)))
         for some in addresses:
             self.add(some)
 
     def __repr__(self) -> str:
-        return f"Marks({self.marks.count(1)} in {self.start:#x}-{self.end:#x})"
+        return f"Marks({sum(marks.count(1) for _, marks in self.areas)} in {len(self.areas)} areas)"
 
     def add(self, addresses: Iterable[int]) -> None:
-        """Mark those of ``addresses`` that lie in the hull."""
-        marks, start, end = self.marks, self.start, self.end
-        for address in addresses:
-            if start <= address < end:
-                marks[address - start] = 1
+        """Mark those of ``addresses`` that lie in the text."""
+        if len(self.areas) > 1:
+            addresses = tuple(addresses)
+        for start, marks in self.areas:
+            end = start + len(marks)
+            for address in addresses:
+                if start <= address < end:
+                    marks[address - start] = 1
 
     def __or__(self, other: Marks) -> Marks:
         """The marks of both, which are of the same scan."""
         found = Marks.__new__(Marks)
-        found.start, found.end = self.start, self.end
-        both = int.from_bytes(self.marks, "little") | int.from_bytes(other.marks, "little")
-        found.marks = bytearray(both.to_bytes(len(self.marks), "little"))
+        found.areas = []
+        for (start, mine), (_, its) in zip(self.areas, other.areas, strict=True):
+            both = int.from_bytes(mine, "little") | int.from_bytes(its, "little")
+            found.areas.append((start, bytearray(both.to_bytes(len(mine), "little"))))
         return found
 
     def of(self, listing: Listing) -> bytearray:
         """The part for ``listing``."""
-        return self.marks[listing.start - self.start : listing.end - self.start]
+        start, marks = next(one for one in reversed(self.areas) if one[0] <= listing.start)
+        return marks[listing.start - start : listing.end - start]
 
 
 def word_pointers(scan: Scan) -> Iterator[int]:
