@@ -89,7 +89,7 @@ def test_bzimage(name: str, relocatable: bool) -> None:
     assert done.note == ""
     assert done.data.startswith(output)
     assert undo.restore(done.data) == original
-    # Begun before the kernel is compressed, it comes out the same; for another kernel it is begun anew.
+    # Begun before the kernel is compressed, it comes out the same; of another kernel, it is begun anew.
     settings = undo.recipe(container)
     begun = undo.ahead(container, bytes(new))
     assert begun is not None
