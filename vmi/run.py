@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from vmi.errors import BadInput, ExitCode, UsageError
+from vmi.errors import ExitCode, UsageError
 from vmi.exits import price
 from vmi.hypervisor.domain import Domain
-from vmi.hypervisor.full import take_over, take_over_at_entry
+from vmi.hypervisor.full import take_over
 from vmi.hypervisor.mmu import DEFAULT as DEFAULT_MMU
 from vmi.hypervisor.mmu import STRATEGIES
 from vmi.hypervisor.personalities import attach
@@ -26,8 +26,6 @@ from vmi.native.boot.state import Module
 from vmi.native.cpuid import I686, I686_APIC, CpuModel
 from vmi.native.disk import Disk
 from vmi.native.machine import DEFAULT_MODEL, End, Machine, Outcome
-from vmi.patcher import bzimage
-from vmi.patcher.rewrite import plan_of
 from vmi.rom.inspect import check
 
 __all__ = [
@@ -36,9 +34,6 @@ __all__ = [
 ]  # fmt: skip
 
 MODES = ("native", "paravirt", "full")
-
-# Bytes of an instruction by which it is known again: no address is among them, which may have been displaced.
-_BEGINNING = 2
 
 #: What hypervisors here serve a de-privileged kernel with, besides the features of i686.
 _SERVED = frozenset({
@@ -340,7 +335,7 @@ def prepare(setup: Setup) -> Guest:
             address=setup.address,
         )
         if setup.full:
-            domain = _take_over(machine, setup.image, setup.mmu)
+            domain = take_over(machine, setup.mmu)
     if domain is not None:
         _check_served(model)
     return Guest(machine, domain, setup.mode)
@@ -359,25 +354,6 @@ def _check_served(model: CpuModel) -> None:
             "a de-privileged kernel must have a processor that promises only what hypervisors here serve, "
             f"but {model.name} has {', '.join(sorted(extra))}"
         )
-
-
-def _take_over(machine: Machine, image: bytes, mmu: str) -> Domain:
-    """De-privilege an unpatched kernel at its first instruction, or at that of the kernel in a bzImage."""
-    plan = plan_of(image)
-    silent = {}
-    for site in (placement.site for placement in plan.placements if placement.site.silent):
-        segment = plan.image.segment_at(site.address)
-        if segment is not None:
-            silent[site.address - segment.offset] = site.raw[:_BEGINNING]
-    if not bzimage.recognise(image):
-        return take_over(machine, silent, mmu)
-    entry = plan.image.entry_virtual
-    segment = None if entry is None else plan.image.segment_at(entry)
-    if entry is None or segment is None:
-        raise BadInput(
-            f"the kernel in a bzImage must begin in itself, but its entry is {plan.image.entry:#x}"
-        )
-    return take_over_at_entry(machine, entry - segment.offset, silent, mmu)
 
 
 def _stop_at(machine: Machine, text: bytes) -> None:

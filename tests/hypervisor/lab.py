@@ -97,7 +97,8 @@ class Lab(Guest):
     def take(self) -> None:
         """De-privilege the guest at its present state."""
         if self.mode == "full":
-            self.domain = take_over(self.machine, self.sites, self.mmu)
+            self.domain = take_over(self.machine, self.mmu)
+            self.domain.breakpoints.plant(self.sites)
         elif self.mode == "paravirt":
             eip, eax, esp = self.cpu.eip, self.cpu.eax, self.cpu.esp
             assert self.initialise() == 0

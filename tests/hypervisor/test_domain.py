@@ -277,7 +277,7 @@ def test_full_virtualization_has_no_rom() -> None:
     rom.set_pending(True)
     assert not rom.get()
     guest = Guest("start: nop")
-    assert repr(take_over(guest.machine, [])) == "<Domain full active>"
+    assert repr(take_over(guest.machine)) == "<Domain full active>"
 
 
 def test_descriptors_are_raised_in_place_and_only_those_of_ring_0() -> None:

@@ -1,70 +1,88 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Who watches code is told of each page before anything in it is executed, and again when it has changed."""
+"""Who watches code sees each block before anything in it is executed, and again when it has changed."""
 
 from __future__ import annotations
 
 from tests.native.guest import DONE, Guest
 
 FAR = 0x40000
-ONE, TWO = FAR >> 12, (FAR >> 12) + 1
+INC, DEC, RET = b"\x41", b"\x49", b"\xc3"
+TWICE = f"mov ecx, 5 | mov eax, {FAR:#x} | call eax | call eax | {DONE}"
 
 
 class Watch:
-    """Records the pages with EIP and ECX of the moment, and does what a test says."""
+    """Records blocks with ECX of the moment, and changes what is at FAR when it is first seen."""
 
-    def __init__(self, guest: Guest) -> None:
-        self.guest = guest
-        self.seen: list[tuple[list[int], int, int]] = []
-        self.change = b""
-        guest.cpu.code_watch = self
+    def __init__(self, guest: Guest, change: bytes = b"") -> None:
+        self.guest, self.change = guest, change
+        self.seen: list[tuple[int, int, int]] = []
+        guest.cpu.watch_code(self)
 
-    def code_appeared(self, pages: list[int]) -> None:
-        cpu = self.guest.cpu
-        self.seen.append((pages, cpu.eip, cpu.ecx))
-        if self.change and ONE in pages:
-            self.change, change = b"", self.change  # it is told of what it changes, too
-            cpu.write_memory(FAR, change)
+    def code_appeared(self, linear: int, size: int) -> bool:
+        self.seen.append((linear, size, self.guest.cpu.ecx))
+        return linear == FAR and bool(self.change)
+
+    def change_code(self) -> None:
+        assert not self.guest.cpu.running and self.guest.cpu.eip == FAR
+        change, self.change = self.change, b""
+        self.guest.cpu.write_memory(FAR, change)
+
+    def at(self, address: int) -> list[tuple[int, int]]:
+        return [(size, ecx) for linear, size, ecx in self.seen if linear == address]
 
 
-INC, DEC, RET = b"\x41", b"\x49", b"\xc3"
+def far(source: str, code: bytes, at: int = FAR) -> Guest:
+    guest = Guest(source)
+    guest.memory.write(at, code)
+    return guest
 
 
-def test_it_is_told_before_the_first_instruction_and_may_change_it() -> None:
-    guest = Guest(f"mov ecx, 5 | mov eax, {FAR:#x} | call eax | call eax | {DONE}")
-    guest.memory.write(FAR, INC + RET)
-    watch = Watch(guest)
-    watch.change = DEC
+def test_it_sees_a_block_before_the_first_instruction_and_may_change_it() -> None:
+    guest = far(TWICE, INC + RET)
+    watch = Watch(guest, DEC)
     assert guest.exit_value() == 1
     assert guest.cpu.ecx == 3
-    assert next(told for told in watch.seen if ONE in told[0]) == ([ONE], FAR, 5)
+    assert watch.at(FAR) == [(2, 5), (2, 5)], "what it has changed is another block"
 
 
-def test_it_is_told_of_code_that_the_guest_has_overwritten() -> None:
-    guest = Guest(
-        f"mov ecx, 5 | mov eax, {FAR:#x} | call eax | mov byte ptr [eax], {DEC[0]} | call eax | {DONE}"
-    )
-    guest.memory.write(FAR, INC + RET)
+def test_a_block_is_shown_once() -> None:
+    guest = far(TWICE, INC + RET)
+    watch = Watch(guest)
+    assert guest.exit_value() == 1
+    assert guest.cpu.ecx == 7
+    assert watch.at(FAR) == [(2, 5)]
+
+
+def test_it_sees_code_that_the_guest_has_overwritten() -> None:
+    source = f"mov ecx, 5 | mov eax, {FAR:#x} | call eax | mov byte ptr [eax], {DEC[0]} | call eax | {DONE}"
+    guest = far(source, INC + RET)
     watch = Watch(guest)
     assert guest.exit_value() == 1
     assert guest.cpu.ecx == 5
-    assert [ecx for pages, _, ecx in watch.seen if ONE in pages] == [5, 6]
+    assert watch.at(FAR) == [(2, 5), (2, 6)]
 
 
-def test_a_block_over_two_pages_is_told_of_with_both() -> None:
-    guest = Guest(f"mov eax, {FAR + 0xFFE:#x} | call eax | {DONE}")
-    guest.memory.write(FAR + 0xFFE, INC * 4 + RET)
+def test_a_block_over_two_pages_is_one() -> None:
+    guest = far(f"mov eax, {FAR + 0xFFE:#x} | call eax | {DONE}", INC * 4 + RET, FAR + 0xFFE)
     watch = Watch(guest)
     assert guest.exit_value() == 1
-    assert {page for pages, _, _ in watch.seen for page in pages} >= {ONE, TWO}
+    assert [size for size, _ in watch.at(FAR + 0xFFE)] == [5]
+
+
+def test_the_last_one_to_ask_watches() -> None:
+    guest = far(TWICE, INC + RET)
+    first, second = Watch(guest, DEC), Watch(guest)
+    assert guest.exit_value() == 1
+    assert guest.cpu.ecx == 7
+    assert len(first.seen) == 1 and second.at(FAR), "the block to begin with is shown at once"
 
 
 def test_watching_changes_neither_the_count_nor_the_end() -> None:
     runs = []
-    for watched in (False, True):
-        guest = Guest(f"mov ecx, 5 | mov eax, {FAR:#x} | call eax | call eax | {DONE}")
-        guest.memory.write(FAR, INC + RET)
-        if watched:
-            Watch(guest)
+    for change in (None, b"", INC):
+        guest = far(TWICE, INC + RET)
+        if change is not None:
+            Watch(guest, change)
         assert guest.exit_value() == 1
         runs.append((guest.machine.instructions, guest.machine.clock.now()))
-    assert runs[0] == runs[1]
+    assert runs[0] == runs[1] == runs[2]

@@ -25,6 +25,7 @@ from vmi.x86 import GuestFault
 _INT3 = 0xCC
 _MOST_SITES = 1 << 18  # a table with more is no kernel's, and reading it would take long
 _MOST_DECODED = 1 << 14
+_AROUND = 8  # bytes before and from a breakpoint on by which a copy is known
 
 
 class Breakpoints:
@@ -43,10 +44,47 @@ class Breakpoints:
         memory = self._cpu.memory
         places = sorted({at for at in addresses if 0 <= at < memory.size})
         for at in places:
-            covered = self._covered[at] = memory.read(at, min(MAX_LENGTH, memory.size - at))
-            self._behind[at] = covered[1 : max(1, decode(covered).len)]
+            covered = memory.read(at, min(MAX_LENGTH, memory.size - at))
+            self._cover(at, covered, decode(covered).len)
         for at in places:
             self._cpu.write_memory(at, bytes([_INT3]))
+
+    def plant_at(self, linear: int, code: bytes) -> None:
+        """Put one at a linear address, where an instruction has this code without breakpoints."""
+        at = self._physical(linear)
+        if at is not None:
+            self._cover(at, code, min(len(code), PAGE_SIZE - at % PAGE_SIZE))
+            self._cpu.write_memory(at, bytes([_INT3]))
+
+    def stands_at(self, linear: int) -> bool:
+        """A breakpoint is at a linear address, or can't be."""
+        at = self._physical(linear)
+        return at is None or (self._cpu.memory.ram[at] == _INT3 and self.covers(at))
+
+    def original_of(self, linear: int) -> bytes:
+        """What a breakpoint covers that was copied with the code around it, by the guest; b"" if none was."""
+        at, ram, size = self._physical(linear), self._cpu.memory.ram, self._cpu.memory.size
+        if at is None or not _AROUND <= at < size - _AROUND:
+            return b""
+        around = ram[at - _AROUND : at + _AROUND]
+        found = {
+            covered[:1]
+            for one, covered in self._covered.items()
+            if _AROUND <= one < size - _AROUND and ram[one - _AROUND : one + _AROUND] == around
+        }
+        return found.pop() if len(found) == 1 else b""
+
+    def _physical(self, linear: int) -> int | None:
+        """Where in RAM a linear address is."""
+        try:
+            at = self._linear.physical(linear)
+        except GuestFault:
+            return None
+        return at if at < self._cpu.memory.size else None
+
+    def _cover(self, at: int, code: bytes, length: int) -> None:
+        self._covered[at] = code
+        self._behind[at] = code[1 : max(1, length)]
 
     def covers(self, at: int) -> bool:
         """The breakpoint at a guest-physical address is one of ours, and the code is still what it was."""
@@ -78,15 +116,15 @@ class Breakpoints:
             self._decoded[at, bits] = self._cpu.memory.read(at, instruction.len), instruction
         return instruction
 
-    def code(self, linear: int) -> bytes:
+    def code(self, linear: int, size: int = MAX_LENGTH) -> bytes:
         """The code at a linear address without breakpoints, up to the first byte that is not mapped."""
-        data = bytearray()
-        while len(data) < MAX_LENGTH:
+        data, wanted = bytearray(), size
+        while len(data) < wanted:
             try:
                 at = self._linear.physical(linear + len(data))
             except GuestFault:
                 break
-            size = min(MAX_LENGTH - len(data), PAGE_SIZE - at % PAGE_SIZE)
+            size = min(wanted - len(data), PAGE_SIZE - at % PAGE_SIZE)
             piece = bytearray(self._cpu.memory.read(at, size))
             if _INT3 in piece:
                 for i, byte in enumerate(piece):

@@ -401,7 +401,7 @@ class Cpu(Translation):
         self._counter.value = 0
         if self._trouble is not None:
             raise self._trouble
-        self._tell_of_code()
+        self._change_code()
         if self._take_back():
             return Stop.BUDGET
         if status in NO_CODE:

@@ -50,6 +50,7 @@ class Hook(IntEnum):
     INVALID = const.UC_HOOK_INSN_INVALID
     INSTRUCTION = const.UC_HOOK_INSN
     PROTECTED_WRITE = const.UC_HOOK_MEM_WRITE_PROT
+    NEW_BLOCK = const.UC_HOOK_EDGE_GENERATED  # all but the first of an engine
 
 
 class Instruction(IntEnum):

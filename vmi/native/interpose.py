@@ -61,9 +61,6 @@ class Owner(Protocol):
     on_pause: Callable[[], None]  # PAUSE, after tell_of_pauses(); must not raise anything
     host_cpu: int  # address of the library's CPU structure
 
-    def add_code_page(self, page: int) -> None:
-        """Code in a page of guest RAM was translated; nothing of it has been executed."""
-
     def host_page(self, page: int) -> int | None:
         """Address in this process of a page of guest RAM, None if the number is none."""
 
@@ -156,7 +153,7 @@ def install(library: Any) -> None:
         page = ram // PAGE_SIZE
         host = owner.host_page(page)
         if host is not None:
-            owner.add_code_page(page)
+            owner.code_pages.add(page)
             reset_dirty(owner.host_cpu, host, PAGE_SIZE)
 
     def on_unprotect(engine: int, ram: int) -> None:

@@ -11,10 +11,14 @@ from __future__ import annotations
 import ctypes
 import mmap
 
-from vmi.native.engine import HIDDEN_SIZE, HIDDEN_START, NOWHERE, PTR, U64, Engine
+from vmi.memory import PAGE_SIZE
+from vmi.native.engine import HIDDEN_SIZE, HIDDEN_START, NOWHERE, PTR, U64, Engine, Hook
 from vmi.native.layout import Places
 from vmi.native.registers import Registers
 from vmi.native.wiring import CodeWatch, Pager
+from vmi.x86 import U32, Seg
+
+_SIZE_AT = 10  # the library's description of a block: 64 bits of address, 16 of instructions, 16 of bytes
 
 
 class Translation(Registers):
@@ -24,7 +28,6 @@ class Translation(Registers):
     :ivar nowhere: guest-physical address of a page that nothing answers.
     :ivar pager: who provides the page tables, if the guest does not.
     :ivar code_pages: numbers of the pages of RAM that translated code lies in.
-    :ivar code_watch: told of each page that becomes one.
     """
 
     def __init__(self, engine: Engine, places: Places) -> None:
@@ -39,24 +42,35 @@ class Translation(Registers):
         self.pager: Pager | None = None
         self._hidden: mmap.mmap | None = None
         self.code_pages: set[int] = set()
-        self.code_watch: CodeWatch | None = None
-        self._new_code: list[int] = []
+        self._code_watch: CodeWatch | None = None
+        self._code_changes = False
 
-    def add_code_page(self, page: int) -> None:
-        """Code in a page of RAM was translated, and none of it has been executed."""
-        self.code_pages.add(page)
-        if self.code_watch is not None:
-            self._new_code.append(page)
+    def watch_code(self, watch: CodeWatch) -> None:
+        """Show each block of code to somebody before it is executed, all from EIP on; only between runs."""
+        self._code_watch, first = watch, self._code_watch is None
+        if first:
+            callback = self._engine.callback((None, PTR, PTR, PTR, PTR), self._on_block, None)
+            self._engine.hook(Hook.NEW_BLOCK, callback)
+        # the library shows nobody the first block of an engine
+        here = (self.segment(Seg.CS).base + self.eip) & U32
+        if watch.code_appeared(here, PAGE_SIZE - here % PAGE_SIZE):
+            watch.change_code()
+
+    def _on_block(self, _uc: int, block: int, _before: int, _user: int) -> None:
+        watch = self._code_watch
+        linear, size = ctypes.c_uint64.from_address(block), ctypes.c_uint16.from_address(block + _SIZE_AT)
+        if watch is not None and watch.code_appeared(linear.value & U32, size.value):
+            self._code_changes = True
             self.stop_soon()  # in front of the instruction
 
     def stop_soon(self) -> None:
         """End the run after the current instruction (exact, unlike the library's own stop)."""
         self._budget.value = self._counter.value
 
-    def _tell_of_code(self) -> None:
-        pages, self._new_code = self._new_code, []
-        if pages and self.code_watch is not None:
-            self.code_watch.code_appeared(pages)
+    def _change_code(self) -> None:
+        if self._code_changes and self._code_watch is not None:
+            self._code_changes = False
+            self._code_watch.change_code()
 
     def flush_tlb(self) -> None:
         """Drop all cached translations of addresses, global ones too."""

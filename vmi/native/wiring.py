@@ -72,11 +72,15 @@ class StoreWatch(Protocol):
 
 
 class CodeWatch(Protocol):
-    """Who is told where the guest executes for the first time."""
+    """Who looks at code before it is executed."""
 
-    def code_appeared(self, pages: list[int]) -> None:
-        """The CPU is about to execute code in these pages of RAM (by number) that it knows nothing of yet.
+    def code_appeared(self, linear: int, size: int) -> bool:
+        """The CPU is about to execute a block of code that it knows nothing of yet, at a linear address.
 
-        Either it has never executed there, or what it had executed there was overwritten. Not one of the
-        instructions has been executed, and the CPU does not run now: they may still be changed.
+        It has not executed it with the present privilege, or what it had executed there was overwritten,
+        or the code was forgotten. The block ends with its first branch, or sooner, after ``size`` bytes. None
+        of it has been executed; True for a call of :meth:`change_code` before any of it is.
         """
+
+    def change_code(self) -> None:
+        """The CPU does not run, and code may be changed."""
