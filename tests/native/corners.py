@@ -278,7 +278,8 @@ def _tables(labels: dict[str, int]) -> bytes:
     return bytes(data)
 
 
-def _parse(line: bytes) -> Event:
+def parse(line: bytes) -> Event:
+    """One line of the console."""
     values = [int(word, 16) for word in line.split()]
     return Event(*values[:11], tuple(values[11:20]), *values[20:])  # type: ignore[call-arg]
 
@@ -288,7 +289,7 @@ def run_all(cases: Sequence[Case]) -> list[Seen]:
     image, labels = build(cases)
     console, _ = on_machine(image, "kernel ")
     parts = console.split(b"#")[1:-1]
-    return [Seen([_parse(line) for line in part.splitlines()], labels, n) for n, part in enumerate(parts)]
+    return [Seen([parse(line) for line in part.splitlines()], labels, n) for n, part in enumerate(parts)]
 
 
 def run(case: Case) -> Seen:

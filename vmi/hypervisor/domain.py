@@ -24,6 +24,7 @@ from vmi.hypervisor.operands import M, undefined
 from vmi.hypervisor.personality import Gate, Personality
 from vmi.hypervisor.privilege import KERNEL_RING, USER_RING, CompressedPrivilege
 from vmi.hypervisor.processors import Processors
+from vmi.hypervisor.tasks import finish_switch
 from vmi.hypervisor.vcpu import VirtualCpu
 from vmi.native.interrupts import Delivery, Event, Origin, TripleFault
 from vmi.native.machine import Machine, Outcome
@@ -32,6 +33,7 @@ from vmi.x86 import IF_BIT, IOPL_MASK, Cr0, Eflags, GuestFault, Seg, Vector
 _GATE_LENGTH = 2  # INT n
 _SYSEXIT_FRAME = 24  # EIP, CS, EFLAGS, ESP and SS, and EAX, which is loaded already
 _WIDE = 1 << 22  # the D bit of a code segment
+_PRESENT = 1 << 15
 _DR6_BS = 1 << 14
 _DR6_HITS = 0xF
 _DR7_ENABLED = 0xFF
@@ -197,7 +199,7 @@ class Domain(Beginning):
         """Bring a guest back that got to the real ring 0, by a gate to a descriptor that nothing had raised.
 
         Nothing of the hypervisor is within its reach there; it only misses what is emulated. False if it
-        has left protected mode, which ends the run.
+        has left protected mode, which ends the run, or if it was about to switch tasks, which is done now.
         """
         cpu = self.machine.cpu
         if cpu.cpl:
@@ -205,12 +207,23 @@ class Domain(Beginning):
         if not cpu.cr(0) & Cr0.PE:
             self.vcpu.end_in_real_mode()
             return False
+        if not cpu.segment(_CS).flags & _PRESENT:
+            self._finish_task_switch()
+            return False
         flags = cpu.eflags
         if not self.rom.get():
             flags &= ~IF_BIT
         self.vcpu.deprivilege()
         self.privilege.restore_flags(flags | self.privilege.iopl & IOPL_MASK)
         return True
+
+    def _finish_task_switch(self) -> None:
+        """The CPU has begun a task switch by itself, and may not load the code segment of the new task."""
+        self._count_exit("task switch")
+        try:
+            finish_switch(self.privilege)
+        except GuestFault as fault:
+            self._deliver_fault(fault)
 
     # -- where the guest is -----------------------------------------------------------------
 
@@ -439,13 +452,7 @@ class Domain(Beginning):
         instruction = self.instruction()
         if instruction.mnemonic != M.CALL:
             return False
-        try:
-            if not self.emulator.far_branch(instruction):
-                return False
-        except GuestFault as fault:
-            self._deliver_fault(fault)
-        self._count_exit("call gate")
-        return True
+        return self._emulate(instruction, "call gate")
 
     def _count(self, call: str) -> None:
         self.calls[call] = self.calls.get(call, 0) + 1

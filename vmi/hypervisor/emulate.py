@@ -97,11 +97,17 @@ class Emulator:
         cpu = self._cpu
         self.stepped = bool(cpu.system_flags & Eflags.TF)
         self._shadowed = cpu.irq_shadow
-        if cpu.system_flags & Eflags.RF:
+        resumed = cpu.system_flags & Eflags.RF
+        if resumed:
             cpu.system_flags &= ~Eflags.RF  # it suppressed a breakpoint on this instruction
         cpu.irq_shadow = False  # this is the instruction that the shadow was for
-        result = handler(instruction)
+        try:
+            result = handler(instruction)
+        except GuestFault:
+            cpu.system_flags |= resumed
+            raise
         if result is False:
+            cpu.system_flags |= resumed
             return False
         if result is None:
             cpu.eip += instruction.len

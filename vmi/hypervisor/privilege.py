@@ -68,6 +68,8 @@ class CompressedPrivilege(Privilege):
     ``iopl_from_frames`` says whether IRET calls take IOPL from the frame, as the instruction does. A
     kernel that speaks the interface itself sets it by SetIOPLMask alone; a patched one has no idea.
 
+    ``running_task`` is the task register, as the hypervisor loaded it.
+
     ``shown_ring`` is the ring that the kernel sees itself on: 0, or the real one for a kernel that
     speaks the interface.
     """
@@ -79,6 +81,7 @@ class CompressedPrivilege(Privilege):
         self.virtual_idt = TableRegister(0, 0)
         self.iopl_from_frames = True
         self.shown_ring = 0
+        self.running_task = cpu.tr
         self.mirror = Mirror(cpu, mmu, words)
 
     @property
@@ -162,7 +165,7 @@ class CompressedPrivilege(Privilege):
         self.words.set(False)
         cpu.system_flags &= ~(Eflags.VM | Eflags.RF)
         cpu.set_segment(Seg.CS, Segment(selector | KERNEL_RING, 0, U32, 0xCF9B00 | flags))
-        cpu.set_segment(Seg.SS, Segment(selector + 8 | KERNEL_RING, 0, U32, 0xCF9300 | flags))
+        cpu.set_segment(Seg.SS, Segment(selector + 8 & 0xFFFF | KERNEL_RING, 0, U32, 0xCF9300 | flags))
         cpu.esp, cpu.eip = esp, eip
 
     def page_fault_at(self, address: int) -> None:
@@ -172,6 +175,7 @@ class CompressedPrivilege(Privilege):
 
     def task_changed(self) -> None:
         """CR0, CR3 and LDTR may be others."""
+        self.running_task = self.cpu.tr
         self.mirror.registers(self.virtual_idt)
 
     # -- the guest's tables -----------------------------------------------------------------

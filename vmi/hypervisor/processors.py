@@ -95,6 +95,7 @@ class Processors:
         """The machine's CPU holds the state of this processor now."""
         entered = self.all[number]
         self._vcpu.privilege.virtual_idt = entered.idt
+        self._vcpu.privilege.running_task = self._machine.cpu.tr
         self._rom.load_words(entered.words)
         self._activate(entered.active)
         self._vcpu.mmu.enter(entered.paging)

@@ -30,9 +30,10 @@ from vmi.x86 import (
     Vector,
 )
 
-# What IRET at ring 0 takes from the image: all but VM, VIF and VIP; these too on the way to virtual-8086 mode
+# What IRET at ring 0 takes from the image: all but VM, VIF and VIP
 _IMAGE_FLAGS = 0x257FD5
-_VIRTUAL_8086_FLAGS = _IMAGE_FLAGS | Eflags.VM | Eflags.VIF | Eflags.VIP
+# on the way to virtual-8086 mode these too; the CPU core takes no RF there
+_VIRTUAL_8086_FLAGS = _IMAGE_FLAGS & ~Eflags.RF | Eflags.VM | Eflags.VIF | Eflags.VIP
 _WIDE = 1 << 22  # the D bit of a descriptor: 32-bit stack or code
 _SEP = 1 << 11  # of CPUID leaf 1, EDX
 _LONGEST_SEARCH = 0x400  # bytes of a GDT
@@ -50,6 +51,7 @@ class Transfers:
         self._cpu = vcpu.cpu
         self._p = vcpu.privilege
         self._linear = vcpu.linear
+        self._fast_return_selectors = vcpu.fast_return_selectors
 
     # -- the stack --------------------------------------------------------------------------
 
@@ -120,8 +122,7 @@ class Transfers:
         :raises GuestFault: #GP, the segments are not known.
         """
         cpu = self._cpu
-        kernel = cpu.fast_call_target[0] & 0xFFFC
-        found = (kernel + 16 | 3, kernel + 24 | 3) if kernel else None
+        found = self._fast_return_selectors()
         if found is None and search and not cpu.bus.cpuid(1, 0)[3] & _SEP:
             found = self._flat_user_segments()
         if found is None:

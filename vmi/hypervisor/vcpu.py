@@ -98,7 +98,7 @@ class VirtualCpu:
         tss = self._system_descriptor(selector, (_TSS_AVAILABLE_16, TSS_AVAILABLE_32))
         self.linear.put_u32(self.linear.descriptor_address(selector) + 4, tss.high | _TSS_BUSY_BIT)
         # the CPU core aborts on a hidden part with the busy bit
-        self.cpu.tr = Segment(selector, tss.base, tss.limit, tss.high)
+        self.privilege.running_task = self.cpu.tr = Segment(selector, tss.base, tss.limit, tss.high)
 
     # -- control and debug registers --------------------------------------------------------
 
@@ -174,9 +174,14 @@ class VirtualCpu:
 
     def mirror_fast_return(self) -> None:
         """Tell the ROM where SYSEXIT goes, by the register that SYSENTER has; nowhere without that."""
+        self.privilege.mirror.user_segments(*self.fast_return_selectors() or (0, 0))
+
+    def fast_return_selectors(self) -> tuple[int, int] | None:
+        """Code and stack of SYSEXIT, by the register that SYSENTER has; None if it names none."""
         kernel = self.cpu.fast_call_target[0] & 0xFFFC
-        code, stack = (kernel + 16 | USER_RING, kernel + 24 | USER_RING) if kernel else (0, 0)
-        self.privilege.mirror.user_segments(code, stack)
+        if not kernel:
+            return None
+        return kernel + 16 & 0xFFFF | USER_RING, kernel + 24 & 0xFFFF | USER_RING
 
     # -- interrupts -------------------------------------------------------------------------
 
@@ -275,6 +280,7 @@ class VirtualCpu:
             selector = segment.selector & ~3 | KERNEL_RING if seg in (_CS, _SS) else segment.selector
             cpu.set_segment(seg, Segment(selector, segment.base, segment.limit, flags))
         self.privilege.virtual_idt = cpu.idt
+        self.privilege.running_task = cpu.tr
         self.privilege.mirror.registers(cpu.idt)
         self.mirror_fast_return()
         cpu.flush_tlb()

@@ -63,6 +63,16 @@ def switch_task(p: Privilege, selector: int, how: Switch = Switch.CALL, resume: 
     # the CPU core expects the hidden part without the busy bit
     cpu.tr = Segment(selector, tss.base, tss.limit, tss.high & ~_BUSY)
     cpu.set_cr(0, cpu.cr(0) | Cr0.TS)
+    load_state(p, image, nested=how is Switch.CALL)
+
+
+def load_state(p: Privilege, image: bytes, *, nested: bool) -> None:
+    """Load the registers of the task that the task register names already, from the 104 bytes of its TSS.
+
+    :param nested: it is linked to the task before: NT is set.
+    :raises GuestFault: #TS, #NP or #SS of the new task.
+    """
+    cpu = p.cpu
 
     def field(offset: int) -> int:
         return int.from_bytes(image[offset : offset + 4], "little")
@@ -71,7 +81,7 @@ def switch_task(p: Privilege, selector: int, how: Switch = Switch.CALL, resume: 
         p.load_root(field(_CR3))
     p.task_changed()
     flags = field(_EFLAGS) & _FLAGS | Eflags.ONE
-    p.restore_flags(flags | Eflags.NT if how is Switch.CALL else flags)
+    p.restore_flags(flags | Eflags.NT if nested else flags)
     for number in range(8):
         cpu.set_gpr(number, field(_GPRS + 4 * number))
     cpu.eip = field(_EIP)

@@ -25,7 +25,7 @@ from vmi.native.devices.ide_commands import diagnose, execute, proceed, takes_da
 from vmi.native.devices.ide_drive import BSY, DRDY, DRQ, READY, SLAVE, Drive, Reply
 from vmi.native.disk import SECTOR, Disk
 
-BUSY_NS = 1_000  # how long a command, or the next block of one, keeps the drive busy
+BUSY_NS = 20_000  # how long a command, or the next block of one, keeps the drive busy
 
 NO_IRQ, RESET, HIGH_ORDER = 0x02, 0x04, 0x80  # device control register
 _DATA, _ERROR, _SELECT, _STATUS = 0, 1, 6, 7  # ports from the base on
