@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Faults in a delivery, in a return, on small stacks; natively is the oracle."""
+"""Faults while something else is being done: in a delivery, on a small stack; the bare machine decides."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_an_event_on_a_16_bit_stack(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["full", "paravirt"])
 def test_a_debug_register_that_is_guarded(mode: str) -> None:
-    """DR7.GD: the access itself is a #DB, with DR6.BD, and takes the guard away (the CPU core has none)."""
+    """DR7.GD: the access itself is a #DB, with DR6.BD, and takes the guard away (unknown to the CPU core)."""
     source = f"""
     start:  mov eax, 0x2400
             mov dr7, eax
