@@ -183,3 +183,16 @@ def test_a_kernel_that_is_unpacked_over_code_that_ran() -> None:
     assert exit_value(lab) == 1
     assert not lab.cpu.ecx & 0x200
     assert lab.machine.exits["breakpoint: pushfd"] == 2
+
+
+def test_what_is_remembered_of_a_guest_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmi.hypervisor.breakpoints._MOST_FOUND", 3)
+    calls = "\n".join(f"call f{n}" for n in range(5))
+    functions = "\n".join(f"f{n}: pushfd\npop ecx\nor edx, ecx\nret" for n in range(5))
+    lab = full(f"start: cli\nmov ebp, 2\nagain: {calls}\ndec ebp\njnz again\n{DONE}\njmp start\n{functions}")
+    assert exit_value(lab) == 1
+    assert not lab.cpu.edx & 0x200
+    assert lab.machine.exits["breakpoint: pushfd"] == 10
+    standing = breakpoints(lab)
+    assert len(standing) <= 3
+    assert [lab.memory.read(lab.labels[f"f{n}"], 1) for n in range(5)].count(b"\xcc") == len(standing)

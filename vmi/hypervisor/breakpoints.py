@@ -25,6 +25,7 @@ from vmi.x86 import GuestFault
 _INT3 = 0xCC
 _MOST_SITES = 1 << 18  # a table with more is no kernel's, and reading it would take long
 _MOST_DECODED = 1 << 14
+_MOST_FOUND = 1 << 14
 _AROUND = 8  # bytes before and from a breakpoint on by which a copy is known
 
 
@@ -42,7 +43,7 @@ class Breakpoints:
     def plant(self, addresses: Iterable[int]) -> None:
         """Put breakpoints at guest-physical addresses; those outside RAM are left out."""
         memory = self._cpu.memory
-        places = sorted({at for at in addresses if 0 <= at < memory.size})
+        places = sorted({at for at in addresses if 0 <= at < memory.size and not self._stands(at)})
         for at in places:
             covered = memory.read(at, min(MAX_LENGTH, memory.size - at))
             self._cover(at, covered, decode(covered).len)
@@ -53,13 +54,25 @@ class Breakpoints:
         """Put one at a linear address, where an instruction has this code without breakpoints."""
         at = self._physical(linear)
         if at is not None:
+            if len(self._covered) >= _MOST_FOUND:
+                self._remove_all()  # the code will be looked at again
             self._cover(at, code, min(len(code), PAGE_SIZE - at % PAGE_SIZE))
             self._cpu.write_memory(at, bytes([_INT3]))
+
+    def _remove_all(self) -> None:
+        for at, covered in self._covered.items():
+            if self._stands(at):
+                self._cpu.write_memory(at, covered[:1])
+        self._covered.clear()
+        self._behind.clear()
 
     def stands_at(self, linear: int) -> bool:
         """A breakpoint is at a linear address, or can't be."""
         at = self._physical(linear)
-        return at is None or (self._cpu.memory.ram[at] == _INT3 and self.covers(at))
+        return at is None or self._stands(at)
+
+    def _stands(self, at: int) -> bool:
+        return self._cpu.memory.ram[at] == _INT3 and self.covers(at)
 
     def original_of(self, linear: int) -> bytes:
         """What a breakpoint covers that was copied with the code around it, by the guest; b"" if none was."""
@@ -70,7 +83,7 @@ class Breakpoints:
         found = {
             covered[:1]
             for one, covered in self._covered.items()
-            if _AROUND <= one < size - _AROUND and ram[one - _AROUND : one + _AROUND] == around
+            if one != at and _AROUND <= one < size - _AROUND and ram[one - _AROUND : one + _AROUND] == around
         }
         return found.pop() if len(found) == 1 else b""
 
@@ -128,7 +141,7 @@ class Breakpoints:
             piece = bytearray(self._cpu.memory.read(at, size))
             if _INT3 in piece:
                 for i, byte in enumerate(piece):
-                    if byte == _INT3 and at + i in self._covered:
+                    if byte == _INT3 and self.covers(at + i):
                         piece[i] = self._covered[at + i][0]
             data += piece
         return bytes(data)

@@ -15,6 +15,7 @@ from iced_x86 import Decoder, FlowControl, Instruction
 from vmi.hypervisor.breakpoints import Breakpoints
 from vmi.hypervisor.operands import M, R
 from vmi.hypervisor.privilege import KERNEL_RING
+from vmi.memory import PAGE_SIZE
 from vmi.native.cpu import Cpu
 from vmi.x86 import Seg
 
@@ -50,7 +51,8 @@ class Discovery:
         if self._cpu.cpl != KERNEL_RING:
             return False
         breakpoints = self._breakpoints
-        code = breakpoints.code(linear, size)
+        # as far as straight code goes: where the CPU ends its blocks depends on more than the guest
+        code = breakpoints.code(linear, max(size, PAGE_SIZE - linear % PAGE_SIZE))
         bits = 32 if self._cpu.segment(Seg.CS).flags & _WIDE else 16
         for i in Decoder(bits, code):
             at, raw = linear + i.ip32, code[i.ip32 : i.next_ip32]

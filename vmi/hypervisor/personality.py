@@ -69,6 +69,9 @@ class Personality(Protocol):
     def take(self) -> list[int]:
         """Linear addresses of entries that changed since the last look, oldest first; bounded."""
 
+    def show_uncached(self, page: int | None) -> None:
+        """See :class:`vmi.hypervisor.mmu.notices.Notices`."""
+
     def save_words(self) -> bytes:
         """All words that are shared, for :meth:`load_words`: they belong to the virtual CPU that runs."""
 

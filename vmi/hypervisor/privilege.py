@@ -172,6 +172,7 @@ class CompressedPrivilege(Privilege):
         """CR2, as the guest sees it."""
         super().page_fault_at(address)
         self.mirror.control(2)
+        self._mmu.faulted(address)
 
     def task_changed(self) -> None:
         """CR0, CR3 and LDTR may be others."""

@@ -50,7 +50,6 @@ class Hook(IntEnum):
     INVALID = const.UC_HOOK_INSN_INVALID
     INSTRUCTION = const.UC_HOOK_INSN
     PROTECTED_WRITE = const.UC_HOOK_MEM_WRITE_PROT
-    NEW_BLOCK = const.UC_HOOK_EDGE_GENERATED  # all but the first of an engine
 
 
 class Instruction(IntEnum):
@@ -224,6 +223,7 @@ class Engine:
 
     def start(self, eip: int, budget: int) -> int:
         """Execute up to ``budget`` instructions from EIP; gives the library's error number."""
+        interpose.begin_run(self.structure)
         status: int = self.lib.uc_emu_start(self.handle, U64(eip), U64(0), U64(0), ctypes.c_size_t(budget))
         return status
 

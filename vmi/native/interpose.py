@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import threading
 from collections.abc import Callable, Iterator
 from struct import Struct
 from typing import Any, Protocol
@@ -42,6 +43,8 @@ _UNLOCK = ctypes.CFUNCTYPE(None, _U64)
 _CONTROL = ctypes.CFUNCTYPE(None, _POINTER, _U32)
 _TIME = ctypes.CFUNCTYPE(_INT, _POINTER, _POINTER)
 _TIME_SIZE = 16  # bytes of what gettimeofday() fills
+_WITH_BLOCK = ctypes.CFUNCTYPE(None, _POINTER, _POINTER)
+_BLOCK = Struct("<Q12xH")  # how the library describes a block: linear address, and size in bytes
 _INTERCEPT = ctypes.CFUNCTYPE(None, _POINTER, _U32, _U64, _POINTER)
 _PAUSE = 0x77  # among what a hypervisor may want to know of
 
@@ -58,8 +61,15 @@ class Owner(Protocol):
     watched_pages: set[int]  # stores into these are told too
     hidden_from: int  # linear addresses from here on show nothing
     nowhere: int  # guest-physical address of a page that nothing answers
+    uncached: int  # linear address of a page to be told of
     on_pause: Callable[[], None]  # PAUSE, after tell_of_pauses(); must not raise anything
     host_cpu: int  # address of the library's CPU structure
+
+    def cached(self) -> None:
+        """A translation that the page ``uncached`` has part in is about to be cached; must not raise."""
+
+    def block_appeared(self, linear: int, size: int) -> None:
+        """After tell_of_blocks(): a block of code was translated, and none of it executed; must not raise."""
 
     def host_page(self, page: int) -> int | None:
         """Address in this process of a page of guest RAM, None if the number is none."""
@@ -101,6 +111,16 @@ _kept: list[Any] = []  # what C code points to must live as long as the process
 _installed: list[Any] = []  # the library, once all pointers are exchanged
 _told_of_pauses: dict[int, ReferenceType[Any]] = {}
 _tells_of_pauses: list[Any] = []
+_tells_of_blocks: list[Any] = []
+
+
+class _Running(threading.local):
+    """The engine that runs in a thread."""
+
+    engine = 0
+
+
+_running = _Running()
 
 
 def adopt(owner: Owner, *, engine: int, cpu: int, state: int) -> None:
@@ -130,9 +150,12 @@ def install(library: Any) -> None:
         cpu: int, linear: int, physical: int, attributes: int, access: int, mode: int, size: int
     ) -> None:
         owner = _by_cpu.get(cpu)
-        # what a segment's base and an offset add up to may pass 4 GiB here
-        if owner is not None and linear & U32 >= owner.hidden_from:
-            physical = owner.nowhere
+        if owner is not None:
+            # what a segment's base and an offset add up to may pass 4 GiB here
+            if linear & U32 >= owner.hidden_from:
+                physical = owner.nowhere
+            if not (linear & U32 ^ owner.uncached) & -size:
+                owner.cached()
         set_page(cpu, linear, physical, attributes, access, mode, size)
         if access & _WRITABLE:
             page = physical // PAGE_SIZE
@@ -210,6 +233,30 @@ def install(library: Any) -> None:
     _kept.extend((*replaced.values(), no_time))
     _exchange(targets)
     _installed.append(library)
+
+
+def begin_run(engine: int) -> None:
+    """An engine runs in this thread from now on, by the host address of its structure."""
+    _running.engine = engine
+
+
+def tell_of_blocks(library: Any) -> None:
+    """Have :meth:`Owner.block_appeared` called from now on."""
+    if _tells_of_blocks:
+        return
+    name = "tcg_tb_insert_x86_64"
+    insert = _WITH_BLOCK(_address(library, name))
+
+    def on_insert(context: int, block: int) -> None:
+        insert(context, block)
+        owner = _by_engine.get(_running.engine)
+        if owner is not None:
+            owner.block_appeared(*_BLOCK.unpack(ctypes.string_at(block, _BLOCK.size)))
+
+    made = _WITH_BLOCK(on_insert)
+    _kept.append(made)
+    _exchange({_address(library, name): _target(made)})
+    _tells_of_blocks.append(library)
 
 
 def tell_of_pauses(library: Any, owner: Owner, state: int) -> None:

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from abc import abstractmethod
+from collections.abc import Callable
 
 from vmi.memory import PAGE_SIZE
-from vmi.native.engine import HIDDEN_SIZE, HIDDEN_START, NOWHERE, PTR, U64, Engine, Hook
+from vmi.native import interpose
+from vmi.native.engine import HIDDEN_SIZE, HIDDEN_START, NOWHERE, PTR, U64, Engine
 from vmi.native.layout import Places
 from vmi.native.registers import Registers
 from vmi.native.wiring import CodeWatch, Pager
-from vmi.x86 import U32, Seg
+from vmi.x86 import U32
 
-_SIZE_AT = 10  # the library's description of a block: 64 bits of address, 16 of instructions, 16 of bytes
+_NO_PAGE = 1 << 32  # no linear address is in it
 
 
 class Translation(Registers):
@@ -26,6 +29,7 @@ class Translation(Registers):
 
     :ivar hidden_from: linear addresses from here on show nothing, whatever page tables say.
     :ivar nowhere: guest-physical address of a page that nothing answers.
+    :ivar uncached: linear address of the page that :meth:`drop_page` looks after.
     :ivar pager: who provides the page tables, if the guest does not.
     :ivar code_pages: numbers of the pages of RAM that translated code lies in.
     """
@@ -41,27 +45,31 @@ class Translation(Registers):
         self.hidden_from, self.nowhere = 1 << 32, NOWHERE
         self.pager: Pager | None = None
         self._hidden: mmap.mmap | None = None
+        self.uncached = _NO_PAGE
+        self._on_cached: Callable[[], None] = lambda: None
         self.code_pages: set[int] = set()
         self._code_watch: CodeWatch | None = None
         self._code_changes = False
 
     def watch_code(self, watch: CodeWatch) -> None:
-        """Show each block of code to somebody before it is executed, all from EIP on; only between runs."""
-        self._code_watch, first = watch, self._code_watch is None
-        if first:
-            callback = self._engine.callback((None, PTR, PTR, PTR, PTR), self._on_block, None)
-            self._engine.hook(Hook.NEW_BLOCK, callback)
-        # the library shows nobody the first block of an engine
-        here = (self.segment(Seg.CS).base + self.eip) & U32
-        if watch.code_appeared(here, PAGE_SIZE - here % PAGE_SIZE):
-            watch.change_code()
+        """Show each block of code to somebody before it is executed, all from now on; only between runs."""
+        self._code_watch = watch
+        interpose.tell_of_blocks(self._lib)
 
-    def _on_block(self, _uc: int, block: int, _before: int, _user: int) -> None:
+    def block_appeared(self, linear: int, size: int) -> None:
+        """A block of code was translated, and none of it has been executed."""
         watch = self._code_watch
-        linear, size = ctypes.c_uint64.from_address(block), ctypes.c_uint16.from_address(block + _SIZE_AT)
-        if watch is not None and watch.code_appeared(linear.value & U32, size.value):
+        if watch is not None:
+            self._guard(lambda: self._show_block(watch, linear & U32, size))
+
+    def _show_block(self, watch: CodeWatch, linear: int, size: int) -> None:
+        if watch.code_appeared(linear, size):
             self._code_changes = True
             self.stop_soon()  # in front of the instruction
+
+    @abstractmethod
+    def _guard(self, function: Callable[[], None]) -> None:
+        """Call a function from a callback; the run stops and raises what it raises."""
 
     def stop_soon(self) -> None:
         """End the run after the current instruction (exact, unlike the library's own stop)."""
@@ -79,6 +87,20 @@ class Translation(Registers):
     def flush_page(self, linear: int) -> None:
         """Drop the cached translation of one linear address."""
         self._lib.tlb_flush_page_x86_64(self._state, U64(linear))
+
+    def drop_page(self, linear: int, on_cached: Callable[[], None]) -> None:
+        """Drop the cached translation of a page, and say so as soon as there is one again, once.
+
+        One page is looked after at a time: the last one. ``on_cached`` is called in the middle of an
+        instruction and must not raise anything.
+        """
+        self.flush_page(linear)
+        self.uncached, self._on_cached = linear & U32 & -PAGE_SIZE, on_cached
+
+    def cached(self) -> None:
+        """The page of :meth:`drop_page` is about to be cached, or nobody wants to know any more."""
+        self.uncached = _NO_PAGE
+        self._on_cached()
 
     def hide_from(self, linear: int) -> None:
         """Let page tables show nothing at this linear address, a whole page, and above.

@@ -3,12 +3,14 @@
 
 Memory holds an entry when its call returns, whoever wants to know. What is told is the entry's address, on
 a list in the data page. Words of the data page that the sources name: WANTED, not 0 if the hypervisor wants
-to know; QUEUED, the number of addresses on the list. Flavours that need neither have plain stores instead.
+to know; QUEUED, the number of addresses on the list; UNCACHED, see :func:`flush_page`. Flavours that need
+none of this have plain stores instead.
 """
 
 from __future__ import annotations
 
 from vmi import abi
+from vmi.memory import PAGE_SIZE
 from vmi.rom.template import Template, body, code
 
 
@@ -60,6 +62,27 @@ def noting(store: str, *, entry: str, free: tuple[str, str], queue: int, size: i
         jmp @gate
 """
     )
+
+
+def flush_page(known: int) -> Template:
+    """InvalPage: nothing to do for the page in UNCACHED, of which nothing is cached.
+
+    :param known: the bit of UNCACHED that is set if there is one.
+    """
+    return body(f"""
+        push ecx
+        push edx
+        call @here
+@here:  pop ecx
+        mov edx, eax
+        and edx, {-PAGE_SIZE}
+        or edx, {known}
+        cmp edx, ss:[ecx + {{UNCACHED - @here}}]
+        pop edx
+        pop ecx
+        jne @gate
+        ret
+""")
 
 
 def linear_mapping(slots: int) -> Template:

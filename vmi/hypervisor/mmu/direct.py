@@ -4,6 +4,11 @@
 Guest-physical addresses are the machine's own, so nothing has to be translated. Rings 0 to 2 are all the
 "supervisor" of page tables, so they protect a kernel on ring 1 from its user code as they did on ring 0.
 No change to an entry needs the hypervisor, and the ROM never calls out for one.
+
+Nor does it for most flushes of a page. A kernel that answers a page fault by changing the page's entry
+flushes the page before it returns, and there is nothing to flush: a page fault leaves nothing cached of its
+page (Software Developer's Manual, volume 3, 4.10.4.1). The processor says when that is over, and until then
+the ROM knows.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ class DirectMmu(GuestTables):
 
     def leave(self) -> None:
         """See :class:`vmi.hypervisor.mmu.Mmu`: all there is are the CPU's registers."""
+        self._cpu.cached()
 
     def enter(self, state: object) -> None:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
@@ -52,6 +58,14 @@ class DirectMmu(GuestTables):
             self._cpu.flush_tlb()
         else:
             self._cpu.set_cr(3, self._cpu.cr(3))
+
+    def faulted(self, linear: int) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+        self._cpu.drop_page(linear, self._cached)
+        self._notices.show_uncached(self._cpu.uncached)
+
+    def _cached(self) -> None:
+        self._notices.show_uncached(None)
 
     def entry_changed(self, entry: int) -> None:
         """See :class:`vmi.hypervisor.mmu.Mmu`: the CPU reads the entry itself when it needs it."""

@@ -40,6 +40,9 @@ class GuestTables:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
         return self._cpu.efer
 
+    def faulted(self, linear: int) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+
     def _is_paged(self) -> bool:
         return bool(self._cpu.cr(0) & Cr0.PG)
 

@@ -22,6 +22,9 @@ class Notices(Protocol):
     def linear_maps(self) -> list[tuple[int, int, int]]:
         """Where entries are: first linear address, number of pages, first frame of each linear mapping."""
 
+    def show_uncached(self, page: int | None) -> None:
+        """The processor has cached nothing of this page, by its linear address; None: of none we know."""
+
 
 class NoNotices:
     """For a guest without a ROM, which tells nothing."""
@@ -36,3 +39,6 @@ class NoNotices:
     def linear_maps(self) -> list[tuple[int, int, int]]:
         """See :class:`Notices`."""
         return []
+
+    def show_uncached(self, page: int | None) -> None:
+        """See :class:`Notices`."""

@@ -149,6 +149,10 @@ class Vmware:
         """See :class:`vmi.hypervisor.personality.Personality`."""
         return [(self._words[at], self._words[at + 1], self._words[at + 2]) for at in _LINEAR]
 
+    def show_uncached(self, page: int | None) -> None:
+        """See :class:`vmi.hypervisor.personality.Personality`."""
+        self._words[flavour.UNCACHED // 4] = 0 if page is None else page | flavour.UNCACHED_KNOWN
+
     def save_words(self) -> bytes:
         """See :class:`vmi.hypervisor.personality.Personality`."""
         return self._words[:_WORDS].tobytes()

@@ -16,7 +16,7 @@ from __future__ import annotations
 from vmi import abi
 from vmi.abi import INTERRUPT_FLAG
 from vmi.rom.template import Flavour, Template, absent, body, code, gate
-from vmi.rom.updates import gate_if, linear_mapping, noting
+from vmi.rom.updates import flush_page, gate_if, linear_mapping, noting
 from vmi.x86 import Cr0, Eflags
 
 GATE_INTERRUPT = 0x82
@@ -48,6 +48,9 @@ WANTED = 104
 QUEUED = 108  # how many addresses there are from QUEUE on, the oldest first
 QUEUE = 0x100
 QUEUE_SIZE = 256
+# Linear address of a page of which no translation is cached, and a bit that says so, or 0.
+UNCACHED = 112
+UNCACHED_KNOWN = 1
 # SetLinearMapping: for each slot first linear address, number of pages, first frame.
 LINEAR = 0xC0
 
@@ -78,6 +81,7 @@ _WORDS = {
     "STOLEN": STOLEN,
     "WANTED": WANTED,
     "QUEUED": QUEUED,
+    "UNCACHED": UNCACHED,
 }
 
 KERNEL_SS_GIVEN = 1
@@ -409,7 +413,7 @@ _TEMPLATES: dict[str, Template] = {
     "PhysicalToMachine": code("ret"),
     "AllocatePage": _NOTICE,
     "ReleasePage": _NOTICE,
-    "InvalPage": gate(),
+    "InvalPage": flush_page(UNCACHED_KNOWN),
     "FlushTLB": gate(),
     "SetLinearMapping": linear_mapping(LINEAR - QUEUED),
     # Port instructions trap at the guest's privilege level; the call only spares the decoding.
