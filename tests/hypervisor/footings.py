@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from iced_x86 import Decoder, Mnemonic, OpKind, Register
+from iced_x86 import Decoder
 
 from tests.native.corners import BASE, STACK, Case, Event, Seen, build, parse
 from vmi import abi
+from vmi.hypervisor.discovery import is_silent
 from vmi.hypervisor.domain import Domain
 from vmi.hypervisor.full import take_over
 from vmi.hypervisor.personalities import attach
@@ -30,14 +31,6 @@ RAM = 4 << 20
 LIMIT_NS = 3 * 10**9
 _CALLS = {"cli": "DisableInterrupts", "sti": "EnableInterrupts", "iretd": "IRET"}
 _OPCODES = {"cli": 0xFA, "sti": 0xFB, "iretd": 0xCF}
-_SILENT = frozenset(
-    getattr(Mnemonic, name)
-    for name in (
-        "PUSHFD", "PUSHF", "POPFD", "POPF", "IRETD", "IRET", "RETF", "LAR", "LSL", "VERR", "VERW", "SGDT",
-        "SIDT", "SLDT", "STR", "SMSW", "CPUID",
-    )
-)  # fmt: skip
-_SHOWN = {Register.CS, Register.SS}
 
 
 @dataclass(frozen=True)
@@ -84,20 +77,11 @@ def prepared(cases: Sequence[Case], *, calls: bool) -> list[Case]:
 
 
 def silent(image: bytes, labels: dict[str, int]) -> list[int]:
-    """Where breakpoints go: every instruction of the 32-bit code that ring 1 does silently in its own way."""
+    """Where a patched kernel has breakpoints: what ring 1 does silently in its own way, in 32-bit code."""
     data = {labels["gdtr"], labels["idtr"]}
-    ends = sorted({*labels.values(), BASE + 0x10000})
-    found = []
-    for start, end in pairwise(ends):
-        if start in data:
-            continue
-        for i in Decoder(32, image[start - BASE : end - BASE], ip=start):
-            source = i.op1_register if i.mnemonic == Mnemonic.MOV else i.op0_register
-            reads = i.mnemonic in (Mnemonic.MOV, Mnemonic.PUSH) and source in _SHOWN
-            far = i.op0_kind in (OpKind.FAR_BRANCH32, OpKind.FAR_BRANCH16) or i.is_call_far_indirect
-            if i.mnemonic in _SILENT or reads or (far and i.mnemonic == Mnemonic.CALL):
-                found.append(i.ip)
-    return found
+    pieces = pairwise(sorted({*labels.values(), BASE + 0x10000}))
+    codes = [(start, image[start - BASE : end - BASE]) for start, end in pieces if start not in data]
+    return [i.ip for start, code in codes for i in Decoder(32, code, ip=start) if is_silent(i)]
 
 
 def _seen(machine: Machine, labels: dict[str, int]) -> list[Seen]:
@@ -116,11 +100,10 @@ def run_on(footing: Footing | None, cases: Sequence[Case], model: CpuModel = DEF
     image, labels = build(prepared(cases, calls=calls))
     machine = Machine(ram=RAM, model=model)
     machine.load(image)
-    sites = silent(image, labels)
     if footing is not None and footing.rom:
-        _call_init(machine, footing, sites)
+        _call_init(machine, footing, silent(image, labels))
     elif footing is not None:
-        take_over(machine, sites, footing.mmu)
+        take_over(machine, footing.mmu)
     end = machine.run(LIMIT_NS)
     seen = _seen(machine, labels)
     assert end.outcome is Outcome.DEBUG_EXIT, (end.reason, cases[len(seen) - 2 : len(seen)])

@@ -13,27 +13,28 @@ import pytest
 
 from tests.hypervisor.lab import MODES, ROM, ROM_AT, Lab, exit_value
 from tests.hypervisor.test_calls_time import PIC
-from tests.native.guest import CODE0, CODE3, DATA0, DATA3, IDT, STACK, USER_STACK, gate
+from tests.native.guest import CODE, CODE0, CODE3, DATA0, DATA3, IDT, STACK, USER_STACK, gate
 from vmi.native.machine import NS_PER_INSTRUCTION, Outcome
 from vmi.rom import layout
 from vmi.rom.flavours import vmware
+from vmi.x86 import Eflags
 
 GUARD, TAKEN, MISTAKES, EIP, CS, IMAGE, ROUNDS = (0x7000 + 4 * i for i in range(7))
 ON, OFF = f"mov dword ptr [{GUARD}], 1", f"mov dword ptr [{GUARD}], 0"
 DONE = "mov al, 1\nout 0xf4, al"
 
-# Saves what it interrupted, and counts; IRQ 0 is vector 40h.
+# Saves what it interrupted, and counts; IRQ 0 is vector 40h. Out of virtual-8086 mode DS is null.
 HANDLER = f"""
 handler: push eax
-        inc dword ptr [{TAKEN}]
+        inc dword ptr ss:[{TAKEN}]
         mov eax, [esp + 4]
-        mov [{EIP}], eax
+        mov ss:[{EIP}], eax
         mov eax, [esp + 8]
-        mov [{CS}], eax
+        mov ss:[{CS}], eax
         mov eax, [esp + 12]
-        mov [{IMAGE}], eax
-        mov eax, [{GUARD}]
-        add [{MISTAKES}], eax
+        mov ss:[{IMAGE}], eax
+        mov eax, ss:[{GUARD}]
+        add ss:[{MISTAKES}], eax
         mov al, 0x20
         out 0x20, al
         pop eax
@@ -56,6 +57,8 @@ def guest(program: str, mode: str) -> Lab:
     """A guest that stands at ``go`` with its interrupt controllers set up and interrupts off."""
     source = f"start: {PIC}\nmov al, 0\nout 0xf4, al\ngo: {program}\n{HANDLER}"
     lab = Lab(source, {0x40: "handler"}, mode)
+    if lab.domain is not None:
+        lab.domain.privilege.iopl_from_frames = True  # as for a patched kernel
     if "system" in lab.labels:
         lab.memory.write(IDT + 8 * 0x30, gate(CODE0, lab.labels["system"], 0xEE))
     assert exit_value(lab) == 0
@@ -246,6 +249,44 @@ def test_user_code_is_interrupted_as_user_code(mode: str) -> None:
     results = everywhere(USER, mode)
     assert only_the_last_are_late(results)
     assert {result.cs for result in results if result.taken} == {CODE0, CODE3}
+
+
+V86_CS, V86_STACK = CODE >> 4, 0x600
+V86 = f"""
+        mov dword ptr [{ROUNDS}], 3
+        {ON}
+again:  push 0
+        push 0
+        push 0
+        push 0
+        push {V86_STACK}
+        push 0x800
+        push 0x23202
+        push {V86_CS}
+        push {{low - CODE}}
+        {OFF}
+        @iret
+low:    nop
+        .byte 0x43, 0x90, 0x9c, 0x9d, 0xcd, 0x30
+system: mov eax, ss
+        mov ds, eax
+        {ON}
+        dec dword ptr [{ROUNDS}]
+        jnz again
+        @cli
+        {DONE}
+"""
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_virtual_8086_code_is_interrupted_as_such(mode: str) -> None:
+    """At each of its instructions, and the handler's IRET goes back there."""
+    results = everywhere(V86.replace("CODE", hex(CODE)), mode)
+    inside = [result for result in results if result.image & Eflags.VM]
+    assert {result.cs for result in inside} == {V86_CS}
+    assert {result.image & 0x33200 for result in inside} == {0x23200}
+    assert len({result.eip for result in inside}) >= 4, "before each of its instructions"
+    assert all(result.taken for result in results[:10])
 
 
 SHADOWS = {

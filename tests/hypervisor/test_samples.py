@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The sample kernels can't tell: natively, paravirtualized and fully virtualized they see the same."""
+"""The sample kernels can't tell: natively, paravirtualized and fully virtualized they see the same.
+
+That goes for both strategies of managing their memory.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +36,15 @@ GUEST_VISIBLE = (
 #: Preempted by a timer: where the interrupts fall depends on how long everything takes.
 TIMED = {"sched", "sched-annotated", "interrupts"}
 
+#: Patched, option ROM, and who manages memory if there is a hypervisor.
 RUNS = {
-    "unpatched": (False, None),
-    "native": (True, None),
-    "rom": (True, "native"),
-    "paravirt": (True, "vmware"),
+    "unpatched": (False, None, None),
+    "native": (True, None, None),
+    "rom": (True, "native", None),
+    "paravirt": (True, "vmware", "direct"),
+    "paravirt, shadow": (True, "vmware", "shadow"),
+    "full": (False, None, "direct"),
+    "full, shadow": (False, None, "shadow"),
 }
 
 
@@ -46,21 +53,29 @@ def patched(name: str) -> bytes:
     return patch(samples.get(name).path.read_bytes()).data
 
 
-def run(name: str, mode: str) -> RunResult:
-    if mode == "full":
-        return run_kernel(samples.get(name).path.read_bytes(), full=True, timeout_ns=LIMIT)
-    is_patched, rom = RUNS[mode]
+def fresh(name: str, mode: str) -> RunResult:
+    is_patched, rom, mmu = RUNS[mode]
     image = patched(name) if is_patched else samples.get(name).path.read_bytes()
-    return run_kernel(image, rom=None if rom is None else build(rom).image, timeout_ns=LIMIT)
+    return run_kernel(
+        image,
+        rom=None if rom is None else build(rom).image,
+        full=mmu is not None and rom is None,
+        mmu=mmu or "direct",
+        timeout_ns=LIMIT,
+    )
 
 
 @cache
+def run(name: str, mode: str) -> RunResult:
+    return fresh(name, mode)
+
+
 def oracle(name: str) -> RunResult:
     return run(name, "unpatched")
 
 
 @pytest.mark.parametrize("name", samples.names())
-@pytest.mark.parametrize("mode", [*RUNS, "full"])
+@pytest.mark.parametrize("mode", RUNS)
 def test_every_mode_gives_the_same(name: str, mode: str) -> None:
     sample, result = samples.get(name), run(name, mode)
     assert result.outcome is Outcome.DEBUG_EXIT
@@ -73,7 +88,7 @@ def test_every_mode_gives_the_same(name: str, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["native", "paravirt", "full"])
 def test_runs_are_the_same_to_the_byte(mode: str) -> None:
-    first, second = run("sched", mode), run("sched", mode)
+    first, second = run("sched", mode), fresh("sched", mode)
     assert (first.instructions, first.virtual_ns) == (second.instructions, second.virtual_ns)
     assert (first.console, first.ram_sha256) == (second.console, second.ram_sha256)
     assert (first.exits, first.calls) == (second.exits, second.calls)
