@@ -120,7 +120,7 @@ def run_on(footing: Footing | None, cases: Sequence[Case], model: CpuModel = DEF
     if footing is not None and footing.rom:
         _call_init(machine, footing, sites)
     elif footing is not None:
-        take_over(machine, sites, footing.mmu)
+        take_over(machine, footing.mmu)
     end = machine.run(LIMIT_NS)
     seen = _seen(machine, labels)
     assert end.outcome is Outcome.DEBUG_EXIT, (end.reason, cases[len(seen) - 2 : len(seen)])
