@@ -217,3 +217,13 @@ def test_an_instruction_that_traps_is_decoded_anew_when_it_has_changed() -> None
     assert exit_value(lab) == 1
     assert lab.cpu.eax == 0x123001, "it has become a read of CR3"
     assert lab.machine.exits["privileged instruction: mov"] == 3
+
+
+def test_a_breakpoint_is_planted_once() -> None:
+    """The second would cover the first, and nobody knew any more what was there."""
+    lab = Lab(f"start: pushfd\npop ecx\n{DONE}", {}, "full")
+    assert lab.domain is not None
+    before = lab.domain.breakpoints.originals()
+    lab.domain.breakpoints.plant([lab.labels["start"]])
+    assert lab.domain.breakpoints.originals() == before == {lab.labels["start"]: 0x9C}
+    assert exit_value(lab) == 1

@@ -41,7 +41,7 @@ class Breakpoints:
         self._decoded: dict[tuple[int, int], tuple[bytes, Instruction]] = {}
 
     def plant(self, addresses: Iterable[int]) -> None:
-        """Put breakpoints at guest-physical addresses; those outside RAM are left out."""
+        """Put breakpoints at guest-physical addresses, but outside RAM and where one stands already."""
         memory = self._cpu.memory
         places = sorted({at for at in addresses if 0 <= at < memory.size and not self._stands(at)})
         for at in places:
