@@ -75,6 +75,8 @@ def site_of(name: str, move: Move) -> SiteReport:
 
 def test_every_address_around_a_window_leads_to_it() -> None:
     for name, move in moves():
+        if not any(move.start <= s.address < move.end for s in patched(name).report.sites):
+            continue  # it makes room for a neighbour's jump
         site = site_of(name, move)
         places = {
             "window": (site.address, move.end - 1),
