@@ -25,6 +25,9 @@ class Cause(StrEnum):
     HALT = "halt"
 
 
+#: What is there only because the kernel is de-privileged.
+PRICE = frozenset({Cause.HYPERCALL, Cause.TRAP})
+
 #: How reasons begin; the first that fits is taken.
 _BEGINNINGS = (
     ("VMI call", Cause.HYPERCALL),
@@ -58,4 +61,4 @@ def by_cause(exits: Mapping[str, int]) -> dict[Cause, int]:
 
 def price(exits: Mapping[str, int]) -> int:
     """How many exits are there only because the kernel is de-privileged: hypercalls and traps."""
-    return sum(count for reason, count in exits.items() if cause(reason) in (Cause.HYPERCALL, Cause.TRAP))
+    return sum(count for reason, count in exits.items() if cause(reason) in PRICE)

@@ -207,8 +207,10 @@ def _parse_descriptor(data: bytes) -> Descriptor:
     return Descriptor(int.from_bytes(data[:4], "little"), int.from_bytes(data[4:], "little"))
 
 
+D_BIT = 1 << 22  # of a descriptor's upper dword: 32-bit code or stack
 TSS_AVAILABLE_32 = 9
 TSS_BUSY_32 = 11
+TSS_32 = (TSS_AVAILABLE_32, TSS_BUSY_32)
 LDT_TYPE = 2
 
 

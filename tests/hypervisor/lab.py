@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from iced_x86 import Decoder, Mnemonic
 
-from tests.native.guest import CODE, STACK, Guest
+from tests.native.guest import CODE, CODE3, DATA3, DONE, STACK, USER_STACK, Guest
 from vmi import abi
 from vmi.hypervisor.domain import Domain
 from vmi.hypervisor.full import take_over
@@ -29,6 +29,21 @@ ROM_AT = 0x100000  # where the guest has copied it to
 MODES = ("native", "full", "paravirt")
 RAM = 2 << 20
 U32 = 0xFFFFFFFF
+
+# User code that runs what is silent on ring 1, and right as it stands on ring 3; INT 30h ends it at ``back``.
+SILENT_USER = f"""
+    start:  push {DATA3}
+            push {USER_STACK}
+            push 0x202
+            push {CODE3}
+            push {{user}}
+            iretd
+    user:   pushfd
+            pop ebx
+            mov ecx, cs
+            int 0x30
+    back:   {DONE}
+"""
 
 GPRS = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.hypervisor.lab import Lab, exit_value
+from tests.hypervisor.lab import SILENT_USER, Lab, exit_value
 from tests.hypervisor.test_domain import DONE, standing_by
-from tests.native.guest import CODE, CODE0, CODE3, DATA3, IDT, USER_STACK, gate
+from tests.native.guest import CODE, CODE0, CODE3, IDT, gate
 from vmi import sitetable
 from vmi.hypervisor.breakpoints import silent_sites
 from vmi.memory import PhysicalMemory
@@ -162,20 +162,7 @@ def test_the_two_byte_form_is_no_breakpoint() -> None:
 
 def test_user_code_gets_its_instruction_back() -> None:
     """Code of the kernel's image that user mode runs: what is silent there is right there."""
-    source = f"""
-    start:  push {DATA3}
-            push {USER_STACK}
-            push 0x202
-            push {CODE3}
-            push {{user}}
-            iretd
-    user:   pushfd
-            pop ebx
-            mov ecx, cs
-            int 0x30
-    back:   {DONE}
-    """
-    lab = Lab(source, {}, "full")
+    lab = Lab(SILENT_USER, {}, "full")
     lab.domain.breakpoints.plant([lab.labels["user"] + 2])  # type: ignore[union-attr]
     lab.memory.write(IDT + 8 * 0x30, gate(CODE0, lab.labels["back"], 0xEE))
     assert exit_value(lab) == 1

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from iced_x86 import Decoder
 
-from tests.hypervisor.lab import Lab, exit_value
+from tests.hypervisor.lab import SILENT_USER, Lab, exit_value
 from tests.native.guest import CODE, CODE3, DATA3, DONE, IDT, USER_STACK, gate
 from vmi.hypervisor.discovery import is_silent
 
@@ -113,20 +113,7 @@ def test_a_breakpoint_of_the_guests_own_stays_its_own() -> None:
 
 
 def test_user_code_is_left_alone() -> None:
-    source = f"""
-    start:  push {DATA3}
-            push {USER_STACK}
-            push 0x202
-            push {CODE3}
-            push {{user}}
-            iretd
-    user:   pushfd
-            pop ebx
-            mov ecx, cs
-            int 0x30
-    back:   {DONE}
-    """
-    lab = full(source)
+    lab = full(SILENT_USER)
     lab.memory.write(IDT + 8 * 0x30, gate(8, lab.labels["back"], 0xEE))
     assert exit_value(lab) == 1
     assert lab.cpu.ebx & 0x200 and lab.cpu.ecx == CODE3

@@ -3,20 +3,18 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
+from tests import seeds
 from tests.native import hostile
 from tests.native.guest import CODE, IDT, MS, STACK, Guest, descriptor, gate, pic, timer
 from vmi.native.machine import End, Outcome
 from vmi.native.registers import Segment, TableRegister
 from vmi.x86 import Seg
 
-ROOT = Path(__file__).resolve().parents[2]
 SEEDS = 4000
 AT_ONCE = 500
 APIC, IO_APIC = 0xFEE00000, 0xFEC00000
@@ -24,14 +22,7 @@ APIC, IO_APIC = 0xFEE00000, 0xFEC00000
 
 @pytest.mark.parametrize("first", range(0, SEEDS, AT_ONCE))
 def test_wild_guests(first):
-    """In a process of their own, since what this looks for may take the process with it."""
-    command = [sys.executable, "-m", "tests.native.hostile", str(first), str(AT_ONCE)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
-    lines = done.stdout.splitlines()
-    assert done.returncode == 0, f"seed {lines[-1] if lines else first}: {done.stderr[-2000:]}"
-    seeds, outcomes = zip(*(line.split() for line in lines), strict=True)
-    assert [int(seed) for seed in seeds] == list(range(first, first + AT_ONCE))
-    ends = Counter(Outcome(outcome) for outcome in outcomes)
+    ends = seeds.outcomes("tests.native.hostile", first, AT_ONCE, 280)
     few = min(ends[outcome] for outcome in (Outcome.TIMEOUT, Outcome.TRIPLE_FAULT, Outcome.CRASHED))
     assert few > 5, f"the seeds don't reach far: {ends}"
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from vmi.errors import UsageError
 from vmi.native.clock import Clock
+from vmi.native.devices.apic_bus import ApicBus
 from vmi.native.devices.ioapic import IoApic
 from vmi.native.devices.lapic import Lapic
 from vmi.native.devices.pic import PicPair
@@ -141,7 +142,7 @@ class Bench:
         self.clock = Clock()
         self.pic = PicPair()
         self.lapic = Lapic(self.clock)
-        self.io_apic = IoApic(self.lapic.accept)
+        self.io_apic = IoApic(ApicBus([self.lapic]).deliver)
         self.logic = InterruptLogic(self.pic, self.lapic, self.io_apic)
         self.log = []
         self.lapic.on_nmi = lambda: self.log.append("NMI")

@@ -88,9 +88,8 @@ def command(
     modules = [values.module(one) for one in initrd or ()]
     firmware = values.rom(rom)
     wanted, model = values.text(until), values.cpu(cpu)
-    was_patched = (
-        not no_patch and image.patched
-    )  # a client's file may be of a kind that the patcher can't read
+    # a client's file may be of a kind that the patcher can't even read
+    was_patched = not no_patch and image.patched
     if "full" in modes and was_patched:
         raise UsageError("mode full runs the kernel as it was before patching, so give that file")
     data = image.data if no_patch else patched(ui, image)

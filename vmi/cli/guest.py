@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vmi.errors import UsageError
+
 KernelArgument = Annotated[
     str,
     typer.Argument(metavar="KERNEL", help="A kernel, or sample:NAME for one that comes with vmi."),
@@ -65,6 +67,15 @@ UntilOption = Annotated[
     str | None,
     typer.Option("--until", metavar="TEXT", help="Stop as soon as the serial console has shown this."),
 ]
+
+
+def check_hypervisor(full: bool, rom: str | None, mmu: str) -> None:
+    """UsageError where the options of a run contradict each other in what runs the guest."""
+    if full and rom is not None:
+        raise UsageError("--full runs without a ROM, so it can't be combined with --rom")
+    if mmu != MMU and not full and rom is None:
+        raise UsageError("--mmu is about a hypervisor's work, so it needs --rom or --full")
+
 
 MEMORY = "64M"
 MMU = "direct"

@@ -26,6 +26,7 @@ from vmi.cli.guest import (
     RunTimeoutOption,
     SmpOption,
     UntilOption,
+    check_hypervisor,
 )
 from vmi.cli.profiled import Profiled
 from vmi.cli.tables import counts_table, seconds
@@ -135,10 +136,7 @@ def command(
         "--mmu": mmu != MMU,
     }  # fmt: skip
     _check_start(kernel, bios, restore, for_kernel, for_machine)
-    if full and rom is not None:
-        raise UsageError("--full runs without a ROM, so it can't be combined with --rom")
-    if mmu != MMU and not full and rom is None:
-        raise UsageError("--mmu is about a hypervisor's work, so it needs --rom or --full")
+    check_hypervisor(full, rom, mmu)
     if profile is not None and (full or rom is not None):
         raise UsageError("--profile needs a native run, so it can't be combined with --rom or --full")
     where, wanted = values.serial(serial), values.text(until)

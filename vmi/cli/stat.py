@@ -23,6 +23,7 @@ from vmi.cli.guest import (
     SmpOption,
     TimeoutOption,
     UntilOption,
+    check_hypervisor,
 )
 from vmi.cli.tables import seconds
 from vmi.errors import UsageError
@@ -68,10 +69,7 @@ def command(
     causes = [_cause(one) for one in event or ()]
     if key not in SORTS:
         raise UsageError(f"sort key {key!r} is not understood: expected {', '.join(SORTS)}")
-    if full and rom is not None:
-        raise UsageError("--full runs without a ROM, so it can't be combined with --rom")
-    if mmu != MMU and not full and rom is None:
-        raise UsageError("--mmu is about a hypervisor's work, so it needs --rom or --full")
+    check_hypervisor(full, rom, mmu)
     from vmi.run import Setup, run
 
     image = values.kernel(kernel)

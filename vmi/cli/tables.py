@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from vmi.cli.terminal import safe
-from vmi.exits import Cause
+from vmi.exits import PRICE
 from vmi.sitetable import Tactic
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from vmi.run import Comparison, RunResult
 
 NOTHING = "–"
-_PRICE = (Cause.HYPERCALL, Cause.TRAP)
 _SHOWN = 10
 """Rows of exits, and of calls, in a comparison; the rest is one row unless everything is asked for."""
 
@@ -154,7 +153,7 @@ def comparison_table(comparison: Comparison, *, everything: bool = False) -> Tab
     row("time here", [f"{span:.2f} s" for span in wall], wall)
     table.add_section()
     counted("hypercalls and traps", [result.price for result in results])
-    spent = [sum(row.total for row in result.spent if row.cause in _PRICE) for result in results]
+    spent = [sum(row.total for row in result.spent if row.cause in PRICE) for result in results]
     row("  time in them", [seconds(span) if span else NOTHING for span in spent])
     for title, columns in (
         ("exits", [result.exits for result in results]),

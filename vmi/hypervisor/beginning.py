@@ -17,10 +17,9 @@ from vmi.hypervisor.operands import M
 from vmi.hypervisor.processors import Processors
 from vmi.hypervisor.timer import VirtualTimer
 from vmi.native.machine import Machine
-from vmi.x86 import Cr0, GuestFault, Seg
+from vmi.x86 import D_BIT, Cr0, GuestFault, Seg
 
 _FEW = 2  # instructions; one that stores into its own code is done twice, and has to come to an end
-_WIDE = 1 << 22  # the D bit of a code segment
 
 
 class Beginning(ABC):
@@ -69,7 +68,7 @@ class Beginning(ABC):
         cpu = self.machine.cpu
         if not self.taken or self.active or not cpu.cr(0) & Cr0.PE:
             return None
-        if not cpu.segment(Seg.CS).flags & _WIDE:
+        if not cpu.segment(Seg.CS).flags & D_BIT:
             return _FEW
         self.compress()
         return None

@@ -17,9 +17,8 @@ from vmi.hypervisor.operands import M, R
 from vmi.hypervisor.privilege import KERNEL_RING
 from vmi.memory import PAGE_SIZE
 from vmi.native.cpu import Cpu
-from vmi.x86 import Seg
+from vmi.x86 import D_BIT, Seg
 
-_WIDE = 1 << 22  # the D bit of a descriptor
 _FLAGS_AND_RETURNS = frozenset((M.PUSHFD, M.PUSHF, M.POPFD, M.POPF, M.IRETD, M.IRET))
 _DESCRIPTORS = frozenset((M.LAR, M.LSL, M.VERR, M.VERW))
 _ALWAYS = _FLAGS_AND_RETURNS | _DESCRIPTORS
@@ -53,7 +52,7 @@ class Discovery:
         breakpoints = self._breakpoints
         # as far as straight code goes: where the CPU ends its blocks depends on more than the guest
         code = breakpoints.code(linear, max(size, PAGE_SIZE - linear % PAGE_SIZE))
-        bits = 32 if self._cpu.segment(Seg.CS).flags & _WIDE else 16
+        bits = 32 if self._cpu.segment(Seg.CS).flags & D_BIT else 16
         for i in Decoder(bits, code):
             at, raw = linear + i.ip32, code[i.ip32 : i.next_ip32]
             if i.mnemonic == M.INT3:

@@ -28,11 +28,10 @@ from vmi.hypervisor.tasks import finish_switch
 from vmi.hypervisor.vcpu import VirtualCpu
 from vmi.native.interrupts import Delivery, Event, Origin, TripleFault
 from vmi.native.machine import Machine, Outcome
-from vmi.x86 import IF_BIT, IOPL_MASK, Cr0, Eflags, GuestFault, Seg, Vector
+from vmi.x86 import D_BIT, IF_BIT, IOPL_MASK, Cr0, Eflags, GuestFault, Seg, Vector
 
 _GATE_LENGTH = 2  # INT n
 _SYSEXIT_FRAME = 24  # EIP, CS, EFLAGS, ESP and SS, and EAX, which is loaded already
-_WIDE = 1 << 22  # the D bit of a code segment
 _PRESENT = 1 << 15
 _DR6_BS = 1 << 14
 _DR6_HITS = 0xF
@@ -245,7 +244,7 @@ class Domain(Beginning):
         """The instruction at EIP; an invalid one if nothing is mapped there."""
         cpu = self.machine.cpu
         code = cpu.segment(_CS)
-        return self.breakpoints.instruction(code.base + cpu.eip, 32 if code.flags & _WIDE else 16)
+        return self.breakpoints.instruction(code.base + cpu.eip, 32 if code.flags & D_BIT else 16)
 
     # -- events -----------------------------------------------------------------------------
 
@@ -292,7 +291,6 @@ class Domain(Beginning):
         if gate is Gate.PENDING:
             self._count("pending interrupt")
             self._deliver_waiting()
-            self.rom.set_pending(self.machine.interrupts.pending())
         elif gate is Gate.INIT:
             self._count("VMI_Init")
             self.machine.cpu.eax = 1  # the machine is taken over already

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from vmi.hypervisor.mirror import Mirror, Told
+from vmi.hypervisor.mirror import Listener, Mirror
 from vmi.hypervisor.mmu import Mmu
 from vmi.memory import PAGE_SIZE
 from vmi.native.cpu import Cpu
@@ -28,7 +28,7 @@ USER_RING = 3
 _GP = Vector.GP
 
 
-class FlagWords(Protocol):
+class FlagWords(Listener, Protocol):
     """Where the virtual interrupt flag, IOPL and kernel stack live, and who wants to know of registers."""
 
     def get(self) -> bool:
@@ -44,10 +44,10 @@ class FlagWords(Protocol):
         """The virtual IOPL is another, in EFLAGS position."""
 
     def kernel_stack(self) -> tuple[int, int] | None:
-        """Selector and ESP that the guest gave for entries from user mode, None for those of its TSS."""
+        """Selector and ESP that the guest gave for entries from user mode, None for those of its TSS.
 
-    def tell(self, what: Told, value: int) -> None:
-        """Something that calls are answered with has a new value."""
+        Not to be trusted.
+        """
 
 
 class GuestLinear(Linear):

@@ -11,11 +11,10 @@ from __future__ import annotations
 from vmi.hypervisor.privilege import KERNEL_RING, USER_RING, CompressedPrivilege
 from vmi.native.registers import Segment
 from vmi.native.tasks import load_state
-from vmi.x86 import IF_BIT, IOPL_MASK, TSS_AVAILABLE_32, TSS_BUSY_32, Eflags, GuestFault, Seg, Vector
+from vmi.x86 import IF_BIT, IOPL_MASK, TSS_32, Eflags, GuestFault, Seg, Vector
 
 _SIZE = 0x68
 _EFLAGS, _SEGMENTS = 0x24, 0x48
-_WIDE_TYPES = (TSS_AVAILABLE_32, TSS_BUSY_32)
 
 
 def finish_switch(p: CompressedPrivilege) -> None:
@@ -33,7 +32,7 @@ def finish_switch(p: CompressedPrivilege) -> None:
 
 
 def _is_wide(task: Segment) -> bool:
-    return task.flags >> 8 & 15 in _WIDE_TYPES
+    return task.flags >> 8 & 15 in TSS_32
 
 
 def _correct(p: CompressedPrivilege, left: Segment) -> None:

@@ -18,6 +18,7 @@ from vmi.memory import PAGE_SIZE
 from vmi.native.registers import NULL_SEGMENT, Segment
 from vmi.native.tasks import Switch, switch_task
 from vmi.x86 import (
+    D_BIT,
     IOPL_MASK,
     TSS_AVAILABLE_32,
     U32,
@@ -34,7 +35,6 @@ from vmi.x86 import (
 _IMAGE_FLAGS = 0x257FD5
 # on the way to virtual-8086 mode these too; the CPU core takes no RF there
 _VIRTUAL_8086_FLAGS = _IMAGE_FLAGS & ~Eflags.RF | Eflags.VM | Eflags.VIF | Eflags.VIP
-_WIDE = 1 << 22  # the D bit of a descriptor: 32-bit stack or code
 _SEP = 1 << 11  # of CPUID leaf 1, EDX
 _LONGEST_SEARCH = 0x400  # bytes of a GDT
 _CALL_GATE_16, _CALL_GATE_32 = 4, 12
@@ -58,7 +58,7 @@ class Transfers:
     def stack_address(self, offset: int) -> int:
         """Linear address of ESP + ``offset``."""
         ss = self._cpu.segment(_SS)
-        return ss.base + (self._cpu.esp + offset & (U32 if ss.flags & _WIDE else 0xFFFF))
+        return ss.base + (self._cpu.esp + offset & (U32 if ss.flags & D_BIT else 0xFFFF))
 
     def move_esp(self, by: int) -> None:
         """Add to ESP, or to SP on a 16-bit stack."""
@@ -66,7 +66,7 @@ class Transfers:
 
     def set_esp(self, stack: Segment, esp: int) -> None:
         """Set ESP, or only SP where ``stack`` is a 16-bit one."""
-        self._cpu.esp = esp if stack.flags & _WIDE else self._cpu.esp & ~0xFFFF | esp & 0xFFFF
+        self._cpu.esp = esp if stack.flags & D_BIT else self._cpu.esp & ~0xFFFF | esp & 0xFFFF
 
     def _words(self, offset: int, count: int, size: int) -> list[int]:
         """``count`` values of ``size`` bytes from ESP + ``offset``; ESP stays."""
@@ -141,7 +141,7 @@ class Transfers:
             except GuestFault:
                 continue
             flat = not found.base and found.limit == U32 and found.present and found.dpl == 3
-            if flat and found.high & _WIDE:
+            if flat and found.high & D_BIT:
                 code = selector if code is None and found.is_code else code
                 stack = selector if stack is None and found.writable_data else stack
         return None if code is None or stack is None else (code, stack)

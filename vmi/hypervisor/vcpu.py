@@ -53,9 +53,9 @@ class VirtualCpu:
         self.privilege = privilege
         self.linear = privilege.linear
         offered = machine.cpuid(1, 0)[3]
-        known = [int(bit) for bit, feature in _CR4_FEATURES.items() if offered >> feature & 1]
+        known = (bit for bit, feature in _CR4_FEATURES.items() if offered >> feature & 1)
         self.on_tsc: Callable[[], None] = lambda: None  # the time stamp counter was written
-        self._cr4 = sum(known) | int(Cr4.PCE)
+        self._cr4 = sum(known) | Cr4.PCE
 
     # -- descriptor tables ------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from struct import Struct
 from vmi.native.cpu import Cpu
 from vmi.native.linear import Linear
 from vmi.native.registers import Segment, TableRegister
-from vmi.x86 import TSS_AVAILABLE_32, TSS_BUSY_32, U32, Descriptor, Eflags, GuestFault, Vector
+from vmi.x86 import D_BIT, TSS_32, U32, Descriptor, Eflags, GuestFault, Vector
 
 _BITMAP_BASE = 0x66  # where the TSS says where its bitmap of ports begins
 # Found quickly: an enumeration's own members are looked up by a function.
@@ -62,7 +62,7 @@ class Privilege:
         if not cpu.system_flags & Eflags.VM and self.cpl() <= self.io_level():
             return
         task = self.task()
-        if (task.flags >> 8) & 15 not in (TSS_AVAILABLE_32, TSS_BUSY_32) or task.limit < _BITMAP_BASE + 1:
+        if (task.flags >> 8) & 15 not in TSS_32 or task.limit < _BITMAP_BASE + 1:
             raise GuestFault(_GP)
         at = self.linear.u16(task.base + _BITMAP_BASE) + port // 8
         if at + 1 > task.limit or self.linear.u16(task.base + at) >> port % 8 & (1 << size) - 1:
@@ -109,7 +109,7 @@ class Privilege:
     def kernel_stack(self, ring: int) -> tuple[int, int]:
         """SS and ESP for entry to an inner ring, from the TSS. :raises GuestFault: #TS."""
         task = self.task()
-        if (task.flags >> 8) & 15 in (TSS_AVAILABLE_32, TSS_BUSY_32):
+        if (task.flags >> 8) & 15 in TSS_32:
             offset, wide = 4 + 8 * ring, True
         else:
             offset, wide = 2 + 4 * ring, False
@@ -139,7 +139,7 @@ class Privilege:
 
         :raises GuestFault: #PF; nothing is stored then.
         """
-        mask = U32 if stack.flags & 1 << 22 else 0xFFFF
+        mask = U32 if stack.flags & D_BIT else 0xFFFF
         top = (esp - size * len(values)) & mask
         most = (1 << 8 * size) - 1
         data = _packing(len(values), size).pack(*[value & most for value in reversed(values)])

@@ -14,7 +14,7 @@ import ctypes
 from dataclasses import dataclass
 from functools import lru_cache
 
-from vmi.x86 import TSS_AVAILABLE_32, Seg
+from vmi.x86 import D_BIT, TSS_AVAILABLE_32, Seg
 
 ENV_SIZE = 5568  # bytes of the state structure that a machine's state consists of
 
@@ -259,10 +259,10 @@ class Registers:
         self._set_cache(_SEGS + 6 * which, segment)
         flags = self.hflags
         if which == _CS:
-            flags = flags & ~HF_CS32 | (HF_CS32 if segment.flags & 1 << 22 else 0)
+            flags = flags & ~HF_CS32 | (HF_CS32 if segment.flags & D_BIT else 0)
         elif which == _SS:
             flags = flags & ~(HF_CPL | HF_SS32) | (segment.flags >> 13) & 3
-            flags |= HF_SS32 if segment.flags & 1 << 22 else 0
+            flags |= HF_SS32 if segment.flags & D_BIT else 0
         d = self._d
         segmented = (
             not d[_CR] & 1

@@ -8,6 +8,7 @@ that is too short for that is made longer when its neighbourhood allows.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import replace
 
 from vmi.patcher.model import MIN_SLOT, SPRING
@@ -22,46 +23,43 @@ REACH = 128
 
 def spring(planner: WindowPlanner, index: int, stop: int) -> tuple[Draft, Tactic] | None:
     """A window of few bytes that holds entries [index, stop), which are in none; not yet inserted."""
+    starts = planner.entries.code.listing.starts
+    for draft, origin, keep in _short(planner, index, stop):
+        at = planner.gaps.near(origin)
+        if at >= 0:
+            planner.gaps.take(at, MIN_SLOT)
+            return replace(draft, springboard=at), Tactic.SPRINGBOARD
+        host = _host(planner, origin, keep)
+        if host is not None:
+            host.host = True
+            return replace(draft, springboard=starts[host.first] + MIN_SLOT), Tactic.HOST
+    return None
+
+
+def hosted(planner: WindowPlanner, index: int, stop: int) -> Draft | None:
+    """As `spring`, with a window close by that is made to be the host; not yet inserted, the host is."""
+    listing = planner.entries.code.listing
+    for draft, origin, keep in _short(planner, index, stop):
+        near = listing.between(origin - REACH - MIN_SLOT, origin + REACH - MIN_SLOT)
+        found = [_made(planner, at, keep) for at in near]
+        made = min(filter(None, found), key=lambda host: (_length(planner, host), host.first), default=None)
+        if made is not None:
+            planner.insert(made)
+            return replace(draft, springboard=listing.starts[made.first] + MIN_SLOT)
+    return None
+
+
+def _short(planner: WindowPlanner, index: int, stop: int) -> Iterator[tuple[Draft, int, range]]:
+    """The ways to make such a window, best first: it, where its jump ends, and the entries it must keep."""
     entries = planner.entries
     _, floor, ceiling = planner.neighbours(index)
     for calls in (False, True):
         last = planner.forward(index, stop, ceiling, calls, SPRING)
         first = planner.open(planner.backward(index, last, floor, SPRING), floor)
         closed = planner.close(last, ceiling, calls)
-        if first < 0 or closed is None or not SPRING <= entries.size(first, closed[0]) < MIN_SLOT:
-            continue
-        draft = Draft(first, *closed)
-        origin = entries.code.listing.starts[first] + SPRING
-        at = planner.gaps.near(origin)
-        if at >= 0:
-            planner.gaps.take(at, MIN_SLOT)
-            return replace(draft, springboard=at), Tactic.SPRINGBOARD
-        host = _host(planner, origin, range(first, closed[0] + 1))
-        if host is not None:
-            host.host = True
-            at = entries.code.listing.starts[host.first] + MIN_SLOT
-            return replace(draft, springboard=at), Tactic.HOST
-    return None
-
-
-def hosted(planner: WindowPlanner, index: int, stop: int) -> Draft | None:
-    """As `spring`, with a window close by that is made to be the host; not yet inserted, the host is."""
-    entries, listing = planner.entries, planner.entries.code.listing
-    _, floor, ceiling = planner.neighbours(index)
-    for calls in (False, True):
-        last = planner.forward(index, stop, ceiling, calls, SPRING)
-        first = planner.open(planner.backward(index, last, floor, SPRING), floor)
-        closed = planner.close(last, ceiling, calls)
-        if first < 0 or closed is None or not SPRING <= entries.size(first, closed[0]) < MIN_SLOT:
-            continue
-        origin = listing.starts[first] + SPRING
-        near = listing.between(origin - REACH - MIN_SLOT, origin + REACH - MIN_SLOT)
-        found = [_made(planner, at, range(first, closed[0] + 1)) for at in near]
-        made = min(filter(None, found), key=lambda host: (_length(planner, host), host.first), default=None)
-        if made is not None:
-            planner.insert(made)
-            return Draft(first, *closed, springboard=listing.starts[made.first] + MIN_SLOT)
-    return None
+        if first >= 0 and closed is not None and SPRING <= entries.size(first, closed[0]) < MIN_SLOT:
+            origin = entries.code.listing.starts[first] + SPRING
+            yield Draft(first, *closed), origin, range(first, closed[0] + 1)
 
 
 def _made(planner: WindowPlanner, first: int, keep: range) -> Draft | None:

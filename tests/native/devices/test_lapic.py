@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmi.native.clock import Clock
+from vmi.native.devices.apic_bus import ApicBus
 from vmi.native.devices.lapic import EXTINT, FIXED, NMI, Lapic, Message
 from vmi.native.devices.lapic_timer import SHORTEST_TICK
 
@@ -27,6 +28,7 @@ class Bench:
     def __init__(self, firmware=True):
         self.clock = Clock()
         self.lapic = Lapic(self.clock)
+        self.bus = ApicBus([self.lapic])
         self.log = []
         self.lapic.on_nmi = lambda: self.log.append("nmi")
         self.lapic.on_change = lambda: self.log.append("change")
@@ -247,7 +249,7 @@ def test_apic_base_switches_off_for_good_and_moves_nothing(bench):
     bench.lapic.set_apic_base(0xFEE00900)
     assert bench.lapic.apic_base == 0xFEE00100
     bench.write((SVR, 0x1FF))
-    bench.lapic.accept(Message(0, False, FIXED, 0x71, False))
+    bench.bus.deliver(Message(0, False, FIXED, 0x71, False))
     bench.lapic.set_lint0(False)
     assert not bench.lapic.pending()
     bench.lapic.reset()
@@ -304,7 +306,7 @@ def test_lint1_is_the_nmi_of_the_board(bench):
 
 def test_extint_message_runs_one_acknowledge_cycle_of_the_pair(bench):
     bench.lapic.external = lambda: 0x24
-    bench.lapic.accept(Message(0, False, EXTINT, 0xFF, False))
+    bench.bus.deliver(Message(0, False, EXTINT, 0xFF, False))
     assert bench.lapic.pending()
     assert bench.lapic.acknowledge() == 0x24
     assert not bench.lapic.pending()
@@ -327,8 +329,8 @@ def test_on_change_comes_when_an_interrupt_gets_its_way(bench):
 
 
 def test_end_of_a_level_interrupt_is_told_to_the_board(bench):
-    bench.lapic.accept(Message(0, False, FIXED, 0x61, True))
-    bench.lapic.accept(Message(0xFF, False, FIXED, 0x62, False))
+    bench.bus.deliver(Message(0, False, FIXED, 0x61, True))
+    bench.bus.deliver(Message(0xFF, False, FIXED, 0x62, False))
     assert [bench.lapic.acknowledge(), bench.lapic.acknowledge()] == [0x62, 0xFF]
     bench.write((EOI, 0))
     assert bench.lapic.acknowledge() == 0x61
@@ -365,7 +367,7 @@ def test_errors_show_after_a_write_to_the_register(bench):
 def test_vectors_below_16_are_errors(bench):
     bench.write((ICR, 0x4000F), (ESR, 0))
     assert bench.read(ESR) == 0x20
-    bench.lapic.accept(Message(0, False, FIXED, 0x0F, False))
+    bench.bus.deliver(Message(0, False, FIXED, 0x0F, False))
     bench.write((0x400 - 0x10, 1), (ESR, 0))
     assert bench.read(ESR) == 0xC0
     assert bench.requested() == []
@@ -431,7 +433,7 @@ def play(bench, steps):
             assert 0 <= seen[-1] < 1 << 8 * args[1]
         elif name == "accept":
             destination, logical, mode, vector = args
-            lapic.accept(Message(destination, logical, mode, vector, bool(vector & 1)))
+            bench.bus.deliver(Message(destination, logical, mode, vector, bool(vector & 1)))
         elif name == "wait":
             bench.wait(args[0])
         elif name == "line":

@@ -16,11 +16,10 @@ from vmi.memory import PAGE_SIZE, PhysicalMemory
 from vmi.rom import layout
 from vmi.rom.build import PRODUCT
 from vmi.rom.flavours import vmware as flavour
-from vmi.x86 import IF_BIT, IOPL_MASK
+from vmi.x86 import IF_BIT, IOPL_MASK, U32
 
 _WIDE = frozenset({Told.HERTZ, Told.REAL, Told.AVAILABLE, Told.STOLEN})  # 64 bits
 _TOLD = {what: flavour.FLAVOUR.words[what.name] // 4 for what in Told}
-_MASK = 0xFFFFFFFF
 _WORDS = flavour.QUEUE // 4  # dwords that belong to one CPU
 _LINEAR = range(flavour.LINEAR // 4, flavour.LINEAR // 4 + 3 * abi.LINEAR_SLOTS, 3)
 
@@ -124,9 +123,9 @@ class Vmware:
     def tell(self, what: Told, value: int) -> None:
         """See :class:`vmi.hypervisor.personality.Personality`."""
         place = _TOLD[what]
-        self._words[place] = value & _MASK
+        self._words[place] = value & U32
         if what in _WIDE:
-            self._words[place + 1] = value >> 32 & _MASK
+            self._words[place + 1] = value >> 32 & U32
 
     def set_pending(self, waits: bool) -> None:
         """See :class:`vmi.hypervisor.personality.Personality`."""

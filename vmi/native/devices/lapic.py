@@ -6,8 +6,8 @@ timer, from its own processor and from others. The 8259A pair hangs on its input
 Intel's Software Developer's Manual, volume 3, chapter "APIC"; its choices for a model (what reserved bits
 read, how the timer reloads) are QEMU's, because systems are tried out there.
 
-An APIC that nobody has connected with others is alone: messages to others go nowhere then, and so do INIT
-and start-up messages. :mod:`vmi.native.devices.apic_bus` connects those of several processors.
+What it sends goes to the bus between all of them, :mod:`vmi.native.devices.apic_bus`, which is there for a
+single processor's too.
 """
 
 from __future__ import annotations
@@ -136,11 +136,6 @@ class Lapic:
             self._write_svr(self.svr & ~SVR_ENABLE)
 
     # --- requests ---
-
-    def accept(self, message: Message) -> None:
-        """Take an interrupt message from the bus, if it is for this APIC."""
-        if self.enabled and self.is_addressed(message):
-            self.take(message)
 
     def is_addressed(self, message: Message) -> bool:
         """The message's destination names this APIC, alone or among others."""
@@ -285,21 +280,14 @@ class Lapic:
     # --- messages of the processor ---
 
     def _send(self) -> None:
-        """Send what the ICR says; alone on the bus, only messages to oneself have an effect."""
+        """Send what the ICR says."""
         low = self.icr_low
-        mode, vector, shorthand = low >> 8 & 7, low & 0xFF, low >> 18 & 3
-        message = Message(self.icr_high >> 24, bool(low & 0x800), mode, vector, bool(low & LEVEL))
+        mode, vector = low >> 8 & 7, low & 0xFF
         if mode in (FIXED, LOWEST_PRIORITY) and vector < _FIRST_LEGAL:
             self._error(SEND_ILLEGAL)
-        elif mode == EXTINT:
-            pass  # only an I/O APIC can say so
-        elif self.on_send is not None:
+        elif mode != EXTINT and self.on_send is not None:  # only an I/O APIC can say EXTINT
+            message = Message(self.icr_high >> 24, bool(low & 0x800), mode, vector, bool(low & LEVEL))
             self.on_send(self, message, low)
-        elif mode not in (INIT, STARTUP):
-            if shorthand == 0:
-                self.accept(message)
-            elif shorthand != 3:  # all but oneself
-                self.take(message)
 
     # --- registers ---
 
