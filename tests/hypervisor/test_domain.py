@@ -290,3 +290,14 @@ def test_descriptors_are_raised_in_place_and_only_those_of_ring_0() -> None:
         expected = high | 0x2000 if kernel and at else high
         assert struct.unpack("<II", lab.memory.read(GDT + at, 8)) == (low, expected), hex(at)
     assert lab.memory.read(GDT + DATA0 + 5, 1)[0] >> 5 & 3 == 1
+
+
+@pytest.mark.parametrize("mode", ["full", "paravirt"])
+def test_what_ring_0_is_refused_too_is_no_trap(mode: str) -> None:
+    lab = Lab(
+        f"start: mov eax, 0x7ff8\nmov gs, ax\n{DONE}\nfault: mov al, 2\nout 0xf4, al", {13: "fault"}, mode
+    )
+    assert exit_value(lab) == 2
+    assert lab.u32(lab.cpu.esp) == 0x7FF8
+    assert lab.machine.exits["#GP"] == 1
+    assert not any(reason.startswith("privileged") for reason in lab.machine.exits)

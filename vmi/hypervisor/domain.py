@@ -43,6 +43,7 @@ _GP, _BP, _DB, _TS = Vector.GP, Vector.BP, Vector.DB, Vector.TS
 _SOFTWARE, _EXCEPTION = Origin.SOFTWARE, Origin.EXCEPTION
 # What the CPU may refuse an instruction of the ROM's own with.
 _ROM_FAULTS = frozenset({_GP, Vector.NP, Vector.SS, _TS, Vector.PF})
+_PRIVILEGED = "privileged instruction"
 
 
 class Domain(Beginning):
@@ -415,7 +416,7 @@ class Domain(Beginning):
         """#GP of the kernel: emulate what ring 0 may do, or leave it to the guest."""
         instruction = self.instruction()
         if not instruction.is_invalid:
-            return self._emulate(instruction, "privileged instruction")
+            return self._emulate(instruction, _PRIVILEGED)
         if undefined(self._code()):
             self._deliver_fault(GuestFault(Vector.UD))
             return True
@@ -427,6 +428,8 @@ class Domain(Beginning):
                 return False
         except GuestFault as fault:
             self._deliver_fault(fault, _MNEMONICS[instruction.mnemonic])
+            if why == _PRIVILEGED:
+                return True  # ring 0 would have been refused it too: the exit is the fault's
         else:
             if self.emulator.stepped:
                 self._single_step()
