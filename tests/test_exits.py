@@ -16,7 +16,8 @@ from vmi.exits import Cause, by_cause, cause, price
         ("privileged instruction: mov", Cause.TRAP),
         ("breakpoint: pushfd", Cause.TRAP),
         ("user instruction: cli", Cause.TRAP),
-        ("call gate", Cause.TRAP),
+        ("call gate: call", Cause.TRAP),
+        ("task switch", Cause.TRAP),
         ("software interrupt", Cause.SYSTEM_CALL),
         ("#PF", Cause.FAULT),
         ("exception 20", Cause.FAULT),
@@ -28,6 +29,7 @@ from vmi.exits import Cause, by_cause, cause, price
         ("ROM write", Cause.DEVICE),
         ("MSR read", Cause.DEVICE),
         ("halt", Cause.HALT),
+        ("processor switch", Cause.PROCESSOR),
     ],
 )
 def test_reason_has_its_cause(reason: str, expected: Cause) -> None:

@@ -92,7 +92,7 @@ def test_verbose_says_how_the_guest_ended(vmi: Vmi, kernel: Path) -> None:
         (
             ["--event", "exit"],
             "event 'exit' is not understood: expected one of hypercall, trap, system call, fault, interrupt, "
-            "port, device, halt",
+            "port, device, halt, processor",
         ),
         (["--key", "size"], "sort key 'size' is not understood: expected time, sample, name"),
         (["--mmu", "shadow"], "--mmu is about a hypervisor's work, so it needs --rom or --full"),

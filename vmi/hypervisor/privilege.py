@@ -105,6 +105,11 @@ class CompressedPrivilege(Privilege):
         """The virtual IOPL, 0 to 3."""
         return self.iopl >> 12
 
+    def check_port(self, port: int, size: int) -> None:
+        """See :meth:`vmi.native.privilege.Privilege.check_port`; the kernel may use any."""
+        if self.cpu.cpl != KERNEL_RING:
+            super().check_port(port, size)
+
     def cpl(self) -> int:
         """Ring 1 counts as ring 0."""
         cpl = self.cpu.cpl
