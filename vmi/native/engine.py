@@ -21,7 +21,7 @@ from unicorn.unicorn_py3 import unicorn as binding
 
 from vmi.errors import EngineError
 from vmi.memory import PhysicalMemory
-from vmi.native import interpose
+from vmi.native import accelerator, interpose
 
 VERSION = "2.1.4"
 
@@ -106,6 +106,14 @@ class Engine:
         self.structure: int = (self.handle.value if self.handle is not None else 0) or 0
         if not self.structure:
             raise EngineError("the CPU emulator gave no engine")
+        self._accelerator = accelerator.load()
+        self.core: accelerator.Core | None = None
+        if self._accelerator is not None:
+            self.core = accelerator.Core(
+                size=ctypes.sizeof(accelerator.Core),
+                engine=self.structure,
+                emu_start=self.function("uc_emu_start"),
+            )
         self._on_error = on_error
         self._callbacks: list[object] = []
         self._uc.ctl_exits_enabled(True)
@@ -224,7 +232,12 @@ class Engine:
     def start(self, eip: int, budget: int) -> int:
         """Execute up to ``budget`` instructions from EIP; gives the library's error number."""
         interpose.begin_run(self.structure)
-        status: int = self.lib.uc_emu_start(self.handle, U64(eip), U64(0), U64(0), ctypes.c_size_t(budget))
+        status: int
+        if self._accelerator is not None and self.core is not None:
+            self.core.budget = budget
+            status = self._accelerator.run(ctypes.byref(self.core), eip)
+            return status
+        status = self.lib.uc_emu_start(self.handle, U64(eip), U64(0), U64(0), ctypes.c_size_t(budget))
         return status
 
     def leave(self) -> None:
