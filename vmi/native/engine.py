@@ -22,6 +22,7 @@ from unicorn.unicorn_py3 import unicorn as binding
 from vmi.errors import EngineError
 from vmi.memory import PhysicalMemory
 from vmi.native import accelerator, interpose
+from vmi.native.accelerator.served import Served
 
 VERSION = "2.1.4"
 
@@ -97,7 +98,15 @@ class Engine:
         if unicorn.__version__ != VERSION:
             raise EngineError(f"the CPU emulator must be unicorn {VERSION}, but it is {unicorn.__version__}")
         self.lib: Any = binding.uclib
-        interpose.install(self.lib)
+        library = accelerator.load()
+        if library is not None:
+            try:
+                library.install(self.lib)
+            except EngineError as error:
+                accelerator.give_up(str(error))
+                library = None
+        if library is None:
+            interpose.install(self.lib)
         self._uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_32)
         self._uc.ctl_set_cpu_model(x86_const.UC_CPU_X86_QEMU32)
         # the type checker reads the binding's variant for Python 2
@@ -106,14 +115,7 @@ class Engine:
         self.structure: int = (self.handle.value if self.handle is not None else 0) or 0
         if not self.structure:
             raise EngineError("the CPU emulator gave no engine")
-        self._accelerator = accelerator.load()
-        self.core: accelerator.Core | None = None
-        if self._accelerator is not None:
-            self.core = accelerator.Core(
-                size=ctypes.sizeof(accelerator.Core),
-                engine=self.structure,
-                emu_start=self.function("uc_emu_start"),
-            )
+        self.served = None if library is None else Served(library, self.structure, memory)
         self._on_error = on_error
         self._callbacks: list[object] = []
         self._uc.ctl_exits_enabled(True)
@@ -124,6 +126,7 @@ class Engine:
 
     def map(self, read: Callable[[int, int], int], write: Callable[[int, int, int], None]) -> None:
         """Map RAM, the ROM area and firmware; everything else is ``read`` and ``write`` (address, bytes)."""
+        self._read, self._write = read, write
         size, host = self._memory.size, self._memory.host_address
         # The library numbers its pages of RAM in the order of mapping, and goes wrong when a block that
         # isn't the smallest so far is followed by another. In this order they have their guest addresses.
@@ -138,9 +141,9 @@ class Engine:
             self._uc.mem_unmap(begin, mmap.PAGESIZE)  # from now on it looks where numbers are free
             at = ctypes.addressof(ctypes.c_char.from_buffer(self._rom_buffer))
             self._map_rom(begin, len(self._rom), at)
-        self._map_devices(size, begin, read, write)
+        self._map_devices(size, begin)
         for start, end in ((_TOP, HIDDEN_START), (HIDDEN_START, _HIDDEN_END), (_HIDDEN_END, _PHYSICAL_END)):
-            self._map_devices(start, end, read, write)
+            self._map_devices(start, end)
 
     def map_hidden(self, host: int, size: int) -> None:
         """Put ``size`` bytes of this process's memory at HIDDEN_START, where nothing answered until now."""
@@ -148,27 +151,33 @@ class Engine:
         self._uc.mem_map(HIDDEN_START, mmap.PAGESIZE)
         self._uc.mem_unmap(HIDDEN_START, mmap.PAGESIZE)  # as for firmware
         self._uc.mem_map_ptr(HIDDEN_START, size, const.UC_PROT_READ | const.UC_PROT_WRITE, host)
+        if size < HIDDEN_SIZE:
+            self._map_devices(HIDDEN_START + size, _HIDDEN_END)
 
     def _map_rom(self, start: int, size: int, host: int) -> None:
         # only a change of protection makes the library discard writes that its hook has accepted
         self._uc.mem_map_ptr(start, size, _RWX, host)
         self._uc.mem_protect(start, size, _RX)
 
-    def _map_devices(
-        self, start: int, end: int, read: Callable[[int, int], int], write: Callable[[int, int, int], None]
-    ) -> None:
-        reader = self.callback(
-            (U64, PTR, U64, ctypes.c_uint, PTR),
-            lambda _uc, offset, width, _user: read(start + offset, width),
-            0,
-        )
-        writer = self.callback(
-            (None, PTR, U64, ctypes.c_uint, U64, PTR),
-            lambda _uc, offset, width, value, _user: write(start + offset, width, value),
-            None,
-        )
+    def _map_devices(self, start: int, end: int) -> None:
+        read, write = self._read, self._write
+        user = None
+        if self.served is not None:
+            reader, writer = self.served.callback("memory_read"), self.served.callback("memory_write")
+            user = self.served.region(start)
+        else:
+            reader = self.callback(
+                (U64, PTR, U64, ctypes.c_uint, PTR),
+                lambda _uc, offset, width, _user: read(start + offset, width),
+                0,
+            )
+            writer = self.callback(
+                (None, PTR, U64, ctypes.c_uint, U64, PTR),
+                lambda _uc, offset, width, value, _user: write(start + offset, width, value),
+                None,
+            )
         status = self.lib.uc_mmio_map(
-            self.handle, U64(start), ctypes.c_size_t(end - start), reader, None, writer, None
+            self.handle, U64(start), ctypes.c_size_t(end - start), reader, user, writer, user
         )
         self.check(status, "map the space above RAM")
 
@@ -201,7 +210,7 @@ class Engine:
             ctypes.byref(hook),
             I32(kind),
             ctypes.cast(callback, PTR),
-            None,
+            None if self.served is None else self.served.user,
             U64(begin),
             U64(end),
             *extra,
@@ -231,13 +240,10 @@ class Engine:
 
     def start(self, eip: int, budget: int) -> int:
         """Execute up to ``budget`` instructions from EIP; gives the library's error number."""
+        if self.served is not None:
+            return self.served.run(eip, budget)
         interpose.begin_run(self.structure)
-        status: int
-        if self._accelerator is not None and self.core is not None:
-            self.core.budget = budget
-            status = self._accelerator.run(ctypes.byref(self.core), eip)
-            return status
-        status = self.lib.uc_emu_start(self.handle, U64(eip), U64(0), U64(0), ctypes.c_size_t(budget))
+        status: int = self.lib.uc_emu_start(self.handle, U64(eip), U64(0), U64(0), ctypes.c_size_t(budget))
         return status
 
     def leave(self) -> None:

@@ -3,9 +3,9 @@
 
 The library has no hook for some things that a machine must decide: what a model-specific register
 holds, what SYSENTER does, and which pages of memory hold translated code. It reaches its own functions
-for them through pointers that the dynamic linker has filled in, as every shared library does. These
-pointers are exchanged, once per process, without touching any code; an engine that is not ours still
-gets the library's own function.
+for them through pointers (see :mod:`vmi.native.pointers`), which are exchanged once per process; an engine
+that is not ours still gets the library's own function. So does a CPU that the accelerator serves: its
+functions (:mod:`vmi.native.accelerator`) come first then, and call these for all other CPUs.
 
 The pages matter for speed: the library treats each page that a guest may execute, which without the NX
 bit are all of them, as if it held code, and looks for translations to discard at every store into it.
@@ -19,15 +19,14 @@ changed page tables. For the library no time passes, so that a run depends on it
 from __future__ import annotations
 
 import ctypes
-import mmap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, MutableSet
 from struct import Struct
 from typing import Any, Protocol
 from weakref import ReferenceType, WeakValueDictionary, ref
 
-from vmi.errors import EngineError
 from vmi.memory import PAGE_SIZE
+from vmi.native import accelerator, pointers
 from vmi.x86 import U32
 
 _POINTER, _U64, _U32, _INT = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int
@@ -48,16 +47,11 @@ _BLOCK = Struct("<Q12xH")  # how the library describes a block: linear address, 
 _INTERCEPT = ctypes.CFUNCTYPE(None, _POINTER, _U32, _U64, _POINTER)
 _PAUSE = 0x77  # among what a hypervisor may want to know of
 
-# in the image of a shared library (ELF, 64 bits)
-_HEADER_SIZE, _PROGRAM_HEADERS = 64, Struct("<32xQ14xHH")
-_PROGRAM_HEADER = Struct("<IIQQQQ16x")
-_LOADED, _WRITABLE_SEGMENT = 1, 2
-
 
 class Owner(Protocol):
     """What a CPU offers to the functions that replace the library's."""
 
-    code_pages: set[int]
+    code_pages: MutableSet[int]
     watched_pages: set[int]  # stores into these are told too
     hidden_from: int  # linear addresses from here on show nothing
     nowhere: int  # guest-physical address of a page that nothing answers
@@ -86,8 +80,11 @@ class Owner(Protocol):
     def long_call(self) -> None:
         """SYSCALL."""
 
+    def storing_into_code(self) -> None:
+        """A store into a page of code has begun."""
+
     def stored_into_code(self) -> None:
-        """A store into a page of code; the library may do that instruction again."""
+        """It is about to be done; or the library will do the whole instruction again."""
 
     def storing_into_watched(self, address: int, size: int) -> None:
         """The current instruction is about to store into a watched page."""
@@ -132,13 +129,29 @@ def adopt(owner: Owner, *, engine: int, cpu: int, state: int) -> None:
     _by_engine[engine] = _by_cpu[cpu] = _by_state[state] = owner
 
 
+def _put(library: Any, made: Mapping[str, Any]) -> None:
+    """Have C functions of ours called from now on, by the names that they replace."""
+    targets = {name: _target(function) for name, function in made.items()}
+    first = accelerator.installed()
+    if first is not None:
+        targets = first.put_behind(targets)
+    if targets:
+        pointers.exchange(library, targets)
+    _kept.extend(made.values())
+
+
+def _own(library: Any, name: str, kind: Any) -> Any:
+    """The function that replaces nobody."""
+    return kind(pointers.original(library, f"{name}_x86_64"))
+
+
 def install(library: Any) -> None:
     """Exchange the pointers; does nothing the second time. :raises EngineError: one isn't found."""
     if _installed:
         return
 
     def own(name: str, kind: Any) -> Any:
-        return kind(_address(library, f"{name}_x86_64"))
+        return _own(library, name, kind)
 
     set_page = own("tlb_set_page_with_attrs", _SET_PAGE)
     set_dirty = own("tlb_set_dirty", _PAGE_OF_CODE)
@@ -192,8 +205,10 @@ def install(library: Any) -> None:
 
     def on_lock(engine: int, start: int, end: int) -> int:
         owner = storing[0] = _by_engine.get(engine)
-        if owner is not None and start // PAGE_SIZE in owner.watched_pages:
-            owner.storing_into_watched(start, end - start)
+        if owner is not None:
+            if start // PAGE_SIZE in owner.watched_pages:
+                owner.storing_into_watched(start, end - start)
+            owner.storing_into_code()
         locked: int = lock(engine, start, end)
         return locked
 
@@ -227,11 +242,8 @@ def install(library: Any) -> None:
     }
     for name, kind, act in _HELPERS:
         replaced[name] = _for_owner(kind, own(name, kind), act)
-    targets = {_address(library, f"{name}_x86_64"): _target(made) for name, made in replaced.items()}
-    no_time = _TIME(_no_time)
-    targets[_address(ctypes.CDLL(None), "gettimeofday")] = _target(no_time)
-    _kept.extend((*replaced.values(), no_time))
-    _exchange(targets)
+    made = {f"{name}_x86_64": function for name, function in replaced.items()}
+    _put(library, {**made, "gettimeofday": _TIME(_no_time)})
     _installed.append(library)
 
 
@@ -244,8 +256,7 @@ def tell_of_blocks(library: Any) -> None:
     """Have :meth:`Owner.block_appeared` called from now on."""
     if _tells_of_blocks:
         return
-    name = "tcg_tb_insert_x86_64"
-    insert = _WITH_BLOCK(_address(library, name))
+    insert = _own(library, "tcg_tb_insert", _WITH_BLOCK)
 
     def on_insert(context: int, block: int) -> None:
         insert(context, block)
@@ -253,9 +264,7 @@ def tell_of_blocks(library: Any) -> None:
         if owner is not None:
             owner.block_appeared(*_BLOCK.unpack(ctypes.string_at(block, _BLOCK.size)))
 
-    made = _WITH_BLOCK(on_insert)
-    _kept.append(made)
-    _exchange({_address(library, name): _target(made)})
+    _put(library, {"tcg_tb_insert_x86_64": _WITH_BLOCK(on_insert)})
     _tells_of_blocks.append(library)
 
 
@@ -270,8 +279,7 @@ def tell_of_pauses(library: Any, owner: Owner, state: int) -> None:
     _told_of_pauses[state] = ref(owner, lambda _: _told_of_pauses.pop(state, None))
     if _tells_of_pauses:
         return
-    name = "cpu_svm_check_intercept_param"
-    original = _INTERCEPT(_address(library, f"{name}_x86_64"))
+    original = _own(library, "cpu_svm_check_intercept_param", _INTERCEPT)
 
     def on_intercept(state: int, kind: int, parameter: int, back: int) -> None:
         listener = _told_of_pauses.get(state)
@@ -282,9 +290,7 @@ def tell_of_pauses(library: Any, owner: Owner, state: int) -> None:
         elif _by_state.get(state) is None:
             original(state, kind, parameter, back)
 
-    made = _INTERCEPT(on_intercept)
-    _kept.append(made)
-    _exchange({_address(library, f"{name}_x86_64"): _target(made)})
+    _put(library, {"cpu_svm_check_intercept_param_x86_64": _INTERCEPT(on_intercept)})
     _tells_of_pauses.append(library)
 
 
@@ -308,70 +314,3 @@ def _for_owner(kind: Any, original: Any, act: Callable[[Any], None]) -> Any:
 
 def _target(made: Any) -> int:
     return ctypes.cast(made, _POINTER).value or 0
-
-
-def _address(library: Any, name: str) -> int:
-    function = getattr(library, name, None)
-    address = ctypes.cast(function, _POINTER).value if function is not None else None
-    if not address:
-        raise EngineError(f"the CPU emulator is not as expected: it has no function {name}")
-    return address
-
-
-def _exchange(targets: dict[int, int]) -> None:
-    """Replace every pointer to a function in the library's data by one to its replacement."""
-    left = set(targets)
-    for start, size, writable in _data_of_library(next(iter(targets))):
-        words = memoryview(ctypes.string_at(start, size - size % 8)).cast("Q")
-        for number, word in enumerate(words):
-            if word in targets:
-                _store(start + 8 * number, targets[word], writable)
-                left.discard(word)
-    if left:
-        raise EngineError(
-            f"the CPU emulator is not as expected: {len(left)} of {len(targets)} functions to replace are "
-            "reached in a way that can't be changed"
-        )
-
-
-def _store(address: int, pointer: int, writable: bool) -> None:
-    """Store a pointer, also where the dynamic linker has made memory read-only after its work."""
-    page = address - address % mmap.PAGESIZE
-    if not writable:
-        _protect(page, mmap.PROT_READ | mmap.PROT_WRITE)
-    ctypes.c_uint64.from_address(address).value = pointer
-    if not writable:
-        _protect(page, mmap.PROT_READ)
-
-
-def _protect(page: int, access: int) -> None:
-    status = ctypes.CDLL(None).mprotect(_POINTER(page), ctypes.c_size_t(mmap.PAGESIZE), _INT(access))
-    if status:
-        raise EngineError("the CPU emulator's pointers can't be exchanged: mprotect is not allowed")
-
-
-def _data_of_library(inside: int) -> Iterator[tuple[int, int, bool]]:
-    """What the dynamic linker fills in of the shared library that holds an address.
-
-    That is its writable segment, part of which is made read-only afterwards: start, bytes, writable still.
-    """
-    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
-        rows = [row for line in maps if len(row := line.rstrip("\n").split(None, 5)) == 6]
-    spans = [[int(bound, 16) for bound in row[0].split("-")] for row in rows]
-    parts = [(row[5], row[1], start, end) for row, (start, end) in zip(rows, spans, strict=True)]
-    home = next((path for path, _, start, end in parts if start <= inside < end), None)
-    ours = [(access, start, end) for path, access, start, end in parts if path == home]
-    for first, last in _writable_segments(min(start for _, start, _ in ours)):
-        for access, start, end in ours:
-            if access.startswith("r") and first < end and start < last:
-                yield start, end - start, "w" in access
-
-
-def _writable_segments(base: int) -> Iterator[tuple[int, int]]:
-    """First address and end of each segment of a loaded library that is written to before it runs."""
-    at, size, count = _PROGRAM_HEADERS.unpack_from(ctypes.string_at(base, _HEADER_SIZE))
-    table = ctypes.string_at(base + at, size * count)
-    for number in range(count):
-        kind, flags, _, address, _, length = _PROGRAM_HEADER.unpack_from(table, size * number)
-        if kind == _LOADED and flags & _WRITABLE_SEGMENT:
-            yield base + address, base + address + length

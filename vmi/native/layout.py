@@ -21,6 +21,7 @@ from vmi.errors import EngineError
 ENGINE_ARCH = 0
 ENGINE_MODE = 4
 ENGINE_CPU = 440
+ENGINE_CONTEXT = 768
 ENGINE_COUNTER = 1368  # instructions begun in this run
 ENGINE_BUDGET = 1376  # instructions that this run may begin
 
@@ -31,6 +32,10 @@ CPU_ENV = 296
 CPU_HALTED = 33176
 CPU_ENGINE = 33192
 CPU_CLASS = 33200
+
+# in the context that code is made with: what it can be made of, a table with the names
+CONTEXT_OPERATIONS = 39272
+_OPERATION_SIZE, _MOST_OPERATIONS, _NAME_SIZE = 32, 256, 16
 
 # in the register state: what it decodes, 64 bits for each of the library's CPUID registers
 STATE_FEATURES = 5632
@@ -109,6 +114,27 @@ def locate(engine: int, function: Callable[[str], int]) -> Places:
     )
 
 
+def operations(engine: int) -> dict[str, int]:
+    """What the library makes code of: its numbers by name.
+
+    :raises EngineError: there is no such table where it must be.
+    """
+    found: dict[str, int] = {}
+    with _Peek() as peek:
+        context = peek.word(engine + ENGINE_CONTEXT, 8) or 0
+        table = peek.word(context + CONTEXT_OPERATIONS, 8) or 0
+        for number in range(_MOST_OPERATIONS):
+            text = peek.bytes(peek.word(table + _OPERATION_SIZE * number, 8) or 0, _NAME_SIZE) or b""
+            name = text.partition(b"\0")[0]
+            if not name.isascii() or not name.replace(b"_", b"").isalnum():
+                break
+            found[name.decode()] = number
+    first = min(found, key=found.__getitem__, default="nothing")
+    if first != "discard":
+        raise unsuitable("the first operation", "discard", first)
+    return found
+
+
 def _shown(value: int | None) -> str:
     return "nothing readable" if value is None else hex(value)
 
@@ -129,8 +155,13 @@ class _Peek:
 
     def word(self, address: int, size: int) -> int | None:
         """The little-endian word at an address, None if nothing is mapped there."""
+        data = self.bytes(address, size)
+        return None if data is None else int.from_bytes(data, "little")
+
+    def bytes(self, address: int, size: int) -> bytes | None:
+        """What is at an address, None if nothing is mapped there."""
         try:
             data = ctypes.string_at(address, size) if self._file < 0 else os.pread(self._file, size, address)
         except (OSError, OverflowError):
             return None
-        return int.from_bytes(data, "little") if len(data) == size else None
+        return data if len(data) == size else None

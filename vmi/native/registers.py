@@ -197,6 +197,15 @@ class Registers:
         self._d[_EIP] = value & 0xFFFFFFFF
 
     @property
+    def eip_marked(self) -> bool:
+        """EIP is as :meth:`mark_eip` has left it: the emulator has not gone back to an instruction since."""
+        return bool(self._d[_EIP + 1])
+
+    def mark_eip(self, on: bool) -> None:
+        """Leave a mark that is gone when the emulator goes back to an instruction, or take it away."""
+        self._d[_EIP + 1] = on
+
+    @property
     def system_flags(self) -> int:
         """EFLAGS without the arithmetic flags and DF."""
         return self._d[_EFLAGS]

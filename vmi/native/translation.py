@@ -11,10 +11,11 @@ from __future__ import annotations
 import ctypes
 import mmap
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, MutableSet
 
 from vmi.memory import PAGE_SIZE
 from vmi.native import interpose
+from vmi.native.accelerator import Core
 from vmi.native.engine import HIDDEN_SIZE, HIDDEN_START, NOWHERE, PTR, U64, Engine
 from vmi.native.layout import Places
 from vmi.native.registers import Registers
@@ -30,7 +31,6 @@ class Translation(Registers):
     :ivar hidden_from: linear addresses from here on show nothing, whatever page tables say.
     :ivar nowhere: guest-physical address of a page that nothing answers.
     :ivar uncached: linear address of the page that :meth:`drop_page` looks after.
-    :ivar pager: who provides the page tables, if the guest does not.
     :ivar code_pages: numbers of the pages of RAM that translated code lies in.
     """
 
@@ -38,23 +38,52 @@ class Translation(Registers):
         super().__init__(places.env)
         self._engine = engine
         self._lib = engine.lib
-        self._counter = ctypes.c_size_t.from_address(places.counter)
-        self._budget = ctypes.c_size_t.from_address(places.budget)
+        self._served = engine.served
+        self._core = core = None if engine.served is None else engine.served.core
+        if core is None:
+            self._counter = ctypes.c_size_t.from_address(places.counter)
+            self._budget = ctypes.c_size_t.from_address(places.budget)
+        else:
+            self._counter = ctypes.c_size_t.from_buffer(core, Core.counter.offset)
+            self._budget = ctypes.c_size_t.from_buffer(core, Core.budget.offset)
         self._state = PTR(places.cpu)
         self._registers = PTR(places.env)
         self.hidden_from, self.nowhere = 1 << 32, NOWHERE
-        self.pager: Pager | None = None
+        self._pager: Pager | None = None
         self._hidden: mmap.mmap | None = None
         self.uncached = _NO_PAGE
         self._on_cached: Callable[[], None] = lambda: None
-        self.code_pages: set[int] = set()
+        self.code_pages: MutableSet[int] = set() if self._served is None else self._served.code_pages
+        self._share()
         self._code_watch: CodeWatch | None = None
         self._code_changes = False
+
+    @property
+    def pager(self) -> Pager | None:
+        """Who provides the page tables, if the guest does not."""
+        return self._pager
+
+    @pager.setter
+    def pager(self, pager: Pager | None) -> None:
+        self._pager = pager
+        self._want_control()
+
+    def _want_control(self) -> None:
+        """Have loads of control registers told, now that somebody wants to know."""
+
+    def _share(self) -> None:
+        """Tell C of what it looks at itself."""
+        if self._core is not None:
+            self._core.hidden_from, self._core.nowhere = self.hidden_from, self.nowhere
+            self._core.uncached = self.uncached
 
     def watch_code(self, watch: CodeWatch) -> None:
         """Show each block of code to somebody before it is executed, all from now on; only between runs."""
         self._code_watch = watch
-        interpose.tell_of_blocks(self._lib)
+        if self._core is None:
+            interpose.tell_of_blocks(self._lib)
+        else:
+            self._core.tells_of_blocks = 1
 
     def block_appeared(self, linear: int, size: int) -> None:
         """A block of code was translated, and none of it has been executed."""
@@ -96,10 +125,12 @@ class Translation(Registers):
         """
         self.flush_page(linear)
         self.uncached, self._on_cached = linear & U32 & -PAGE_SIZE, on_cached
+        self._share()
 
     def cached(self) -> None:
         """The page of :meth:`drop_page` is about to be cached, or nobody wants to know any more."""
         self.uncached = _NO_PAGE
+        self._share()
         self._on_cached()
 
     def hide_from(self, linear: int) -> None:
@@ -108,6 +139,7 @@ class Translation(Registers):
         What they map there reads as all ones and swallows stores; page faults are as without this.
         """
         self.hidden_from = linear
+        self._share()
         self.flush_tlb()
 
     def hidden_memory(self, size: int) -> tuple[int, memoryview]:

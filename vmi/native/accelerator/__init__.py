@@ -8,15 +8,16 @@ everything in Python, and each run is the same, instruction by instruction.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shlex
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 from vmi.errors import EngineError
+from vmi.native.accelerator.core import Core, Library, installed
+
+__all__ = ["Core", "Library", "build", "forget", "give_up", "installed", "load", "refusal"]
 
 SOURCE = Path(__file__).with_name("core.c")
 FLAGS = ("-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
@@ -25,37 +26,6 @@ SWITCH = "VMI_ACCELERATOR"  # 0 for none
 #: Where the shared object is looked for; tests have their own place.
 folder = SOURCE.parent
 _PATTERN = "_core*.so"
-
-
-class Core(ctypes.Structure):
-    """What C and Python share of one CPU; ``struct core`` in ``core.c``."""
-
-    _fields_ = (
-        ("size", ctypes.c_uint64),
-        ("counter", ctypes.c_uint64),
-        ("budget", ctypes.c_uint64),
-        ("engine", ctypes.c_void_p),
-        ("cpu", ctypes.c_void_p),
-        ("env", ctypes.c_void_p),
-        ("emu_start", ctypes.c_void_p),
-    )
-
-
-class Library:
-    """The shared object."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.functions: Any = ctypes.CDLL(str(path))
-        size = self.functions.vmi_core_size
-        size.restype = ctypes.c_uint64
-        if size() != ctypes.sizeof(Core):
-            raise OSError(f"{path} was built from another version of its source")
-        self.run: Any = self.functions.vmi_core_run
-        self.run.argtypes, self.run.restype = (ctypes.c_void_p, ctypes.c_uint64), ctypes.c_int
-
-    def __repr__(self) -> str:
-        return f"<Library {self.path.name}>"
 
 
 _loaded: dict[Path, Library | None] = {}
@@ -84,6 +54,12 @@ def _load() -> Library | None:
 def refusal() -> str | None:
     """Why a shared object that is there can't be used; None if that is not so."""
     return _refusals.get(folder)
+
+
+def give_up(why: str) -> None:
+    """Do without the library from now on. :param why: a clause."""
+    _loaded[folder] = None
+    _refusals[folder] = why
 
 
 def forget() -> None:
