@@ -105,11 +105,11 @@ class Cpu(Events):
 
     @staticmethod
     def _prove() -> None:
-        from vmi.native import selftest  # it makes CPUs itself
+        from vmi.native import fitness  # it makes CPUs itself
 
         Cpu._proven = True
         try:
-            selftest.prove()
+            fitness.prove()
         except BaseException:
             Cpu._proven = False
             raise
