@@ -93,6 +93,12 @@ class Cpu(Events):
             operations = layout.operations(engine.structure)
             engine.served.adopt(cpu=places.cpu, state=places.env, operations=operations)
         super().__init__(engine, places)
+        if engine.served is not None:
+            engine.served.send_straight(
+                self.straight,
+                flush_page=engine.function("tlb_flush_page_x86_64"),
+                told_cr2=ctypes.addressof(self._told),
+            )
         self._flags_buffer = ctypes.c_uint32()
         self._hook_events(places)
         self.decode(model)
@@ -131,6 +137,7 @@ class Cpu(Events):
     def set_a20(self, enabled: bool) -> None:
         """Open or close the gate of address line 20."""
         self.a20_mask = U32 if enabled else U32 & ~_A20
+        self.straight.parameters.open_a20 = enabled
         self._lib.x86_cpu_set_a20_x86_64(self._state, ctypes.c_int(enabled))
 
     # -- running ----------------------------------------------------------------------------
@@ -147,6 +154,7 @@ class Cpu(Events):
         self._window = False
         self._alone = (0, 0)
         self._interrupt_request.value = _INTERRUPT_HARD if stop_when_interruptible else 0
+        self.straight.before[0] = self.instructions
         self._running = True
         status = self._engine.start(self.eip, budget)
         self._running = False

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vmi.errors import UsageError
+from vmi.native.interrupts import Event, Origin
 from vmi.native.register_names import memory_name, port_name
 from vmi.x86 import HAS_ERROR_CODE, PfError, Vector
 
@@ -108,6 +109,15 @@ class EventLog:
         if self._mmio:
             name = memory_name(address, True) or "nobody"
             self._event("write", f"{f'{address:08x} <- {value:0{2 * size}x}':19} {name}")
+
+    def event(self, event: Event) -> None:
+        """An exception, INT or interrupt that goes to the guest."""
+        if event.origin is Origin.SOFTWARE:
+            self.software_interrupt(event.vector)
+        elif event.origin is Origin.EXTERNAL:
+            self.interrupt(event.vector)
+        else:
+            self.exception(event.vector, event.error, event.address)
 
     def exception(self, vector: int, error: int = 0, address: int = 0) -> None:
         """A fault or trap; ``address`` is CR2 of a page fault."""

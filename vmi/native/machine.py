@@ -28,13 +28,13 @@ from vmi.native.devices.rtc import DEFAULT_EPOCH
 from vmi.native.disk import MOST_DISKS, Disk
 from vmi.native.ends import End, Outcome, code_address, lost
 from vmi.native.engine import ROM_END, ROM_PIECE, ROM_START
-from vmi.native.event_log import EventLog
 from vmi.native.interrupts import Delivery, Event, Origin, TripleFault
 from vmi.native.linear import Linear
 from vmi.native.monitor import Monitor
 from vmi.native.msr import MsrFile
 from vmi.native.privilege import Privilege
 from vmi.native.processor import live_registers
+from vmi.native.straight import fault_name
 from vmi.native.traffic import Traffic
 from vmi.native.turns import MOST_CPUS, Turns
 from vmi.native.wiring import Stop
@@ -54,7 +54,6 @@ DEFAULT_MODEL = MODELS["qemu32"]
 MP_TABLE = 0xF5000
 _SHADOW = 0x20000  # bytes of the firmware that show below 1 MiB too
 
-_FAULT_NAMES = {int(vector): f"#{vector.name}" for vector in Vector}
 _ONE_BYTE = {int(Vector.BP): 0xCC, int(Vector.OF): 0xCE}  # INT3 and INTO
 
 
@@ -110,9 +109,11 @@ class Machine(Traffic):
         self.monitor: Monitor | None = None
         self.exits: Counter[str] = Counter()
         self.end: End | None = None
-        self._idle_ns = 0  # what the clock of the processor that runs has besides its instructions
+        # what the clock of the processor that runs has besides its instructions, and when the run of the CPU
+        # in progress ends at the latest, ns
+        self._time = self.cpu.straight.time
+        self.cpu.straight.set_prices(instruction=NS_PER_INSTRUCTION, event=EVENT_NS)
         self._retry: int | None = None
-        self._run_ends = 0  # when the run of the CPU in progress ends at the latest, ns
         self.halted = False
         self._rom_top = ROM_BAY.start
         self._rom_area: tuple[Segment, ...] = ()  # what the CPU has not been told yet
@@ -220,7 +221,7 @@ class Machine(Traffic):
     # -- time -------------------------------------------------------------------------------
 
     def _now(self) -> int:
-        return self.cpu.now_instructions() * NS_PER_INSTRUCTION + self._idle_ns
+        return self.cpu.now_instructions() * NS_PER_INSTRUCTION + self._time[0]
 
     def own_time(self) -> int:
         """What the clock of the processor that runs shows, ns."""
@@ -228,7 +229,7 @@ class Machine(Traffic):
 
     def set_own_time(self, ns: int) -> None:
         """Set the clock of the processor that runs; only between runs."""
-        self._idle_ns = ns - self.cpu.now_instructions() * NS_PER_INSTRUCTION
+        self._time[0] = ns - self.cpu.now_instructions() * NS_PER_INSTRUCTION
 
     @property
     def instructions(self) -> int:
@@ -250,7 +251,7 @@ class Machine(Traffic):
         """What belongs to no part of the machine: time, and how far it has come."""
         return {
             "instructions": self.cpu.instructions,
-            "idle_ns": self._idle_ns,
+            "idle_ns": self._time[0],
             "halted": self.halted,
             "rom_top": self._rom_top,
             "exits": dict(self.exits),
@@ -258,7 +259,7 @@ class Machine(Traffic):
 
     def set_progress(self, state: State) -> None:
         """Take over what :meth:`progress` gave."""
-        self.cpu.instructions, self._idle_ns = state["instructions"], state["idle_ns"]
+        self.cpu.instructions, self._time[0] = state["instructions"], state["idle_ns"]
         self.halted, self._rom_top = state["halted"], state["rom_top"]
         self.exits.clear()
         self.exits.update(state["exits"])
@@ -279,13 +280,13 @@ class Machine(Traffic):
             else:
                 self.count_fault(vector)
             if self.log is not None:
-                _log_event(self.log, event)
+                self.log.event(event)
             self.deliver(event)
         self.spend(EVENT_NS)
 
     def count_fault(self, vector: int) -> None:
         """Count an exception that goes to the guest."""
-        self.exits[_FAULT_NAMES.get(vector) or f"exception {vector}"] += 1
+        self.exits[fault_name(vector)] += 1
 
     def _int_length(self, vector: int) -> int:
         """Bytes of the INT instruction that ends at EIP: INT3 and INTO have one, INT n has two."""
@@ -301,14 +302,14 @@ class Machine(Traffic):
     def meet_deadline(self) -> None:
         """See :class:`vmi.native.traffic.Traffic`."""
         deadline = self.clock.next_deadline()
-        if deadline is not None and deadline < self._run_ends:
-            self._run_ends = deadline
+        if deadline is not None and deadline < self._time[1]:
+            self._time[1] = deadline
             self.spend(0)
 
     def spend(self, ns: int) -> None:
         """Let time pass without instructions; the run in progress ends as planned, or at once."""
-        self._idle_ns += ns
-        self.cpu.stop_within(max(0, -(-(self._run_ends - self._now()) // NS_PER_INSTRUCTION)))
+        self._time[0] += ns
+        self.cpu.stop_within(max(0, -(-(self._time[1] - self._now()) // NS_PER_INSTRUCTION)))
 
     # -- ends -------------------------------------------------------------------------------
 
@@ -418,8 +419,14 @@ class Machine(Traffic):
                 budget = min(budget, self._retry)
             if self._rom_area:
                 self._protect_rom_area()
-            self._run_ends = self._now() + budget * NS_PER_INSTRUCTION
-            self._act_on(self.cpu.run(budget, stop_when_interruptible=window))
+            self._time[1] = self._now() + budget * NS_PER_INSTRUCTION
+            straight = self.cpu.straight
+            straight.allow(self.nobody_looks())
+            try:
+                stop = self.cpu.run(budget, stop_when_interruptible=window)
+            finally:
+                straight.collect(self.exits)
+            self._act_on(stop)
             if on_slice is not None:
                 on_slice()
 
@@ -452,7 +459,7 @@ class Machine(Traffic):
         self.exits["interrupt"] += 1
         event = Event(self.interrupts.acknowledge(), Origin.EXTERNAL)
         if self.log is not None:
-            _log_event(self.log, event)
+            self.log.event(event)
         self.deliver(event)
         self.spend(EVENT_NS)
 
@@ -482,16 +489,7 @@ class Machine(Traffic):
         if ns is None or not accepts:
             self.finish(Outcome.HALTED, f"the guest halted for ever at {self.cpu.eip:#x}")
             return
-        self._idle_ns += ns
-
-
-def _log_event(log: EventLog, event: Event) -> None:
-    if event.origin is Origin.SOFTWARE:
-        log.software_interrupt(event.vector)
-    elif event.origin is Origin.EXTERNAL:
-        log.interrupt(event.vector)
-    else:
-        log.exception(event.vector, event.error, event.address)
+        self._time[0] += ns
 
 
 def _seconds(ns: int | None) -> str:

@@ -19,6 +19,7 @@ from vmi.native.accelerator import Core
 from vmi.native.engine import HIDDEN_SIZE, HIDDEN_START, NOWHERE, PTR, U64, Engine
 from vmi.native.layout import Places
 from vmi.native.registers import Registers
+from vmi.native.straight import Path
 from vmi.native.wiring import CodeWatch, Pager
 from vmi.x86 import U32
 
@@ -31,6 +32,7 @@ class Translation(Registers):
     :ivar hidden_from: linear addresses from here on show nothing, whatever page tables say.
     :ivar nowhere: guest-physical address of a page that nothing answers.
     :ivar uncached: linear address of the page that :meth:`drop_page` looks after.
+    :ivar straight: the way of events to the guest's handlers, as far as Python need not go along.
     :ivar code_pages: numbers of the pages of RAM that translated code lies in.
     """
 
@@ -48,10 +50,11 @@ class Translation(Registers):
             self._budget = ctypes.c_size_t.from_buffer(core, Core.budget.offset)
         self._state = PTR(places.cpu)
         self._registers = PTR(places.env)
+        self.straight = Path()
         self.hidden_from, self.nowhere = 1 << 32, NOWHERE
         self._pager: Pager | None = None
         self._hidden: mmap.mmap | None = None
-        self.uncached = _NO_PAGE
+        self._look_after(_NO_PAGE)
         self._on_cached: Callable[[], None] = lambda: None
         self.code_pages: MutableSet[int] = set() if self._served is None else self._served.code_pages
         self._share()
@@ -66,6 +69,7 @@ class Translation(Registers):
     @pager.setter
     def pager(self, pager: Pager | None) -> None:
         self._pager = pager
+        self.straight.parameters.pages_too = pager is None
         self._want_control()
 
     def _want_control(self) -> None:
@@ -75,7 +79,11 @@ class Translation(Registers):
         """Tell C of what it looks at itself."""
         if self._core is not None:
             self._core.hidden_from, self._core.nowhere = self.hidden_from, self.nowhere
-            self._core.uncached = self.uncached
+
+    def _look_after(self, page: int) -> None:
+        self.uncached = page
+        if self._core is not None:
+            self._core.uncached = page
 
     def watch_code(self, watch: CodeWatch) -> None:
         """Show each block of code to somebody before it is executed, all from now on; only between runs."""
@@ -124,13 +132,12 @@ class Translation(Registers):
         instruction and must not raise anything.
         """
         self.flush_page(linear)
-        self.uncached, self._on_cached = linear & U32 & -PAGE_SIZE, on_cached
-        self._share()
+        self._on_cached = on_cached
+        self._look_after(linear & U32 & -PAGE_SIZE)
 
     def cached(self) -> None:
         """The page of :meth:`drop_page` is about to be cached, or nobody wants to know any more."""
-        self.uncached = _NO_PAGE
-        self._share()
+        self._look_after(_NO_PAGE)
         self._on_cached()
 
     def hide_from(self, linear: int) -> None:

@@ -22,6 +22,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "straight.h"
+
 #define EXPORT __attribute__((visibility("default")))
 #define RARELY(x) __builtin_expect(!!(x), 0)
 #define NORETURN __attribute__((noreturn))
@@ -94,6 +96,7 @@ struct core {
     char *charge;         /* the operation that has the number of instructions of the block in the making */
     uint32_t counts;      /* that block has been given its counting code */
     uint32_t breaks;      /* that block ends in front of a breakpoint */
+    struct straight *straight; /* what of events need not be asked */
 
     uint32_t (*port_read)(void *engine, uint32_t port, int size, void *user);
     void (*port_write)(void *engine, uint32_t port, int size, uint32_t value, void *user);
@@ -438,9 +441,11 @@ static void on_set_page(void *cpu, uint64_t linear, uint64_t physical, uint32_t 
         if (RARELY((uint32_t)linear >= core->hidden_from))
             physical = core->nowhere;
         if (RARELY(!(((uint32_t)linear ^ core->uncached) & -size))) {
-            show(core);
-            core->cached();
-            take(core);
+            if (!straight_cached(core->straight)) {
+                show(core);
+                core->cached();
+                take(core);
+            }
         }
     }
     set_page(cpu, linear, physical, attributes, access, mode, size);
@@ -716,11 +721,19 @@ static void on_interrupt(void *engine, uint32_t vector, struct core *core)
 {
     void *env = core->env;
     int op = AT(env, ENV_CC_OP, int);
+    uint64_t counter;
 
     core->walking = 0;
     if (op != CC_OP_EFLAGS) {
         AT(env, ENV_CC_SRC, uint64_t) = compute_flags(env, op);
         AT(env, ENV_CC_OP, int) = CC_OP_EFLAGS;
+    }
+    counter = core->budget - (uint64_t)*left_of(core);
+    if (straight_report(core->straight, vector, counter, &core->budget)) {
+        *left_of(core) = (int64_t)(core->budget - counter);
+        if (core->budget == counter)
+            emu_stop(engine);
+        return;
     }
     show(core);
     core->interrupt(engine, vector, NULL);
