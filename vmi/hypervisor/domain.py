@@ -28,6 +28,7 @@ from vmi.hypervisor.tasks import finish_switch
 from vmi.hypervisor.vcpu import VirtualCpu
 from vmi.native.interrupts import Delivery, Event, Origin, TripleFault
 from vmi.native.machine import Machine, Outcome
+from vmi.native.straight import ALL
 from vmi.x86 import D_BIT, IF_BIT, IOPL_MASK, Cr0, Eflags, GuestFault, Seg, Vector
 
 _GATE_LENGTH = 2  # INT n
@@ -44,6 +45,9 @@ _SOFTWARE, _EXCEPTION = Origin.SOFTWARE, Origin.EXCEPTION
 # What the CPU may refuse an instruction of the ROM's own with.
 _ROM_FAULTS = frozenset({_GP, Vector.NP, Vector.SS, _TS, Vector.PF})
 _PRIVILEGED = "privileged instruction"
+# Exceptions that are looked at here, by the CPU's ring: see :meth:`Domain._handle`.
+_ASKED = (ALL, 1 << _GP | 1 << _DB, ALL, 1 << _GP | 1 << _TS)
+_ASKED_IN_ROM = sum(1 << vector for vector in _ROM_FAULTS)
 
 
 class Domain(Beginning):
@@ -53,6 +57,8 @@ class Domain(Beginning):
     de-privileged: one that has just been started may not be yet. ``calls`` counts call-outs by VMI call, the
     machine's ``exits`` count everything by reason.
     """
+
+    lets_pass = True  # it has told the CPU which events go straight to the guest
 
     def __init__(self, machine: Machine, rom: Personality, mmu: str = DEFAULT) -> None:
         self.machine = machine
@@ -72,6 +78,7 @@ class Domain(Beginning):
         self._context = calls.CallContext(self.vcpu, self.emulator.transfers, self.processors)
         self._handlers = calls.load_all()
         machine.monitor = self
+        self._let_pass()
         if machine.turns is not None:
             machine.cpu.on_control = self.control_changed
 
@@ -194,6 +201,22 @@ class Domain(Beginning):
         native_privilege, native_entry = self._native
         self.machine.privilege = self.privilege if active else native_privilege
         self.machine.cpu.enter_kernel = self.privilege.enter_by_sysenter if active else native_entry
+        self._let_pass()
+
+    def _let_pass(self) -> None:
+        """Name the events that need not come here: :meth:`_handle` and the like would not touch them."""
+        path, rom = self.machine.cpu.straight, self.rom
+        if not self.active:
+            path.stay_bare(rom.interrupt, 1 << _GP if self.taken else 0)
+            return
+        path.compress(
+            rom.cells(),
+            gate=rom.interrupt,
+            asked=_ASKED,
+            in_rom=_ASKED_IN_ROM,
+            top=rom.virtual_top,
+            enters=self.mmu.by_registers,
+        )
 
     def _stay_compressed(self) -> bool:
         """Bring a guest back that got to the real ring 0, by a gate to a descriptor that nothing had raised.

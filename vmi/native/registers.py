@@ -378,6 +378,10 @@ class Registers:
         """What CR2 was set to, not counting the page faults that the CPU finds itself."""
         return self._told_cr2[0]
 
+    @told_cr2.setter
+    def told_cr2(self, value: int) -> None:
+        self._told_cr2[0] = value
+
     def dr(self, number: int) -> int:
         """Debug register 0 to 7."""
         return self._d[_DR + 2 * number]

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from vmi.native.registers import TableRegister
 from vmi.x86 import U32, Vector
 
 _POINTER, _U64, _I64, _U32 = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int64, ctypes.c_uint32
@@ -159,6 +160,11 @@ class Path:
         parameters.compressed, parameters.enters, parameters.top = 0, 1, _TOP
         parameters.gate = NO_GATE if gate is None else gate
         parameters.asked[:] = (asked,) * 4
+
+    def show(self, idt: TableRegister, ring: int) -> None:
+        """The IDT of a kernel on ring 1, and the ring that it sees in selectors."""
+        parameters = self.parameters
+        parameters.idt_base, parameters.idt_limit, parameters.shown_ring = idt.base, idt.limit, ring
 
     def compress(
         self, cells: Cells, *, gate: int | None, asked: tuple[int, ...], in_rom: int, top: int, enters: bool

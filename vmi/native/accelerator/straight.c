@@ -377,9 +377,10 @@ static void page_fault_at(struct straight *s, uint32_t linear)
     if (s->cr2)
         *s->cr2 = linear;
     s->flush_page(s->cpu, linear);
-    *s->uncached = linear & -(uint32_t)PAGE;
-    if (s->uncached_word)
+    if (s->uncached_word) {
+        *s->uncached = linear & -(uint32_t)PAGE;
         *s->uncached_word = (linear & -(uint32_t)PAGE) | s->uncached_known;
+    }
 }
 
 bool straight_report(struct straight *s, uint32_t vector, uint64_t counter, uint64_t *budget)
