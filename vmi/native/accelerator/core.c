@@ -46,12 +46,19 @@ enum {
     ENV_CC_OP = 168,
     ENV_HFLAGS = 176,
     ENV_CR4 = 456,
+    CONTEXT_TEMPS = 48, /* temporaries in use */
+    CONTEXT_OPS = 56,   /* operations made */
     CONTEXT_ENV = 39152,
     CONTEXT_ENGINE = 39280,
     OP_ARGS = 24,
 };
 
 enum { WRITABLE = 2, CC_OP_EFLAGS = 1, IF_BIT = 0x200, HF_CPL = 3, HF_INHIBIT_IRQ = 8, CR4_TSD = 4, TYPE_I64 = 1, COND_GE = 3 };
+/*
+ * The library has room for 512 temporaries in a block, doesn't look whether that is enough, and loses some
+ * with many an instruction. By itself it ends a block only at so many operations.
+ */
+enum { MOST_TEMPS = 400, MOST_OPS = 4000, MOST_INSTRUCTIONS = 128 };
 enum { PAGE_BITS = 12, SVM_PAUSE = 0x77, ALONE = 1, LENGTH_OF_CALL = 2, CFLAGS_COUNT = 0x7fff };
 /* what is known of a page of RAM */
 enum { PAGE_HOLDS_CODE = 1, PAGE_IS_WATCHED = 2 };
@@ -361,6 +368,8 @@ static void on_call_n(void *context, void *function, char *result, int count, ch
                 core->counts = 1;
                 gen_counting(core, context);
             }
+            if (RARELY(AT(context, CONTEXT_TEMPS, int) > MOST_TEMPS))
+                AT(context, CONTEXT_OPS, int) = MOST_OPS;
             return;
         }
         if (function == debug_helper)
@@ -369,6 +378,8 @@ static void on_call_n(void *context, void *function, char *result, int count, ch
         function = known(context, function);
     }
     call_n(context, function, result, count, args);
+    if (RARELY(core && AT(context, CONTEXT_TEMPS, int) > MOST_TEMPS))
+        AT(context, CONTEXT_OPS, int) = MOST_OPS;
 }
 
 static void on_translate(void *cpu, struct block *block, int most)
@@ -381,7 +392,7 @@ static void on_translate(void *cpu, struct block *block, int most)
     }
     core->counts = core->breaks = 0;
     core->charge = NULL;
-    translate(cpu, block, most);
+    translate(cpu, block, most < MOST_INSTRUCTIONS ? most : MOST_INSTRUCTIONS);
     /* the library counts the instruction that a breakpoint is in front of, which is not executed */
     block->count -= (uint16_t)core->breaks;
     if (core->charge)
