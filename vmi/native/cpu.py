@@ -134,6 +134,14 @@ class Cpu(Events):
         """Let the guest write to a piece of the ROM area (16 KiB), or not; only between runs."""
         self._engine.set_writable(piece, writable)
 
+    def steady_tsc(self) -> None:
+        """Promise that the time stamp counter counts instructions, except when the bus is asked for something.
+
+        The bus is then asked for it only behind other requests.
+        """
+        if self._core is not None:
+            self._core.tsc_steady = 1
+
     def set_a20(self, enabled: bool) -> None:
         """Open or close the gate of address line 20."""
         self.a20_mask = U32 if enabled else U32 & ~_A20

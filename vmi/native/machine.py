@@ -128,7 +128,9 @@ class Machine(Traffic):
         ]
         self.msr = msrs[0]  # those of the processor that runs
         self.turns = None if cpus == 1 else Turns(self, msrs)
-        if self.turns is not None:
+        if self.turns is None:
+            self.cpu.steady_tsc()  # one a cycle, and an instruction takes one
+        else:
             self.clock.set_source(self.turns.observe)
         for console in (self.console, self.board.console2):
             console.connect_runner(

@@ -40,17 +40,27 @@ enum {
     CPU_CORE = 33136,   /* left to whoever has opened the engine */
     CPU_ACCESS_BACK = 33144,
     CPU_ENV = 35408,    /* the register state is part of the CPU */
+    ENV_EAX = 0,
+    ENV_EDX = 16,
     ENV_EIP = 128,
     ENV_EFLAGS = 136,
     ENV_CC_SRC = 152,
     ENV_CC_OP = 168,
     ENV_HFLAGS = 176,
+    ENV_CR4 = 456,
+    CONTEXT_TEMPS = 48, /* temporaries in use */
+    CONTEXT_OPS = 56,   /* operations made */
     CONTEXT_ENV = 39152,
     CONTEXT_ENGINE = 39280,
     OP_ARGS = 24,
 };
 
-enum { WRITABLE = 2, CC_OP_EFLAGS = 1, IF_BIT = 0x200, HF_INHIBIT_IRQ = 8, TYPE_I64 = 1, COND_GE = 3 };
+enum { WRITABLE = 2, CC_OP_EFLAGS = 1, IF_BIT = 0x200, HF_CPL = 3, HF_INHIBIT_IRQ = 8, CR4_TSD = 4, TYPE_I64 = 1, COND_GE = 3 };
+/*
+ * The library has room for 512 temporaries in a block, doesn't look whether that is enough, and loses some
+ * with many an instruction. By itself it ends a block only at so many operations.
+ */
+enum { MOST_TEMPS = 400, MOST_OPS = 4000, MOST_INSTRUCTIONS = 128 };
 enum { PAGE_BITS = 12, SVM_PAUSE = 0x77, ALONE = 1, LENGTH_OF_CALL = 2, CFLAGS_COUNT = 0x7fff };
 /* what is known of a page of RAM */
 enum { PAGE_HOLDS_CODE = 1, PAGE_IS_WATCHED = 2 };
@@ -89,6 +99,9 @@ struct core {
     uint32_t tells_of_blocks;
     uint32_t tells_of_control;
     uint32_t op_movi, op_ld, op_st, op_add, op_set_label; /* the library's numbers */
+    uint32_t tsc_steady;  /* the time stamp counter counts instructions as long as Python is asked nothing */
+    uint32_t tsc_known;
+    uint64_t tsc_origin;  /* what it was when this run began, if it is known */
     uint32_t walking;     /* a page walk is in progress */
     uint64_t walk_back;   /* and was asked for here */
     uint64_t last_back;   /* where the state was last restored to */
@@ -197,6 +210,7 @@ static void show(struct core *core)
 /* Python has come back: it may have taken an instruction back, or cut the budget. */
 static void take(struct core *core)
 {
+    core->tsc_known = 0;
     if (!--core->inside && core->running)
         *left_of(core) = (int64_t)(core->budget - core->counter);
 }
@@ -357,6 +371,8 @@ static void on_call_n(void *context, void *function, char *result, int count, ch
                 core->counts = 1;
                 gen_counting(core, context);
             }
+            if (RARELY(AT(context, CONTEXT_TEMPS, int) > MOST_TEMPS))
+                AT(context, CONTEXT_OPS, int) = MOST_OPS;
             return;
         }
         if (function == debug_helper)
@@ -365,6 +381,8 @@ static void on_call_n(void *context, void *function, char *result, int count, ch
         function = known(context, function);
     }
     call_n(context, function, result, count, args);
+    if (RARELY(core && AT(context, CONTEXT_TEMPS, int) > MOST_TEMPS))
+        AT(context, CONTEXT_OPS, int) = MOST_OPS;
 }
 
 static void on_translate(void *cpu, struct block *block, int most)
@@ -377,7 +395,7 @@ static void on_translate(void *cpu, struct block *block, int most)
     }
     core->counts = core->breaks = 0;
     core->charge = NULL;
-    translate(cpu, block, most);
+    translate(cpu, block, most < MOST_INSTRUCTIONS ? most : MOST_INSTRUCTIONS);
     /* the library counts the instruction that a breakpoint is in front of, which is not executed */
     block->count -= (uint16_t)core->breaks;
     if (core->charge)
@@ -559,6 +577,7 @@ static void (*check_intercept)(void *env, uint32_t kind, uint64_t parameter, uin
 static void (*helper_into)(void *env, int length);
 static void (*helper_rdpmc)(void *env);
 static void (*helper_rdmsr)(void *env);
+static void (*helper_rdtsc)(void *env);
 static void (*helper_wrmsr)(void *env);
 static void (*helper_sysenter)(void *env, int length);
 static void (*helper_syscall)(void *env, int length);
@@ -656,6 +675,24 @@ static void on_helper_rdpmc(void *env)
     if (core)
         alone(core, BACK);
     helper_rdpmc(env);
+}
+
+/* Asked over and over by guests that wait, so done without Python if what it would say is known. */
+static void on_helper_rdtsc(void *env)
+{
+    struct core *core = core_of_env(env);
+    uint64_t value;
+    struct block *block;
+    bool refused = AT(env, ENV_CR4, uint64_t) & CR4_TSD && AT(env, ENV_HFLAGS, uint32_t) & HF_CPL;
+
+    if (!core || !core->tsc_known || refused || !(block = block_at(core, BACK))) {
+        helper_rdtsc(env);
+        return;
+    }
+    value = core->budget - (uint64_t)*left_of(core) - (uint64_t)(block->count - index_in(block, BACK) - 1);
+    value += core->tsc_origin;
+    AT(env, ENV_EAX, uint64_t) = (uint32_t)value;
+    AT(env, ENV_EDX, uint64_t) = value >> 32;
 }
 
 static void control_loaded(void *env)
@@ -769,6 +806,8 @@ static int on_rdtsc(void *engine, struct core *core)
     show(core);
     handled = core->rdtsc(engine, NULL);
     take(core);
+    core->tsc_known = core->tsc_steady && core->running;
+    core->tsc_origin = (AT(core->env, ENV_EAX, uint32_t) | AT(core->env, ENV_EDX, uint64_t) << 32) - core->counter;
     return handled;
 }
 
@@ -865,6 +904,7 @@ static const struct {
     {"cpu_x86_update_cr4_x86_64", on_update_cr4, &update_cr4},
     {"helper_into_x86_64", on_helper_into, &helper_into},
     {"helper_rdpmc_x86_64", on_helper_rdpmc, &helper_rdpmc},
+    {"helper_rdtsc_x86_64", on_helper_rdtsc, &helper_rdtsc},
     {"helper_rdmsr_x86_64", on_helper_rdmsr, &helper_rdmsr},
     {"helper_wrmsr_x86_64", on_helper_wrmsr, &helper_wrmsr},
     {"helper_sysenter_x86_64", on_helper_sysenter, &helper_sysenter},
@@ -967,7 +1007,7 @@ EXPORT int vmi_core_run(struct core *core, uint64_t eip)
     int status;
 
     core->counter = 0;
-    core->window = core->walking = core->inside = 0;
+    core->window = core->walking = core->inside = core->tsc_known = 0;
     core->store_back = core->last_back = 0;
     *left_of(core) = (int64_t)core->budget;
     core->running = 1;
