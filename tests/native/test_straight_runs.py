@@ -19,7 +19,8 @@ pytestmark = accelerated.only
 TO_USER = "push 0x23 | push 0xa000 | push 0x202 | push 0x1b | mov eax,{l} | push eax | iretd"
 BUSY = (
     "{pic} | {timer} | sti | {ring} | l: int 0x40 | mov eax,[{absent}] | add ecx,1 | into | int3 | "
-    "mov eax,ecx | and eax,7 | div al | k: jmp l | "
+    "rdtsc | add esi,eax | cpuid | rdtsc | int 0x40 | rdtsc | "
+    "xor esi,eax | mov eax,ecx | and eax,7 | div al | k: jmp l | "
     "system: iretd | fault: add esp,4 | add dword ptr [esp],5 | iretd | tick: push eax | mov al,0x20 | "
     "out 0x20,al | pop eax | iretd | skip: add dword ptr [esp],2 | iretd"
 )

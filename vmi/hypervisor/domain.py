@@ -21,6 +21,7 @@ from vmi.hypervisor.callsite import CALL_LENGTH, CallSites, reaches_out
 from vmi.hypervisor.emulate import Emulator
 from vmi.hypervisor.mmu import DEFAULT, create
 from vmi.hypervisor.operands import M, undefined
+from vmi.hypervisor.passing import ROM_FAULTS, Passing
 from vmi.hypervisor.personality import Gate, Personality
 from vmi.hypervisor.privilege import KERNEL_RING, USER_RING, CompressedPrivilege
 from vmi.hypervisor.processors import Processors
@@ -28,7 +29,6 @@ from vmi.hypervisor.tasks import finish_switch
 from vmi.hypervisor.vcpu import VirtualCpu
 from vmi.native.interrupts import Delivery, Event, Origin, TripleFault
 from vmi.native.machine import Machine, Outcome
-from vmi.native.straight import ALL
 from vmi.x86 import D_BIT, IF_BIT, IOPL_MASK, Cr0, Eflags, GuestFault, Seg, Vector
 
 _GATE_LENGTH = 2  # INT n
@@ -42,12 +42,7 @@ _MNEMONICS = {number: name.lower() for name, number in vars(Mnemonic).items() if
 _CS = Seg.CS
 _GP, _BP, _DB, _TS = Vector.GP, Vector.BP, Vector.DB, Vector.TS
 _SOFTWARE, _EXCEPTION = Origin.SOFTWARE, Origin.EXCEPTION
-# What the CPU may refuse an instruction of the ROM's own with.
-_ROM_FAULTS = frozenset({_GP, Vector.NP, Vector.SS, _TS, Vector.PF})
 _PRIVILEGED = "privileged instruction"
-# Exceptions that are looked at here, by the CPU's ring: see :meth:`Domain._handle`.
-_ASKED = (ALL, 1 << _GP | 1 << _DB, ALL, 1 << _GP | 1 << _TS)
-_ASKED_IN_ROM = sum(1 << vector for vector in _ROM_FAULTS)
 
 
 class Domain(Beginning):
@@ -78,7 +73,8 @@ class Domain(Beginning):
         self._context = calls.CallContext(self.vcpu, self.emulator.transfers, self.processors)
         self._handlers = calls.load_all()
         machine.monitor = self
-        self._let_pass()
+        machine.cpu.on_gate(self._called)
+        self._passing = Passing(machine.cpu.straight, rom, self.mmu)
         if machine.turns is not None:
             machine.cpu.on_control = self.control_changed
 
@@ -201,22 +197,7 @@ class Domain(Beginning):
         native_privilege, native_entry = self._native
         self.machine.privilege = self.privilege if active else native_privilege
         self.machine.cpu.enter_kernel = self.privilege.enter_by_sysenter if active else native_entry
-        self._let_pass()
-
-    def _let_pass(self) -> None:
-        """Name the events that need not come here: :meth:`_handle` and the like would not touch them."""
-        path, rom = self.machine.cpu.straight, self.rom
-        if not self.active:
-            path.stay_bare(rom.interrupt, 1 << _GP if self.taken else 0)
-            return
-        path.compress(
-            rom.cells(),
-            gate=rom.interrupt,
-            asked=_ASKED,
-            in_rom=_ASKED_IN_ROM,
-            top=rom.virtual_top,
-            enters=self.mmu.by_registers,
-        )
+        self._passing.update(taken=self.taken, active=active)
 
     def _stay_compressed(self) -> bool:
         """Bring a guest back that got to the real ring 0, by a gate to a descriptor that nothing had raised.
@@ -282,7 +263,7 @@ class Domain(Beginning):
             return event.vector == _BP and event.length == 1 and self._breakpoint()
         if event.vector == _DB:
             return self._step_in_rom()
-        if event.vector in _ROM_FAULTS and self._in_rom() and self._fault_in_rom(event):
+        if event.vector in ROM_FAULTS and self._in_rom() and self._fault_in_rom(event):
             return True
         return event.vector == _GP and self._refused()
 
@@ -312,6 +293,14 @@ class Domain(Beginning):
         if gate is None:
             self._refuse("a call-out from outside the ROM")
             return False
+        self._pass_gate(gate)
+        return True
+
+    def _called(self, number: int) -> None:
+        """A call-out, by the number of its gate: the short way to what :meth:`_gate` does."""
+        self._pass_gate(self._passing.gates[number])
+
+    def _pass_gate(self, gate: abi.Call | Gate) -> None:
         if gate is Gate.PENDING:
             self._count("pending interrupt")
             self._deliver_waiting()
@@ -320,7 +309,6 @@ class Domain(Beginning):
             self.machine.cpu.eax = 1  # the machine is taken over already
         else:
             self._call(gate)
-        return True
 
     def _call(self, call: abi.Call) -> None:
         self._count(call.name)

@@ -135,7 +135,7 @@ class Cpu(Events):
         self._engine.set_writable(piece, writable)
 
     def steady_tsc(self) -> None:
-        """Promise that the time stamp counter counts instructions, except when the bus is asked for something.
+        """Promise that the time stamp counter counts instructions, but for when the bus is asked for things.
 
         The bus is then asked for it only behind other requests.
         """

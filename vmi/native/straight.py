@@ -35,7 +35,8 @@ class Cells(NamedTuple):
 
     :ivar kernel_ss_given: bit of the word ``kernel_ss`` that says whether there is a stack.
     :ivar uncached_known: bit of the word ``uncached`` that says whether there is such a page.
-    :ivar rom: the code of the kernel's ROM, guest-physical.
+    :ivar rom: the code of the kernel's ROM, guest-physical; ``gates`` the places in it that INTs come from
+        by which it calls the hypervisor.
     """
 
     interrupts: int
@@ -47,6 +48,7 @@ class Cells(NamedTuple):
     uncached: int = 0
     uncached_known: int = 0
     rom: range = range(0)
+    gates: range = range(0)
 
 
 class Straight(ctypes.Structure):
@@ -90,6 +92,10 @@ class Straight(ctypes.Structure):
         ("kernel_esp", _POINTER),
         ("kernel_ss_given", _U32),
         ("uncached_known", _U32),
+        ("called", _POINTER),
+        ("gates_start", _U64),
+        ("gate_size", _U32),
+        ("gate_count", _U32),
         ("cr2", _POINTER),
         ("uncached_word", _POINTER),
     )
@@ -182,6 +188,8 @@ class Path:
         parameters.kernel_ss_given, parameters.uncached_known = cells.kernel_ss_given, cells.uncached_known
         parameters.cr2, parameters.uncached_word = cells.cr2, cells.uncached
         parameters.rom_start, parameters.rom_end = cells.rom.start, cells.rom.stop
+        parameters.gates_start, parameters.gate_size = cells.gates.start, cells.gates.step
+        parameters.gate_count = len(cells.gates)
         parameters.asked[:], parameters.asked_in_rom = asked, in_rom
         parameters.gate = NO_GATE if gate is None else gate
         parameters.top, parameters.enters = top or _TOP, enters

@@ -166,6 +166,11 @@ class Vmware:
             uncached=at + flavour.UNCACHED,
             uncached_known=flavour.UNCACHED_KNOWN,
             rom=range(self.base, self.base + self._data),
+            gates=range(
+                self.base + layout.gate_offset(0),
+                self.base + layout.gate_offset(flavour.PENDING_GATE + 1),
+                layout.GATE_SIZE,
+            ),
         )
 
     def save_words(self) -> bytes:

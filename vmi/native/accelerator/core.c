@@ -759,6 +759,7 @@ static void on_interrupt(void *engine, uint32_t vector, struct core *core)
     void *env = core->env;
     int op = AT(env, ENV_CC_OP, int);
     uint64_t counter;
+    int gate;
 
     core->walking = 0;
     if (op != CC_OP_EFLAGS) {
@@ -768,7 +769,18 @@ static void on_interrupt(void *engine, uint32_t vector, struct core *core)
     counter = core->budget - (uint64_t)*left_of(core);
     if (straight_report(core->straight, vector, counter, &core->budget)) {
         *left_of(core) = (int64_t)(core->budget - counter);
+        core->tsc_origin += (uint64_t)(core->straight->ns_event / core->straight->ns_each);
         if (core->budget == counter)
+            emu_stop(engine);
+        return;
+    }
+    gate = straight_gate(core->straight, vector, counter, core->budget);
+    if (gate >= 0) {
+        show(core);
+        core->straight->called((uint32_t)gate);
+        straight_spend(core->straight, core->counter, &core->budget);
+        take(core);
+        if (core->budget == core->counter)
             emu_stop(engine);
         return;
     }

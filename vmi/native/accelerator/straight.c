@@ -30,7 +30,7 @@ enum { ARITHMETIC = 0x8d5, DIRECTION = 0x400, CC_OP_EFLAGS = 1 };
 enum { PE = 1, WP = 0x10000, PSE = 0x10, PAE = 0x20, NXE = 0x800 };
 enum { PTE_P = 1, PTE_RW = 2, PTE_A = 0x20, PTE_D = 0x40, PTE_PS = 0x80 };
 enum { DB = 1, BP = 3, OF = 4, DF = 8, TS = 10, NP = 11, STACK = 12, GP = 13, PF = 14, AC = 17 };
-enum { GATE_INTERRUPT = 14, GATE_TRAP = 15, KERNEL_RING = 1, USER_RING = 3 };
+enum { LENGTH_OF_INT = 2, GATE_INTERRUPT = 14, GATE_TRAP = 15, KERNEL_RING = 1, USER_RING = 3 };
 enum { ROM_START = 0xc0000, ROM_END = 0x100000, PAGE = 0x1000, HOLDS_CODE = 1 };
 
 static const uint32_t PG = 0x80000000, PRESENT = 1 << 15, SEGMENT = 1 << 12, CODE = 1 << 11, ACCESSED = 1 << 8;
@@ -387,7 +387,7 @@ bool straight_report(struct straight *s, uint32_t vector, uint64_t counter, uint
 {
     void *env = s->env;
     bool software = AT(env, ENV_IS_INT, uint32_t);
-    int64_t error = -1, left;
+    int64_t error = -1;
 
     /* at the end of a run there may be more to it */
     if (!s->reports || counter >= *budget || !goes_straight(s, vector, software))
@@ -404,12 +404,36 @@ bool straight_report(struct straight *s, uint32_t vector, uint64_t counter, uint
         s->software++;
     else
         s->exceptions[vector]++;
+    straight_spend(s, counter, budget);
+    return true;
+}
+
+void straight_spend(struct straight *s, uint64_t counter, uint64_t *budget)
+{
+    int64_t left;
+
     s->idle += s->ns_event;
     left = s->run_ends - s->idle - (int64_t)(s->before + counter) * s->ns_each;
     left = left <= 0 ? 0 : (left + s->ns_each - 1) / s->ns_each;
     if (counter + (uint64_t)left < *budget)
         *budget = counter + (uint64_t)left;
-    return true;
+}
+
+int straight_gate(struct straight *s, uint32_t vector, uint64_t counter, uint64_t budget)
+{
+    void *env = s->env;
+    uint64_t at;
+
+    if (vector != s->gate || !s->called || !s->reports || !s->compressed || !s->enters || counter >= budget)
+        return -1;
+    if (!AT(env, ENV_IS_INT, uint32_t) || (AT(env, ENV_HFLAGS, uint32_t) & HF_CPL) != KERNEL_RING)
+        return -1;
+    if (!find(s, (uint32_t)segment(env, CS)->base + AT(env, ENV_EIP, uint32_t) - LENGTH_OF_INT, 1, false, &at))
+        return -1;
+    if (at < s->gates_start || at - s->gates_start >= (uint64_t)s->gate_size * s->gate_count)
+        return -1;
+    AT(env, ENV_OLD_EXCEPTION, uint32_t) = UINT32_MAX;
+    return (int)((at - s->gates_start) / s->gate_size);
 }
 
 bool straight_cached(struct straight *s)

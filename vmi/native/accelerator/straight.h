@@ -58,6 +58,10 @@ struct straight {
     uint32_t *kernel_esp;
     uint32_t kernel_ss_given;  /* bit of kernel_ss that says whether it did */
     uint32_t uncached_known;   /* bit of uncached_word that says that there is such a page */
+    void (*called)(uint32_t number); /* who is told of INTs from the gates in the ROM; NULL for nobody */
+    uint64_t gates_start;      /* guest-physical */
+    uint32_t gate_size;
+    uint32_t gate_count;
     uint32_t *cr2;             /* where the ROM shows CR2, NULL for nowhere */
     uint32_t *uncached_word;   /* where the ROM sees that page */
 };
@@ -69,6 +73,15 @@ struct straight {
  * False: nothing has changed that Python would not change likewise, and it has to do it.
  */
 bool straight_report(struct straight *straight, uint32_t vector, uint64_t counter, uint64_t *budget);
+
+/*
+ * Number of the gate in the ROM that an INT comes from, if somebody is to be told of just that; negative if
+ * not. Behind the telling comes straight_spend().
+ */
+int straight_gate(struct straight *straight, uint32_t vector, uint64_t counter, uint64_t budget);
+
+/* Let the time of an event pass. */
+void straight_spend(struct straight *straight, uint64_t counter, uint64_t *budget);
 
 /* A page that somebody waits for is about to be cached; false: Python has to be told. */
 bool straight_cached(struct straight *straight);
