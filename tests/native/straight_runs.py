@@ -68,7 +68,7 @@ def stops(make: Callable[[], Guest], seed: int, limit_ns: int) -> list[Seen]:
     machine = make().machine
     found = []
     while machine.own_time() < limit_ns:
-        end = machine.run(random.choice((10, 990, 1010, 5_000, 40_000, limit_ns)))
+        end = machine.run(random.choice((10, 13, 990, 1_017, random.randrange(1, 9_000), 40_000, limit_ns)))
         found.append(seen(machine))
         if end.outcome is not Outcome.TIMEOUT:
             break
