@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from tests.native.accelerator import accelerated
 from tests.native.entries import STEPS, Change, compare, prepare
 from tests.native.guest import (
+    CODE,
     CODE0,
     CODE1,
     CODE3,
@@ -153,3 +154,12 @@ def test_wide_tables(stores, no_execute):
         guest.memory.put_u32(at, value)
     done = compare(guest, guest.machine.delivery, INT, in_c=True)
     assert done or stores
+
+
+def test_a_frame_on_a_page_of_code_is_left_to_python():
+    """Its translations have to be dropped."""
+    guest = Guest(f"mov esp,{CODE + 0x20} | int 0x30 | h: hlt", {0x30: "h"})
+    guest.run()
+    assert not compare(guest, guest.machine.delivery, INT, in_c=True)
+    guest.cpu.esp = STACK
+    assert compare(guest, guest.machine.delivery, INT, in_c=True)
