@@ -28,7 +28,6 @@ from vmi.native.devices.rtc import DEFAULT_EPOCH
 from vmi.native.disk import MOST_DISKS, Disk
 from vmi.native.ends import End, Outcome, code_address, lost
 from vmi.native.engine import ROM_END, ROM_PIECE, ROM_START
-from vmi.native.event_log import EventLog
 from vmi.native.interrupts import Delivery, Event, Origin, TripleFault
 from vmi.native.linear import Linear
 from vmi.native.monitor import Monitor
@@ -279,7 +278,7 @@ class Machine(Traffic):
             else:
                 self.count_fault(vector)
             if self.log is not None:
-                _log_event(self.log, event)
+                self.log.event(event)
             self.deliver(event)
         self.spend(EVENT_NS)
 
@@ -452,7 +451,7 @@ class Machine(Traffic):
         self.exits["interrupt"] += 1
         event = Event(self.interrupts.acknowledge(), Origin.EXTERNAL)
         if self.log is not None:
-            _log_event(self.log, event)
+            self.log.event(event)
         self.deliver(event)
         self.spend(EVENT_NS)
 
@@ -483,15 +482,6 @@ class Machine(Traffic):
             self.finish(Outcome.HALTED, f"the guest halted for ever at {self.cpu.eip:#x}")
             return
         self._idle_ns += ns
-
-
-def _log_event(log: EventLog, event: Event) -> None:
-    if event.origin is Origin.SOFTWARE:
-        log.software_interrupt(event.vector)
-    elif event.origin is Origin.EXTERNAL:
-        log.interrupt(event.vector)
-    else:
-        log.exception(event.vector, event.error, event.address)
 
 
 def _seconds(ns: int | None) -> str:
