@@ -44,10 +44,10 @@ def spans(text: str) -> list[range]:
 # --- examples ---
 
 
-@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("number", range(3))
 def test_python_example_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     examples = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    assert len(examples) == 2
+    assert len(examples) == 3
     monkeypatch.chdir(tmp_path)
     exec(compile(examples[number], f"example {number} of docs/machine.md", "exec"), {})
 

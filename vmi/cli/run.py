@@ -181,7 +181,7 @@ def command(
         if save is not None and guest.domain is not None:
             raise UsageError("a machine with a hypervisor on it can't be saved, so --save needs one without")
         with watch:
-            result = guest.run(timeout_ns=limit, until=wanted, observer=watch)
+            result = guest.run(timeout_ns=limit, until=wanted, observer=watch, hashed=ui.json)
     _tell(ui, result)
 
 
@@ -223,8 +223,9 @@ def _tell(ui: Ui, result: RunResult) -> None:
         f"{result.mode}: {result.reason} ({result.outcome.value}; {result.instructions:,} instructions, "
         f"{seconds(result.virtual_ns)} guest time, {result.wall_s:.1f} s here)"
     )
-    ui.detail(counts_table("exits by reason", result.exits))
-    ui.detail(counts_table("VMI calls that left the ROM", result.calls))
+    if ui.verbose:
+        ui.detail(counts_table("exits by reason", result.exits))
+        ui.detail(counts_table("VMI calls that left the ROM", result.calls))
     if result.exit_status:
         raise typer.Exit(result.exit_status)
 

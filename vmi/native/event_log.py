@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vmi.errors import UsageError
+from vmi.native.interrupts import Event, Origin
 from vmi.native.register_names import memory_name, port_name
 from vmi.x86 import HAS_ERROR_CODE, PfError, Vector
 
@@ -121,6 +122,15 @@ class EventLog:
         """
         if self._refusals:
             self._event("no", what if vector is None else f"{what}: {_fault(vector, error, address)}")
+
+    def event(self, event: Event) -> None:
+        """An exception or an interrupt is delivered, of whatever kind."""
+        if event.origin is Origin.SOFTWARE:
+            self.software_interrupt(event.vector)
+        elif event.origin is Origin.EXTERNAL:
+            self.interrupt(event.vector)
+        else:
+            self.exception(event.vector, event.error, event.address)
 
     def software_interrupt(self, vector: int) -> None:
         """An INT instruction; EIP is behind it."""

@@ -19,6 +19,7 @@ from vmi.native.boot import firmware, loader, mptable
 from vmi.native.boot.memory_map import RAM_LIMIT
 from vmi.native.boot.state import BootState, Module
 from vmi.native.bus import State
+from vmi.native.checkpoint import Checkpoint
 from vmi.native.clock import Clock
 from vmi.native.cpu import Cpu
 from vmi.native.cpuid import MODELS, CpuModel
@@ -28,7 +29,6 @@ from vmi.native.devices.rtc import DEFAULT_EPOCH
 from vmi.native.disk import MOST_DISKS, Disk
 from vmi.native.ends import End, Outcome, code_address, lost
 from vmi.native.engine import ROM_END, ROM_PIECE, ROM_START
-from vmi.native.event_log import EventLog
 from vmi.native.interrupts import Delivery, Event, Origin, TripleFault
 from vmi.native.linear import Linear
 from vmi.native.monitor import Monitor
@@ -116,6 +116,7 @@ class Machine(Traffic):
         self.halted = False
         self._rom_top = ROM_BAY.start
         self._rom_area: tuple[Segment, ...] = ()  # what the CPU has not been told yet
+        self.rom_area_told: tuple[Segment, ...] = ()  # and what it has, if it was told anything
         self.board = Board(
             self.memory, self.clock, model, self, epoch=epoch, disks=disks, video_bios=video_bios, cpus=cpus
         )
@@ -243,6 +244,10 @@ class Machine(Traffic):
         """Write the whole machine to a folder, see :func:`vmi.native.snapshot.save`."""
         snapshot.save(self, folder)
 
+    def checkpoint(self) -> Checkpoint:
+        """Keep the whole machine in memory, to go back to as often as you like, see :class:`Checkpoint`."""
+        return Checkpoint(self)
+
     @classmethod
     def restore(cls, folder: Path, disks: Sequence[Disk | None] | None = None) -> Machine:
         """The machine that a folder holds, see :func:`vmi.native.snapshot.restore`."""
@@ -281,7 +286,7 @@ class Machine(Traffic):
             else:
                 self.count_fault(vector)
             if self.log is not None:
-                _log_event(self.log, event)
+                self.log.event(event)
             self.deliver(event)
         self.spend(EVENT_NS)
 
@@ -358,10 +363,15 @@ class Machine(Traffic):
         self.cpu.stop_soon()
 
     def _protect_rom_area(self) -> None:
-        for segment in self._rom_area:
+        self.protect(self._rom_area)
+        self._rom_area = ()
+
+    def protect(self, segments: tuple[Segment, ...]) -> None:
+        """Let the CPU write to the pieces of the ROM area that are RAM; only between runs."""
+        for segment in segments:
             for piece in range(segment.start, segment.start + segment.size, ROM_PIECE):
                 self.cpu.set_writable(piece, segment.writes)
-        self._rom_area = ()
+        self.rom_area_told = segments
 
     def load_memory(self, address: int, size: int) -> bytes:
         """Read guest-physical memory for a device."""
@@ -454,7 +464,7 @@ class Machine(Traffic):
         self.exits["interrupt"] += 1
         event = Event(self.interrupts.acknowledge(), Origin.EXTERNAL)
         if self.log is not None:
-            _log_event(self.log, event)
+            self.log.event(event)
         self.deliver(event)
         self.spend(EVENT_NS)
 
@@ -485,15 +495,6 @@ class Machine(Traffic):
             self.finish(Outcome.HALTED, f"the guest halted for ever at {self.cpu.eip:#x}")
             return
         self._idle_ns += ns
-
-
-def _log_event(log: EventLog, event: Event) -> None:
-    if event.origin is Origin.SOFTWARE:
-        log.software_interrupt(event.vector)
-    elif event.origin is Origin.EXTERNAL:
-        log.interrupt(event.vector)
-    else:
-        log.exception(event.vector, event.error, event.address)
 
 
 def _seconds(ns: int | None) -> str:

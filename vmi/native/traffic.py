@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from vmi.memory import PhysicalMemory
 from vmi.native.board import Board
 from vmi.native.cpu import Cpu
 from vmi.native.cpuid import CpuModel
-from vmi.native.event_log import EventLog
 from vmi.native.monitor import Monitor
 from vmi.native.msr import MsrFile
 from vmi.native.privilege import Privilege
 from vmi.native.turns import Turns
 from vmi.x86 import GuestFault
+
+if TYPE_CHECKING:
+    from vmi.native.event_log import EventLog
 
 
 class Traffic(ABC):

@@ -155,6 +155,17 @@ class Translation(Registers):
             self._engine.map_hidden(ctypes.addressof(self._anchor), size)
         return HIDDEN_START, memoryview(self._hidden)
 
+    def hidden_view(self) -> tuple[memoryview, int] | None:
+        """The bytes of :meth:`hidden_memory` and their address in this process; None before there are any."""
+        if self._hidden is None:
+            return None
+        return memoryview(self._hidden), ctypes.addressof(self._anchor)
+
+    @property
+    def shows_blocks(self) -> bool:
+        """Somebody is shown each block of code before it is executed, see :meth:`watch_code`."""
+        return self._code_watch is not None
+
     def load_root(self, address: int) -> None:
         """Load CR3 with an address that may lie in hidden memory, above what CR3 has room for."""
         self._lib.cpu_x86_update_cr3_x86_64(self._registers, U64(address))

@@ -12,16 +12,18 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from vmi.errors import UsageError
+from vmi.hypervisor import DEFAULT_MMU as DEFAULT
 from vmi.hypervisor.mmu import direct, shadow
 from vmi.hypervisor.mmu.notices import Notices
 from vmi.native.machine import Machine
+
+__all__ = ["DEFAULT", "STRATEGIES", "Mmu", "create"]
 
 #: Name of the strategy -> how it is made.
 STRATEGIES: dict[str, Callable[[Machine, Notices, int], Mmu]] = {
     "direct": direct.DirectMmu,
     "shadow": shadow.ShadowMmu,
 }
-DEFAULT = "direct"
 
 
 class Mmu(Protocol):
