@@ -42,9 +42,9 @@ class Code:
     """One listing with what control flow says about it.
 
     ``labels``: a byte per text byte, 1 where control may arrive; ``hard`` are those of them at which it may
-    arrive by other ways than direct jumps of the text, and ``values`` those that stand in data or in an
-    instruction as a number. ``reached``: a byte per entry, nonzero when a label leads there. ``pinned``:
-    ranges that must stay, in address order.
+    arrive by other ways than direct jumps of the text and the fault table, and ``values`` those that stand in
+    data or in an instruction as a number. ``reached``: a byte per entry, nonzero when a label leads there.
+    ``pinned``: ranges that must stay, in address order.
     """
 
     listing: Listing
@@ -107,7 +107,7 @@ def flow(scan: Scan) -> Flow:
     values, certain, jumped = (
         Marks(scan, pointers, _numbers(scan)),
         Marks(scan, named, calls),
-        Marks(scan, jumps),
+        Marks(scan, jumps, scan.hints.fixups),
     )
     if not _has_relocations(scan.image):
         labels = values | certain | jumped
@@ -119,8 +119,8 @@ def flow(scan: Scan) -> Flow:
         values.add(words)
     hard = values | certain
     labels = hard | jumped
-    branches = named.union(jumps, calls)
-    inner = no_starts(scan.listings, branches)
+    branches = named.union(jumps, calls, scan.hints.fixups)
+    inner = no_starts(scan.listings, branches | scan.hints.locks)
     references = [reference for listing in scan.listings for reference in listing.references]
     codes = []
     sixteen: list[Skipped] = []
@@ -195,13 +195,10 @@ def _has_relocations(image: Image) -> bool:
 
 
 def _relocated(scan: Scan) -> Iterator[int]:
-    image, bounds, table = scan.image, scan.bounds, scan.hints.fault_table
-    # The places that a fault table names for going on are known already, and nothing jumps to the others.
-    low = table.start if table is not None else 0
-    high = low + table.count * table.entry if table is not None else 0
+    image, bounds, tables = scan.image, scan.bounds, _tables(scan)
     for relocation in image.relocations:
         word = image.u32(relocation.address)
-        if word is None or low <= relocation.address < high:
+        if word is None or any(low <= relocation.address < high for low, high in tables):
             continue
         if relocation.kind == R_386_32:
             value = bounds.normal(word)
@@ -213,12 +210,16 @@ def _relocated(scan: Scan) -> Iterator[int]:
             yield value
 
 
+def _tables(scan: Scan) -> list[tuple[int, int]]:
+    """[start, end) of tables of which each entry is known: where control comes is, and is that."""
+    faults, locks = scan.hints.fault_table, scan.hints.lock_table
+    found = [] if faults is None else [(faults.start, faults.start + faults.count * faults.entry)]
+    return found if locks is None else [*found, (locks.start, locks.start + WORD * locks.count)]
+
+
 def _scanned(scan: Scan) -> Iterator[int]:
     low, high = scan.bounds.start, scan.bounds.end
-    inside = [(listing.start, listing.end) for listing in scan.listings]
-    table = scan.hints.fault_table
-    if table is not None:
-        inside = sorted([*inside, (table.start, table.start + table.count * table.entry)])
+    inside = sorted([*((listing.start, listing.end) for listing in scan.listings), *_tables(scan)])
     for segment in scan.image.segments:
         for start, end in _outside(segment.vaddr, segment.end, inside):
             data = segment.data[start - segment.vaddr : end - segment.vaddr]

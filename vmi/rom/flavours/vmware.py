@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from vmi import abi
 from vmi.abi import INTERRUPT_FLAG
+from vmi.rom.layout import Promise
 from vmi.rom.template import Flavour, Template, absent, body, code, gate
 from vmi.rom.updates import flush_page, gate_if, linear_mapping, noting
 from vmi.x86 import Cr0, Eflags
@@ -452,4 +453,5 @@ FLAVOUR = Flavour(
     gate_interrupt=GATE_INTERRUPT,
     special_gates=("init_gate", "pending_gate"),
     words=_WORDS,
+    promises=Promise.FAULTS_AT_CALL,
 )
