@@ -807,6 +807,8 @@ TOPICS: tuple[Topic, ...] = (
         "it was entered with.",
         "VMI-Call-07: Entered with virtual interrupts off, no call but EnableInterrupts, SetInterruptMask, "
         "Halt, IRET and SYSEXIT lets an interrupt handler run.",
+        "VMI-Call-08: A call leaves the guest for its hypervisor once at most, faults of the guest's own and "
+        "the filling of translations excepted.",
     ),
 )
 
