@@ -185,10 +185,14 @@ class Rig:
             raise Broken(done.stop, f"asking for the relocation of call {number}")
         return done.registers
 
+    def offers(self, name: str) -> bool:
+        """The ROM has code for a call."""
+        return self.entry(name)[0] in (Reloc.CALL_REL, Reloc.JUMP_REL)
+
     def need(self, *names: str) -> None:
         """Raise Unfit unless all these calls have code to call."""
         for name in names:
-            if self.entry(name)[0] not in (Reloc.CALL_REL, Reloc.JUMP_REL):
+            if not self.offers(name):
                 raise Unfit(f"the ROM answers {self.entry(name)[0].name} for {name}")
 
     def call(self, name: str, *stack: int, **registers: int) -> Called:

@@ -75,6 +75,29 @@ null_segments:
         mov fs, eax
         mov gs, eax
         jmp done
+load_ds:
+        mov ebx, ds
+        mov ds, eax
+        mov ds, ebx
+        jmp done
+load_es:
+        mov es, eax
+        jmp done
+load_fs:
+        mov fs, eax
+        jmp done
+load_gs:
+        mov gs, eax
+        jmp done
+load_by_fs:
+        mov eax, fs:[0]
+        jmp done
+int30:  int 0x30
+        jmp done
+; a handler that ends the run as it was entered
+mask:   mov ax, 0x10
+        mov ds, eax
+        jmp done
 open_irq1:
         mov al, 0xfd
         out 0x21, al
