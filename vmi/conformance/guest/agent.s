@@ -94,6 +94,38 @@ load_by_fs:
         jmp done
 int30:  int 0x30
         jmp done
+; a call with null selectors in DS and ES
+null_call:
+        xor edx, edx
+        mov ds, edx
+        mov es, edx
+null_site:
+        nop
+        nop
+        nop
+        nop
+        nop
+        mov edx, ss
+        mov ds, edx
+        mov es, edx
+        jmp done
+iret_site:
+        iretd
+        nop
+        nop
+        nop
+        nop
+; one interrupt of the timer, 1 ms from now
+timer_once:
+        mov al, 0x30
+        out 0x43, al
+        mov al, 0xa9
+        out 0x40, al
+        mov al, 0x04
+        out 0x40, al
+        mov al, 0xfe
+        out 0x21, al
+        jmp done
 ; a handler that ends the run as it was entered
 mask:   mov ax, 0x10
         mov ds, eax
