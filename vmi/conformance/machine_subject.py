@@ -19,7 +19,8 @@ from vmi.native.cpuid import MODELS, CpuModel
 from vmi.native.machine import Machine, Outcome
 
 _GENERAL = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
-_MODELS = {Paging.PAE: "i686-pae"}
+# another processor each time, so that every feature is there once
+_MODELS = {Paging.PSE: "i686-apic", Paging.PAE: "qemu32"}
 _ENDS = {
     Outcome.DEBUG_EXIT: End.DONE,
     Outcome.TIMEOUT: End.TIMEOUT,

@@ -130,6 +130,10 @@ timer_once:
 mask:   mov ax, 0x10
         mov ds, eax
         jmp done
+open_irq0:
+        mov al, 0xfe
+        out 0x21, al
+        jmp done
 open_irq1:
         mov al, 0xfd
         out 0x21, al
