@@ -24,7 +24,7 @@ __all__ = ["app", "main"]
 
 _ROM = "rom"
 VERBS = (
-    _ROM, "patch", "unpatch", "prove", "inspect", "run", "compare", "stat", "demo", "header", "abi",
+    _ROM, "patch", "unpatch", "prove", "inspect", "run", "compare", "stat", "conform", "demo", "header", "abi",
     "version",
 )  # fmt: skip
 

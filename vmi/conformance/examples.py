@@ -49,9 +49,17 @@ def _idt(rig: Rig) -> None:
 
 
 def _msrs(rig: Rig) -> None:
-    done = rig.call("CPUID", eax=1, ecx=0)
-    if not done.registers["edx"] & _HAS_MSRS:
+    if not _features(rig) & _HAS_MSRS:
         raise Unfit("the processor has no model-specific registers")
+
+
+def _sysenter(rig: Rig) -> None:
+    if not _features(rig) & _HAS_SYSENTER:
+        raise Unfit("the processor has no SYSENTER, whose registers would do")
+
+
+def _features(rig: Rig) -> int:
+    return rig.call("CPUID", eax=1, ecx=0).registers["edx"]
 
 
 def _buffer(rig: Rig) -> None:
@@ -59,7 +67,7 @@ def _buffer(rig: Rig) -> None:
 
 
 _PAGE = FREE_PAGES
-_HAS_MSRS = 1 << 5
+_HAS_MSRS, _HAS_SYSENTER = 1 << 5, 1 << 11
 _OUTSIDE = 0xE4  # a port that nothing answers
 
 
@@ -106,7 +114,7 @@ _PORTS = {
 #: By call. What is not here can't be called as the others can; see :data:`NO_RETURN` and the cases by hand.
 EXAMPLES: dict[str, tuple[Example, ...]] = {
     "CPUID": tuple(Example({"eax": leaf, "ecx": 0}, same=False) for leaf in (0, 1, 0x80000000)),
-    "WRMSR": (Example({"ecx": 0x174, "eax": 0, "edx": 0}, before=_msrs),),
+    "WRMSR": (Example({"ecx": 0x174, "eax": 0, "edx": 0}, before=_sysenter),),
     "RDMSR": (Example({"ecx": 0x10}, before=_msrs, same=False),),
     "SetGDT": (Example({"eax": SCRATCH}, before=_gdt),),
     "SetLDT": (Example({"eax": layout.LDT}), Example({"eax": 0}), Example({"eax": 0xABCD0000 | layout.LDT})),

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from vmi.conformance.case import Case, Findings
 from vmi.conformance.rig import Broken, Rig, Unfit
-from vmi.conformance.subject import End, Environment, Maker
+from vmi.conformance.subject import End, Environment, Maker, Stop
 from vmi.conformance.verdict import Verdict
 from vmi.errors import VmiError
 
-_ENDS = {End.TIMEOUT: Verdict.TIMEOUT, End.CRASHED: Verdict.CRASH}
+_ENDS = {End.TIMEOUT: Verdict.TIMEOUT, End.CRASHED: Verdict.CRASH, End.UNKNOWN: Verdict.ERROR}
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,33 @@ class Result:
 def run(cases: Iterable[Case], maker: Maker, environment: Environment) -> Iterator[Result]:
     """Run cases one after the other, each on a guest of its own."""
     subject = maker(environment)
+    stuck: Broken | None = None  # a guest that can't begin can't begin the next time either
     for case in cases:
         started = time.perf_counter()
-        verdict, reasons, assertions = _run_one(case, Rig(subject, environment))
+        rig = Rig(subject, environment)
+        if case.begun and stuck is None and environment.paging in case.paging:
+            stuck = _begin(rig)
+        verdict, reasons, assertions = _run_one(case, rig, stuck if case.begun else None)
         yield Result(case, environment, verdict, reasons, assertions, time.perf_counter() - started)
 
 
-def _run_one(case: Case, rig: Rig) -> tuple[Verdict, tuple[str, ...], int]:
+def _begin(rig: Rig) -> Broken | None:
+    try:
+        rig.begin()
+    except Broken as trouble:
+        return trouble
+    except Exception as error:
+        return Broken(Stop(End.UNKNOWN, f"{type(error).__name__}: {error}"), "beginning")
+    return None
+
+
+def _run_one(case: Case, rig: Rig, stuck: Broken | None) -> tuple[Verdict, tuple[str, ...], int]:
     if rig.environment.paging not in case.paging:
         return Verdict.SKIP, (f"it makes no sense with paging {rig.environment.paging.value}",), 0
     found = Findings()
     try:
-        if case.begun:
-            rig.begin()
+        if stuck is not None:
+            raise stuck
         case.body(rig, found)
     except Unfit as reason:
         return Verdict.SKIP, (str(reason),), found.assertions

@@ -43,6 +43,7 @@ class End(StrEnum):
     OFF = "off"
     HALTED = "halted"  # it waits for an interrupt that never comes
     REFUSED = "refused"  # the hypervisor ended it with a reason
+    UNKNOWN = "unknown"  # the subject itself went wrong
 
 
 @dataclass(frozen=True)

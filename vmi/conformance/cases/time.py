@@ -35,9 +35,8 @@ def _alarm(rig: Rig, flags: int, expiry: int, period: int = 0) -> Called:
 
 def _spin(rig: Rig, cycles: int) -> list[int]:
     """Let the guest run for some time with interrupts on; the vectors that came."""
-    rig.value("EnableInterrupts")
+    vectors = [frame.vector for frame in rig.call("EnableInterrupts").frames]
     target = _counter(rig, _REAL) + cycles
-    vectors: list[int] = []
     while _counter(rig, _REAL) < target:
         vectors += [frame.vector for frame in rig.go("spin", ecx=500).frames]
     rig.value("DisableInterrupts")
@@ -102,8 +101,7 @@ def once(rig: Rig, found: Findings) -> None:
     for flags in (_REAL, _AVAILABLE, _AVAILABLE | _PERIODIC):
         expiry = _counter(rig, flags & 0xFF) + _SHORT
         _alarm(rig, flags, expiry)
-        vectors: list[int] = []
-        rig.value("EnableInterrupts")
+        vectors = [frame.vector for frame in rig.call("EnableInterrupts").frames]
         while not vectors and _counter(rig, _REAL) < expiry + 10 * _SHORT:
             vectors += [frame.vector for frame in rig.go("spin", ecx=200).frames]
         found.equal("vectors", vectors, [_TIMER])
