@@ -10,12 +10,13 @@ from vmi import abi
 from vmi.abi import Call, FlagsEffect
 from vmi.conformance.case import ALL_PAGING, Body, Case, Findings
 from vmi.conformance.examples import EXAMPLES, Example
-from vmi.conformance.layout import STACK
+from vmi.conformance.layout import FREE_SELECTOR, GDT, STACK, descriptor
 from vmi.conformance.rig import Called, Rig, fill
 from vmi.x86 import Eflags
 
 _MOST_BELOW = 32  # bytes below the stack pointer that a call may write
 _CANARY = 0xC5
+_NO_USE = FREE_SELECTOR + 8  # a data segment far from everything
 _CHANGES_IF = {"EnableInterrupts", "DisableInterrupts", "SetInterruptMask", "IRET", "SYSEXIT", "Halt"}
 
 
@@ -100,10 +101,16 @@ def exits(rig: Rig, found: Findings, *, call: Call, example: Example) -> None:
 
 
 def segments(rig: Rig, found: Findings, *, call: Call, example: Example) -> None:
-    """It works with null selectors in FS and GS."""
-    rig.go("null_segments")
-    _, done = _called(rig, call, example, 0)
-    found.true(done.returned and not done.frames, "the call must return without an event")
+    """It works with FS and GS on a segment of no use, and with null selectors in them."""
+    rig.write(GDT + _NO_USE, descriptor(0x70000000, 0xFF, 0xF2, 0))
+    rig.go("load_fs", eax=_NO_USE | 3)
+    rig.go("load_gs", eax=_NO_USE | 3)
+    for selectors in ("of no use", "null"):
+        _, done = _called(rig, call, example, 0)
+        found.true(
+            done.returned and not done.frames, f"the call must return without an event with FS and GS {selectors}"
+        )
+        rig.go("null_segments")
 
 
 def held_interrupt(rig: Rig, found: Findings, *, call: Call, example: Example) -> None:

@@ -34,7 +34,7 @@ class Report:
     def verdict(self) -> Verdict:
         """The most severe of all."""
         found = [result.verdict for result in self.results]
-        return worst([*found, Verdict.ERROR] if self.troubles else found)
+        return worst([_decided(found), Verdict.ERROR] if self.troubles else [_decided(found)])
 
     @property
     def counts(self) -> dict[str, int]:

@@ -191,7 +191,6 @@ def kernel_stack(rig: Rig, found: Findings) -> None:
     """The next entry from user code is below esp0, on a kernel stack segment."""
     rig.need("UpdateKernelStack")
     for esp0 in (KERNEL_STACK - 0x40, KERNEL_STACK - 0x200, KERNEL_STACK):
-        rig.put(TSS + 4, esp0)
         rig.value("UpdateKernelStack", eax=DATA0, edx=esp0)
         found.equal("the stack", _frame_top(_user_entry(rig)), esp0)
 
