@@ -20,8 +20,10 @@ from vmi.rom.flavours import get
 from vmi.rom.layout import RomHeader
 from vmi.rom.template import Template, body
 
-_OFF, _TWO, _PAE = Environment(Paging.OFF, "direct"), Environment(Paging.TWO_LEVEL, "direct"), Environment(
-    Paging.PAE, "direct"
+_OFF, _TWO, _PAE = (
+    Environment(Paging.OFF, "direct"),
+    Environment(Paging.TWO_LEVEL, "direct"),
+    Environment(Paging.PAE, "direct"),
 )
 _SHADOW = Environment(Paging.TWO_LEVEL, "shadow")
 
@@ -72,7 +74,11 @@ def _ignored(_right: Handler) -> Handler:
 
 
 def _served(
-    name: str, call: str, wrong: Callable[[Handler], Handler] = _ignored, *cases: str, environment: Environment = _OFF
+    name: str,
+    call: str,
+    wrong: Callable[[Handler], Handler] = _ignored,
+    *cases: str,
+    environment: Environment = _OFF,
 ) -> Mutant:
     """A mistake in what the hypervisor does for one call."""
     return Mutant(name, cases or (call,), handlers={call: wrong}, environment=environment)
@@ -209,7 +215,8 @@ MUTANTS: tuple[Mutant, ...] = (
     _served("CancelAlarm says never armed", "CancelAlarm", _then(_set("eax", lambda v: 0))),
     _served("CancelAlarm does nothing", "CancelAlarm"),
     _rom("every counter is the real one", "GetCycleCounter", "rdtsc\nret"),
-    _served("the wall clock stands still", "GetWallclockTime", _then(_set("eax", lambda v: 0)), "GetCycleFrequency"),
+    _served("the wall clock stands still", "GetWallclockTime", _then(_set("eax", lambda v: 0)),
+            "GetCycleFrequency"),
     _served("WallclockUpdated always says yes", "WallclockUpdated", _then(_set("eax", lambda v: 1))),
     _served("APICWrite to the wrong register", "APICWrite", _first(_set("eax", lambda v: v ^ 0x10)),
             environment=_PAE),

@@ -145,7 +145,9 @@ def test_a_backend_of_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     target = Target("theirs", backend="theirs:Theirs")
     wanted = Selection(("GetTR",)).pick(suite.all_cases())
     assert not not_good(suite.run(target, [Environment()], wanted))
-    with pytest.raises(BadInput, match=r"^the backend must be package.module:Class, but 'theirs:No' can't be"):
+    with pytest.raises(
+        BadInput, match=r"^the backend must be package.module:Class, but 'theirs:No' can't be"
+    ):
         suite.backend("theirs:No")
     with pytest.raises(BadInput, match=r"^the backend must be package.module:Class, but 'nowhere' can't be"):
         suite.backend("nowhere")

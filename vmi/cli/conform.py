@@ -35,7 +35,9 @@ def command(
     backend: Annotated[
         str, typer.Option("--backend", metavar="PKG.MOD:CLASS", help="Test a machine of your own instead.")
     ] = "",
-    level: Annotated[list[int] | None, typer.Option("--level", metavar="N", help="Only this level; repeat it.")] = None,
+    level: Annotated[
+        list[int] | None, typer.Option("--level", metavar="N", help="Only this level; repeat it.")
+    ] = None,
     group: Annotated[
         list[str] | None, typer.Option("--group", metavar="NAME", help="Only calls of this group; repeat it.")
     ] = None,
@@ -54,7 +56,9 @@ def command(
     ] = None,
     report: Annotated[
         list[Path] | None,
-        typer.Option("--report", metavar="FILE", help="Write .json, .html, .xml (JUnit), .tap or .txt; repeat it."),
+        typer.Option(
+            "--report", metavar="FILE", help="Write .json, .html, .xml (JUnit), .tap or .txt; repeat it."
+        ),
     ] = None,
     listing: Annotated[bool, typer.Option("--list", help="Only show the cases that would run.")] = False,
     as_json: JsonOption = False,
@@ -104,7 +108,12 @@ def _environments(target: Target, paging: list[str] | None, mmu: list[str] | Non
 def _show_cases(ui: Ui, cases: Sequence[Case]) -> None:
     if ui.json:
         ui.data([
-            {"id": case.name, "requirements": list(case.requirements), "group": case.group, "level": case.level}
+            {
+                "id": case.name,
+                "requirements": list(case.requirements),
+                "group": case.group,
+                "level": case.level,
+            }
             for case in cases
         ])  # fmt: skip
     else:
@@ -154,7 +163,8 @@ def _run(
 def _form(report: object, form: str) -> str:
     import json
 
-    from vmi.conformance import page, report as reports
+    from vmi.conformance import page
+    from vmi.conformance import report as reports
 
     assert isinstance(report, reports.Report)
     if form == "json":

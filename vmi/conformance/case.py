@@ -96,7 +96,9 @@ def case(
     group = str(call.group) if call else "rom"
 
     def register(body: Body) -> Body:
-        _registered.append(Case(f"{subject}/{name}", requirements, subject, group, level, body, paging, begun))
+        _registered.append(
+            Case(f"{subject}/{name}", requirements, subject, group, level, body, paging, begun)
+        )
         return body
 
     return register

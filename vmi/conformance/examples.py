@@ -72,9 +72,7 @@ _OUTSIDE = 0xE4  # a port that nothing answers
 
 
 def _control(register: str) -> tuple[Example, ...]:
-    return tuple(
-        Example({"eax": control(paging)[register]}, paging=frozenset({paging})) for paging in Paging
-    )
+    return tuple(Example({"eax": control(paging)[register]}, paging=frozenset({paging})) for paging in Paging)
 
 
 def _entry(call: str) -> tuple[Example, ...]:

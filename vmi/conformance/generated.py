@@ -23,7 +23,9 @@ _CHANGES_IF = {"EnableInterrupts", "DisableInterrupts", "SetInterruptMask", "IRE
 def made() -> Iterator[Case]:
     """All generated cases, in the table's order."""
     for call in abi.CALLS:
-        yield _case(call, "relocation", ("VMI-GetReloc-01", "VMI-GetReloc-04"), partial(relocation, call=call))
+        yield _case(
+            call, "relocation", ("VMI-GetReloc-01", "VMI-GetReloc-04"), partial(relocation, call=call)
+        )
         for number, example in enumerate(EXAMPLES.get(call.name, ())):
             for pattern in (0, 1):
                 yield _case(
@@ -37,7 +39,11 @@ def made() -> Iterator[Case]:
                 call, f"exits {number}", ("VMI-Call-08",), partial(exits, call=call, example=example), example
             )
             yield _case(
-                call, f"segments {number}", ("VMI-Call-04",), partial(segments, call=call, example=example), example
+                call,
+                f"segments {number}",
+                ("VMI-Call-04",),
+                partial(segments, call=call, example=example),
+                example,
             )
             yield _case(
                 call,
@@ -108,7 +114,8 @@ def segments(rig: Rig, found: Findings, *, call: Call, example: Example) -> None
     for selectors in ("of no use", "null"):
         _, done = _called(rig, call, example, 0)
         found.true(
-            done.returned and not done.frames, f"the call must return without an event with FS and GS {selectors}"
+            done.returned and not done.frames,
+            f"the call must return without an event with FS and GS {selectors}",
         )
         rig.go("null_segments")
 
@@ -124,5 +131,3 @@ def held_interrupt(rig: Rig, found: Findings, *, call: Call, example: Example) -
     vectors = [frame.vector for frame in done.frames]
     found.equal("vectors of the events meanwhile", vectors, [0x21] if lets_in else [])
     found.true(done.returned, "the call must return")
-
-

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import StrEnum
 
-from vmi.x86 import PAGE_SIZE, Cr0, Cr4
+from vmi.memory import PAGE_SIZE
+from vmi.x86 import Cr0, Cr4
 
 RAM = 4 << 20  # bytes of RAM that the guest needs
 

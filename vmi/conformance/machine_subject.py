@@ -34,7 +34,9 @@ _ENDS = {
 class MachineSubject:
     """A ROM image on our machine. :raises VmiError: it can't be plugged in, or its hypervisor is none."""
 
-    def __init__(self, name: str, rom: bytes, environment: Environment, model: CpuModel | None = None) -> None:
+    def __init__(
+        self, name: str, rom: bytes, environment: Environment, model: CpuModel | None = None
+    ) -> None:
         self.name = name
         self._rom = rom
         self._environment = environment

@@ -10,7 +10,8 @@ from vmi.conformance.report import Report
 from vmi.conformance.verdict import Verdict
 
 _STYLE = """
-body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:75rem;padding:0 1rem;color:#1b1f24;background:#fff}
+body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:75rem;padding:0 1rem;
+color:#1b1f24;background:#fff}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:collapse;width:100%}
 th,td{text-align:left;padding:.25rem .5rem;border-bottom:1px solid #d8dee4;vertical-align:top}
 th{position:sticky;top:0;background:#f6f8fa}td.v{white-space:nowrap;font-weight:600}code{font-size:.87em}
@@ -69,7 +70,9 @@ def _matrix(report: Report) -> list[str]:
     for requirement, row in report.requirement_verdicts().items():
         rule = abi.ALL_REQUIREMENTS[requirement]
         if rule.subject != last:
-            lines.append(f'<tr class="group"><td colspan="{len(environments) + 1}">{escape(rule.subject)}</td></tr>')
+            lines.append(
+                f'<tr class="group"><td colspan="{len(environments) + 1}">{escape(rule.subject)}</td></tr>'
+            )
             last = rule.subject
         cells = "".join(
             f'<td class="v {row[name].value}">{row[name].value}</td>' if name in row else "<td></td>"
@@ -84,7 +87,8 @@ def _open(report: Report) -> list[str]:
     missing = [each for each in abi.ALL_REQUIREMENTS if each not in decided]
     if not missing:
         return []
+    total = len(abi.ALL_REQUIREMENTS)
     return [
-        f"<h2>Not asked</h2><p>{len(missing)} of {len(abi.ALL_REQUIREMENTS)} requirements were not part of this run: "
+        f"<h2>Not asked</h2><p>{len(missing)} of {total} requirements were not part of this run: "
         f"{escape(', '.join(missing))}.</p>"
     ]

@@ -48,11 +48,13 @@ class Report:
         return sum(result.assertions for result in self.results)
 
     def requirement_verdicts(self) -> dict[str, dict[str, Verdict]]:
-        """For each requirement that a case decides: its verdict by environment; SKIP where nothing decided."""
+        """For each requirement that a case decides: its verdict by environment, SKIP where none did."""
         found: dict[str, dict[str, list[Verdict]]] = {}
         for result in self.results:
             for requirement in result.case.requirements:
-                found.setdefault(requirement, {}).setdefault(str(result.environment), []).append(result.verdict)
+                found.setdefault(requirement, {}).setdefault(str(result.environment), []).append(
+                    result.verdict
+                )
         return {
             requirement: {name: _decided(verdicts) for name, verdicts in found[requirement].items()}
             for requirement in abi.ALL_REQUIREMENTS

@@ -164,7 +164,9 @@ class Rig:
 
     def jump_to(self, at: int, target: int, *, call: bool) -> None:
         """Put CALL or JMP rel32 somewhere."""
-        self.write(at, (b"\xe8" if call else b"\xe9") + (target - at - CALL_LENGTH & U32).to_bytes(4, "little"))
+        self.write(
+            at, (b"\xe8" if call else b"\xe9") + (target - at - CALL_LENGTH & U32).to_bytes(4, "little")
+        )
 
     # -- calls ------------------------------------------------------------------------------
 
@@ -173,7 +175,7 @@ class Rig:
         if name not in self._entries:
             answer = self.relocation(abi.BY_NAME[name].number)
             kind = answer["edx"] & 0xFF
-            if kind not in iter(Reloc):
+            if kind not in {int(each) for each in Reloc}:
                 raise Broken(Stop(End.REFUSED), f"asking for {name}: the unknown relocation type {kind}")
             self._entries[name] = Reloc(kind), answer["eax"]
         return self._entries[name]

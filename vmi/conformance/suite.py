@@ -7,18 +7,18 @@ import fnmatch
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from itertools import groupby
 from multiprocessing import get_context
 
 from vmi import abi
 from vmi.conformance import cases, generated, runner
-from vmi.conformance.case import Case, registered
+from vmi.conformance.case import Case, Findings, registered
 from vmi.conformance.layout import Paging
+from vmi.conformance.rig import Rig
 from vmi.conformance.runner import Result
 from vmi.conformance.subject import Environment, Subject
-from vmi.errors import BadInput, UsageError, VmiError
+from vmi.errors import BadInput, UsageError
 
 MMUS = ("direct", "shadow")
 _CHUNK = 40  # cases that a process is given at once
@@ -76,7 +76,7 @@ class Selection:
 
 
 def _some(values: set[str] | set[int]) -> str:
-    shown = [str(value) for value in sorted(values)]  # type: ignore[type-var]
+    shown = [str(value) for value in sorted(values)]
     return ", ".join(shown) if len(shown) < 20 else f"{shown[0]} to {shown[-1]}"
 
 
@@ -94,6 +94,9 @@ class Target:
     name: str
     rom: bytes | None = None
     backend: str = ""
+
+    def __repr__(self) -> str:
+        return f"<Target {self.name}>"
 
     def make(self, environment: Environment) -> Subject:
         """The subject for an environment. :raises VmiError: there can be none."""
@@ -120,7 +123,9 @@ def backend(name: str) -> Callable[[Environment], Subject]:
     try:
         found: Callable[[Environment], Subject] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise BadInput(f"the backend must be package.module:Class, but {name!r} can't be loaded: {error}") from None
+        raise BadInput(
+            f"the backend must be package.module:Class, but {name!r} can't be loaded: {error}"
+        ) from None
     return found
 
 
@@ -145,23 +150,21 @@ def run(
     by_name = {case.name: case for case in wanted}
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         for rows in pool.map(_run_piece, pieces):
-            for name, rest in rows:
-                yield Result(by_name[name], *rest)
+            for name, found in rows:
+                yield replace(found, case=by_name[name])
 
 
-def _run_piece(piece: tuple[Target, Environment, list[str]]) -> list[tuple[str, tuple[object, ...]]]:
+def _run_piece(piece: tuple[Target, Environment, list[str]]) -> list[tuple[str, Result]]:
+    """Results of some cases, in another process: by name, since a case's body can't be sent back."""
     target, environment, names = piece
     wanted = {*names}
     picked = [case for case in all_cases() if case.name in wanted]
-    return [
-        (r.case.name, (r.environment, r.verdict, r.reasons, r.assertions, r.seconds))
-        for r in runner.run(picked, target.make, environment)
-    ]
+    results = runner.run(picked, target.make, environment)
+    return [(result.case.name, replace(result, case=_NO_CASE)) for result in results]
 
 
-def by_environment(results: Sequence[Result]) -> list[tuple[Environment, list[Result]]]:
-    """Results by where they were found, in order."""
-    return [(key, list(group)) for key, group in groupby(results, key=lambda result: result.environment)]
+def _no_body(_rig: Rig, _found: Findings) -> None:
+    """Nothing."""
 
 
-__all__ = ["MMUS", "Selection", "Target", "VmiError", "all_cases", "backend", "by_environment", "run"]
+_NO_CASE = Case("", (), "", "", 0, _no_body)

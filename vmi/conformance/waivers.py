@@ -71,7 +71,9 @@ def _waiver(row: object, number: int, cases: Sequence[Case], today: date) -> Wai
     if not found:
         raise BadInput(f"waiver {number} names {case or requirement!r}, which there is not")
     if (requirement and abi.ALL_REQUIREMENTS[requirement].level == 0) or (case and found[0].level == 0):
-        raise BadInput(f"waiver {number} is for {case or requirement}, which is of level 0 and can't be waived")
+        raise BadInput(
+            f"waiver {number} is for {case or requirement}, which is of level 0 and can't be waived"
+        )
     expires, reason = row.get("expires"), str(row.get("reason", ""))
     if not isinstance(expires, date) or not reason:
         raise BadInput(f"waiver {number} must have a reason and a date as expires")

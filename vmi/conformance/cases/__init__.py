@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The cases written by hand, one module per group of the ABI table. Importing a module registers its cases."""
+"""The cases written by hand, one module per group of calls. Importing a module registers its cases."""
 
 from __future__ import annotations
 

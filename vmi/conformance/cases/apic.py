@@ -6,7 +6,7 @@ from __future__ import annotations
 from vmi.conformance.case import Findings, case
 from vmi.conformance.layout import PAGE_TABLES, Paging
 from vmi.conformance.rig import Rig, Unfit
-from vmi.x86 import PAGE_SIZE
+from vmi.memory import PAGE_SIZE
 
 _APIC = 0xFEE00000
 _APIC_BIT = 9

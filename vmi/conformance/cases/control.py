@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from vmi.conformance.case import ALL_PAGING, PAGED, Findings, case
+from vmi.conformance.case import PAGED, Findings, case
 from vmi.conformance.layout import (
     FREE_PAGES,
     PAGE_TABLES,
@@ -13,11 +13,13 @@ from vmi.conformance.layout import (
     entry_address,
     page_tables,
 )
-from vmi.conformance.rig import Rig
-from vmi.x86 import PAGE_SIZE, Cr0, Cr4
+from vmi.conformance.rig import Frame, Rig, Unfit
+from vmi.memory import PAGE_SIZE
+from vmi.x86 import Cr0, Cr4
 
 _NM, _PF, _DB, _GP = 7, 14, 1, 13
 _PGE_TSD = Cr4.PGE | Cr4.TSD
+_LARGE = 0x80
 _TABLES = 16 * PAGE_SIZE  # a second set of page tables lies so far behind the first
 
 
@@ -42,8 +44,7 @@ def task_switched(rig: Rig, found: Findings) -> None:
     found.equal("events of an FPU instruction after CLTS", _vectors(rig.go("fpu").frames), [])
 
 
-def _vectors(frames: object) -> list[int]:
-    assert isinstance(frames, tuple)
+def _vectors(frames: tuple[Frame, ...]) -> list[int]:
     return [frame.vector for frame in frames]
 
 
@@ -56,7 +57,8 @@ def write_protection(rig: Rig, found: Findings) -> None:
     base = control(rig.environment.paging)["CR0"]
     for value, wanted in ((base, [_PF]), (base & ~Cr0.WP, []), (base, [_PF])):
         rig.value("SetCR0", eax=value)
-        rig.resume_at("done") if wanted else None
+        if wanted:
+            rig.resume_at("done")
         done = rig.go("store", ebx=FREE_PAGES, eax=value)
         found.equal(f"events of a store with CR0 {value:#x}", _vectors(done.frames), wanted)
         if wanted:
@@ -92,29 +94,75 @@ def cr2_of_a_hidden_fault(rig: Rig, found: Findings) -> None:
     found.equal("CR2", rig.value("GetCR2"), 0x1234)
 
 
-def _second_tables(rig: Rig) -> int:
+def _second_tables(rig: Rig, paging: Paging) -> int:
     """Another set of page tables that maps one page elsewhere; gives its root."""
-    paging = rig.environment.paging
-    shift = _TABLES
+    size = 8 if paging is Paging.PAE else 4
     for address, data in page_tables(paging):
-        size = 8 if paging is Paging.PAE else 4
         words = [int.from_bytes(data[i : i + size], "little") for i in range(0, len(data), size)]
-        moved = [
-            word + shift if word and not word & 0x80 and PAGE_TABLES <= word < PAGE_TABLES + _TABLES and
-            address != entry_address(paging, 0) and address < entry_address(paging, 0) else word
-            for word in words
-        ]  # fmt: skip
-        rig.write(address + shift, b"".join(word.to_bytes(size, "little") for word in moved))
-    rig.put(entry_address(paging, FREE_PAGES) + shift, FREE_PAGES + PAGE_SIZE | 7)
-    return PAGE_TABLES + shift
+        if address < entry_address(paging, 0):  # root or directory: it points to tables
+            words = [word + _TABLES if word and not word & _LARGE else word for word in words]
+        rig.write(address + _TABLES, b"".join(word.to_bytes(size, "little") for word in words))
+    rig.put(entry_address(paging, FREE_PAGES) + _TABLES, FREE_PAGES + PAGE_SIZE | 7)
+    return PAGE_TABLES + _TABLES
+
+
+def _two_pages(rig: Rig) -> None:
+    """1 in the page that a case maps, 2 in the page that it may map there instead."""
+    rig.put(FREE_PAGES, 1)
+    rig.put(FREE_PAGES + PAGE_SIZE, 2)
+
+
+@case("SetCR3", "queued updates", 4, paging=PAGED)
+def queued_updates(rig: Rig, found: Findings) -> None:
+    """Updates of lazy MMU mode to the tables that are switched to are in force behind the switch."""
+    rig.need("SetLazyMode")
+    _two_pages(rig)
+    paging = rig.environment.paging
+    second = _second_tables(rig, paging)
+    entry = entry_address(paging, FREE_PAGES) + _TABLES
+    rig.value("SetCR3", eax=second)
+    found.equal("a load", rig.go("load", ebx=FREE_PAGES).registers["eax"], 2)
+    rig.value("SetLazyMode", eax=1)
+    if paging is Paging.PAE:
+        rig.call("SetPxELong", 1, eax=FREE_PAGES | 7, edx=0, ecx=entry)
+    else:
+        rig.call("SetPxE", eax=FREE_PAGES | 7, edx=entry, ecx=1)
+    rig.value("SetCR3", eax=second)
+    found.equal("a load behind the switch", rig.go("load", ebx=FREE_PAGES).registers["eax"], 1)
+    rig.value("SetLazyMode", eax=0)
+
+
+@case("SetCR3", "root filled in", 6, paging=frozenset({Paging.PAE}))
+def root_filled_in(rig: Rig, found: Findings) -> None:
+    """An entry of the root in use that was not present is in force behind a load of the same root."""
+    rig.put(FREE_PAGES, 0xC0FFEE)
+    rig.put(PAGE_TABLES + 8, PAGE_TABLES + PAGE_SIZE | 1)
+    rig.value("SetCR3", eax=PAGE_TABLES)
+    found.equal("a load", rig.go("load", ebx=0x40000000 + FREE_PAGES).registers["eax"], 0xC0FFEE)
+
+
+@case("SetCR4", "PAE with paging on", 5, paging=frozenset({Paging.TWO_LEVEL, Paging.PSE}))
+def pae_switched_on(rig: Rig, found: Findings) -> None:
+    """CR3, whose low bits meant nothing, is read as a PAE root from then on."""
+    if not rig.call("CPUID", eax=1, ecx=0).registers["edx"] >> 6 & 1:
+        raise Unfit("the processor has no PAE")
+    _two_pages(rig)
+    _second_tables(rig, Paging.PAE)
+    root = PAGE_TABLES + PAGE_SIZE - 32
+    rig.put(root, PAGE_TABLES + _TABLES + PAGE_SIZE | 1, 0)
+    rig.value("SetCR3", eax=root)
+    found.equal("a load before", rig.go("load", ebx=FREE_PAGES).registers["eax"], 1)
+    value = rig.value("GetCR4") | Cr4.PAE
+    rig.value("SetCR4", eax=value)
+    found.equal("CR4", rig.value("GetCR4"), value)
+    found.equal("a load behind the call", rig.go("load", ebx=FREE_PAGES).registers["eax"], 2)
 
 
 @case("SetCR3", "new tables", 1, 2, 3, 5, more=("VMI-GetCR3-01", "VMI-GetCR3-02"), paging=PAGED)
 def new_tables(rig: Rig, found: Findings) -> None:
     """Loads go through the tables at the new root, which nobody announced; and back."""
-    rig.put(FREE_PAGES, 1)
-    rig.put(FREE_PAGES + PAGE_SIZE, 2)
-    second = _second_tables(rig)
+    _two_pages(rig)
+    second = _second_tables(rig, rig.environment.paging)
     found.equal("a load before", rig.go("load", ebx=FREE_PAGES).registers["eax"], 1)
     for root, wanted in ((second, 2), (PAGE_TABLES, 1), (second | 0x18, 2)):
         rig.value("SetCR3", eax=root)
@@ -125,8 +173,7 @@ def new_tables(rig: Rig, found: Findings) -> None:
 @case("SetCR3", "same root", 2, paging=PAGED)
 def same_root(rig: Rig, found: Findings) -> None:
     """Loading the root in use drops translations."""
-    rig.put(FREE_PAGES, 1)
-    rig.put(FREE_PAGES + PAGE_SIZE, 2)
+    _two_pages(rig)
     rig.go("load", ebx=FREE_PAGES)
     rig.put(entry_address(rig.environment.paging, FREE_PAGES), FREE_PAGES + PAGE_SIZE | 7)
     rig.value("SetCR3", eax=PAGE_TABLES)
@@ -165,8 +212,7 @@ def large_pages(rig: Rig, found: Findings) -> None:
 def global_translations(rig: Rig, found: Findings) -> None:
     """Clearing PGE drops global translations too."""
     entry = entry_address(rig.environment.paging, FREE_PAGES)
-    rig.put(FREE_PAGES, 1)
-    rig.put(FREE_PAGES + PAGE_SIZE, 2)
+    _two_pages(rig)
     rig.put(entry, FREE_PAGES | 0x107)
     rig.value("InvalPage", eax=FREE_PAGES)
     found.equal("a load", rig.go("load", ebx=FREE_PAGES).registers["eax"], 1)
@@ -215,6 +261,3 @@ def debug_registers_in_user_code(rig: Rig, found: Findings) -> None:
     rig.value("SetDR", eax=2, edx=0x4321)
     rig.user(b"\x90" * 8)
     found.equal("DR2", rig.value("GetDR", eax=2), 0x4321)
-
-
-_ = ALL_PAGING

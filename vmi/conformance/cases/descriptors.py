@@ -5,9 +5,7 @@ from __future__ import annotations
 
 from vmi.conformance.case import PAGED, Findings, case
 from vmi.conformance.layout import (
-    CODE3,
     DATA0,
-    DATA3,
     FREE_PAGES,
     FREE_SELECTOR,
     GDT,
@@ -22,7 +20,8 @@ from vmi.conformance.layout import (
     gate,
 )
 from vmi.conformance.rig import Called, Frame, Rig
-from vmi.x86 import PAGE_SIZE, Eflags
+from vmi.memory import PAGE_SIZE
+from vmi.x86 import Eflags
 
 _GP, _PF = 13, 14
 _DPL, _ACCESSED = 3 << 13, 1 << 8  # in the upper dword of a descriptor
@@ -80,13 +79,11 @@ def another_idt(rig: Rig, found: Findings) -> None:
     """Events go through the new table, and one beyond its limit is #GP with its error code."""
     found.equal("IDT at first", _stored(rig, "GetIDT"), b"\xee" * 4 + _pointer(IDT, 0x7FF) + b"\xee" * 6)
     rig.write(_ELSEWHERE, rig.read(IDT, 0x400))
-    rig.write(_ELSEWHERE + 8 * 0x30, gate(rig.labels["v48"] , 0xEE))
+    rig.write(_ELSEWHERE + 8 * 0x30, gate(rig.labels["v48"], 0xEE))
     rig.write(_ELSEWHERE + 8 * 3, gate(rig.labels["v4"], 0xEE))
     rig.write(SCRATCH + 32, _pointer(_ELSEWHERE, 8 * 0x32 - 1))
     rig.value("SetIDT", eax=SCRATCH + 32)
-    found.equal(
-        "IDT", _stored(rig, "GetIDT"), b"\xee" * 4 + _pointer(_ELSEWHERE, 8 * 0x32 - 1) + b"\xee" * 6
-    )
+    found.equal("IDT", _stored(rig, "GetIDT"), b"\xee" * 4 + _pointer(_ELSEWHERE, 8 * 0x32 - 1) + b"\xee" * 6)
     done = rig.user(_INT30 + b"\xcc")
     found.equal("vectors through the new table", _vectors(done), [0x30, 4])
     rig.resume_at("done")
@@ -307,6 +304,3 @@ for _call in ("WriteGDTEntry", "WriteLDTEntry", "WriteIDTEntry"):
         found.equal("the entry", rig.read(FREE_PAGES + 16, 8), bytes(8))
         _write(rig, call, FREE_PAGES, 2, data)
         found.true(rig.read(FREE_PAGES + 16, 8) == data, "the call must work once the table is mapped")
-
-
-_ = (CODE3, DATA3, _LOAD_DS, _USER_DATA)

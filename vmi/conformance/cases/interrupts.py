@@ -4,9 +4,16 @@
 from __future__ import annotations
 
 from vmi.abi import Reloc
-from vmi.conformance.case import PAGED, Findings, case
-from vmi.conformance.layout import CODE3, DATA3, FREE_PAGES, SCRATCH, STACK, USER, USER_STACK, WORDS, entry_address
-from vmi.conformance.rig import CALL_LENGTH, Called, Rig, Unfit, fill
+from vmi.conformance.case import Findings, case
+from vmi.conformance.layout import (
+    CODE3,
+    DATA3,
+    STACK,
+    USER,
+    USER_STACK,
+    WORDS,
+)
+from vmi.conformance.rig import Called, Rig, Unfit, fill
 from vmi.conformance.subject import End
 from vmi.x86 import Eflags
 
@@ -62,7 +69,9 @@ def pending(rig: Rig, found: Findings) -> None:
     found.equal("vectors with interrupts off again", _vectors(rig.go("spin", ecx=1000)), [])
 
 
-def _registers(rig: Rig, found: Findings, name: str, value: int | None = None, kept: tuple[str, ...] = ()) -> None:
+def _registers(
+    rig: Rig, found: Findings, name: str, value: int | None = None, kept: tuple[str, ...] = ()
+) -> None:
     for pattern in (0, 1):
         registers = {**fill(pattern), **({} if value is None else {"eax": value})}
         done = rig.call(name, **registers)
@@ -188,7 +197,7 @@ def iret_to_user(rig: Rig, found: Findings) -> None:
 
 @case("IRET", "pending", 3)
 def iret_delivers(rig: Rig, found: Findings) -> None:
-    """With IF in the frame, what waits comes in front of the target's first instruction or right behind it."""
+    """With IF in the frame, what waits comes at the target's first instruction."""
     cs = _kernel_cs(rig)
     _waiting(rig)
     done = _iret(rig, rig.labels["spin"], cs, 0x202, ecx=3)
@@ -285,6 +294,3 @@ def shutdown(rig: Rig, found: Findings) -> None:
     """Nothing of the guest runs behind it, and the end is power-off."""
     done = rig.call("Shutdown")
     found.equal("the end", done.stop.end, End.OFF)
-
-
-_ = (CALL_LENGTH, PAGED, FREE_PAGES, SCRATCH, entry_address, _SS, _PF)

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from vmi.abi import LazyMode, UpdateFlag
 from vmi.conformance.case import PAGED, Findings, case
-from vmi.conformance.layout import FREE_PAGES, PAGE_TABLES, SCRATCH, Paging, entry_address
-from vmi.conformance.rig import Called, Rig, Unfit
-from vmi.x86 import PAGE_SIZE
+from vmi.conformance.layout import FREE_PAGES, PAGE_TABLES, Paging, entry_address
+from vmi.conformance.rig import Called, Rig
+from vmi.memory import PAGE_SIZE
 
 _PF = 14
 _FIRST, _SECOND = FREE_PAGES, FREE_PAGES + PAGE_SIZE  # two pages, of which one shows 1 and the other 2
@@ -399,6 +399,3 @@ def linear_mapping(rig: Rig, found: Findings) -> None:
         found.equal("a load", _load(rig), 2)
         rig.put(directory, 0)
         rig.value("FlushTLB", eax=1)
-
-
-_ = (Unfit, SCRATCH)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from vmi.conformance.case import Findings, case
 from vmi.conformance.layout import Paging, control
 from vmi.conformance.rig import Called, Rig, Unfit
@@ -34,9 +36,13 @@ def _faults(done: Called) -> list[tuple[int, int]]:
 def leaf_0(rig: Rig, found: Findings) -> None:
     """The highest leaf and a name of 12 printable characters."""
     answer = _leaf(rig, 0)
-    found.true(1 <= answer["eax"] < 0x100, f"the highest leaf must be a small number, but it is {answer['eax']:#x}")
+    found.true(
+        1 <= answer["eax"] < 0x100, f"the highest leaf must be a small number, but it is {answer['eax']:#x}"
+    )
     name = b"".join(answer[register].to_bytes(4, "little") for register in ("ebx", "edx", "ecx"))
-    found.true(all(32 <= byte < 127 for byte in name), f"the vendor's name must be printable, but it is {name!r}")
+    found.true(
+        all(32 <= byte < 127 for byte in name), f"the vendor's name must be printable, but it is {name!r}"
+    )
     found.equal("the same leaf again", _leaf(rig, 0)["ebx"], answer["ebx"])
 
 
@@ -108,8 +114,10 @@ def time_stamp(rig: Rig, found: Findings) -> None:
     for count in (0, 10, 100, 10_000):
         rig.go("spin", ecx=count + 1)
         values.append(_tsc(rig))
-    steps = [later - earlier for earlier, later in zip(values, values[1:], strict=False)]
-    found.true(all(step > 0 for step in steps), f"each value must be above the one before, but steps are {steps}")
+    steps = [later - earlier for earlier, later in itertools.pairwise(values)]
+    found.true(
+        all(step > 0 for step in steps), f"each value must be above the one before, but steps are {steps}"
+    )
     found.true(steps[-1] > steps[0], f"it must follow what the guest runs, but steps are {steps}")
 
 
@@ -120,6 +128,3 @@ def time_stamp_disabled(rig: Rig, found: Findings) -> None:
     rig.value("SetCR4", eax=rig.value("GetCR4") | Cr4.TSD)
     done = rig.call("RDTSC")
     found.equal("events", _faults(done), [])
-
-
-_ = (_APIC, _MSR)

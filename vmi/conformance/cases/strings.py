@@ -6,7 +6,7 @@ from __future__ import annotations
 from vmi.conformance.case import PAGED, Findings, case
 from vmi.conformance.layout import FREE_PAGES, entry_address
 from vmi.conformance.rig import Rig
-from vmi.x86 import PAGE_SIZE
+from vmi.memory import PAGE_SIZE
 
 _NOBODY = 0xE4
 _PF = 14
@@ -42,4 +42,6 @@ for _direction, _pointer in (("INS", "edi"), ("OUTS", "esi")):
             rig.put(entry, second | 7)
             rig.value("InvalPage", eax=second)
             done = rig.call(name, **{pointer: at, "edx": _NOBODY, "ecx": frame.ecx})
-            found.equal("where it ended", (done.registers[pointer], done.registers["ecx"]), (start + count * size, 0))
+            found.equal(
+                "where it ended", (done.registers[pointer], done.registers["ecx"]), (start + count * size, 0)
+            )

@@ -61,8 +61,10 @@ def unit(rig: Rig, found: Findings) -> None:
     rig.go("spin", ecx=200_000)
     wall = _wide(rig.call("GetWallclockTime")) - wall
     real = (_counter(rig, _REAL) - real) * 1_000_000_000 // hertz
-    found.true(abs(wall - real) <= max(wall, real) // 50 + 1000,
-               f"both must have gone forward alike, but the wall clock did by {wall} ns, the counter by {real} ns")  # fmt: skip
+    found.true(
+        abs(wall - real) <= max(wall, real) // 50 + 1000,
+        f"both must have gone forward alike, but the wall clock has by {wall} ns, the counter by {real} ns",
+    )
 
 
 @case("GetCycleCounter", "forward", 1, 2, 3, 4)
@@ -73,8 +75,12 @@ def counters(rig: Rig, found: Findings) -> None:
     for _ in range(5):
         now = [_counter(rig, which) for which in (_REAL, _AVAILABLE, _STOLEN)]
         later = _counter(rig, _REAL)
-        found.true(all(a >= b for a, b in zip(now, last, strict=True)), f"no counter may go back: {last}, {now}")
-        found.true(now[0] <= now[1] + now[2] <= later, f"real must be available and stolen: {now}, then {later}")
+        found.true(
+            all(a >= b for a, b in zip(now, last, strict=True)), f"no counter may go back: {last}, {now}"
+        )
+        found.true(
+            now[0] <= now[1] + now[2] <= later, f"real must be available and stolen: {now}, then {later}"
+        )
         last = now
         rig.go("spin", ecx=1000)
     for which in (3, 0xFF, 0xFFFFFFFF):
@@ -90,7 +96,9 @@ def halted(rig: Rig, found: Findings) -> None:
     _alarm(rig, _REAL, _counter(rig, _REAL) + 10 * _SHORT)
     done = rig.call("Halt")
     found.equal("vectors", [frame.vector for frame in done.frames], [_TIMER])
-    found.true(_counter(rig, _AVAILABLE) - start >= 9 * _SHORT, "available time must go on while the guest waits")
+    found.true(
+        _counter(rig, _AVAILABLE) - start >= 9 * _SHORT, "available time must go on while the guest waits"
+    )
     found.equal("stolen", _counter(rig, _STOLEN), stolen)
 
 
