@@ -48,24 +48,6 @@ def test_ids_are_known_and_cases_have_names_of_their_own() -> None:
     assert len(abi.ALL_REQUIREMENTS) >= 290
 
 
-#: Requirements that no case decides yet, each with the reason.
-UNDECIDED = {
-    "VMI-SetInitialAPState-01": "processors",
-    "VMI-SetInitialAPState-02": "processors",
-    "VMI-SetInitialAPState-03": "processors",
-    "VMI-SetInitialAPState-04": "processors",
-    "VMI-SetInitialAPState-05": "processors",
-    "VMI-SetInitialAPState-06": "processors",
-    "VMI-SetLinearMapping-03": "processors",
-    "VMI-RDPMC-02": "no processor here has counters",
-}
-
-
-def test_every_requirement_is_decided_by_a_case_or_listed() -> None:
-    decided = {each for case in suite.all_cases() for each in case.requirements}
-    assert set(abi.ALL_REQUIREMENTS) - decided == set(UNDECIDED)
-
-
 @pytest.mark.parametrize(
     ("selection", "first", "count"),
     [

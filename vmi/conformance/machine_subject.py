@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from vmi import __version__
 from vmi.conformance.layout import RAM, Paging
 from vmi.conformance.subject import End, Environment, Stop
 from vmi.exits import price
@@ -17,6 +16,7 @@ from vmi.native import start
 from vmi.native.boot.state import BootState
 from vmi.native.cpuid import MODELS, CpuModel
 from vmi.native.machine import Machine, Outcome
+from vmi.version import __version__
 
 _GENERAL = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
 # another processor each time, so that every feature is there once

@@ -94,7 +94,7 @@ def cr2_of_a_hidden_fault(rig: Rig, found: Findings) -> None:
     found.equal("CR2", rig.value("GetCR2"), 0x1234)
 
 
-def _second_tables(rig: Rig, paging: Paging) -> int:
+def second_tables(rig: Rig, paging: Paging) -> int:
     """Another set of page tables that maps one page elsewhere; gives its root."""
     size = 8 if paging is Paging.PAE else 4
     for address, data in page_tables(paging):
@@ -118,7 +118,7 @@ def queued_updates(rig: Rig, found: Findings) -> None:
     rig.need("SetLazyMode")
     _two_pages(rig)
     paging = rig.environment.paging
-    second = _second_tables(rig, paging)
+    second = second_tables(rig, paging)
     entry = entry_address(paging, FREE_PAGES) + _TABLES
     rig.value("SetCR3", eax=second)
     found.equal("a load", rig.go("load", ebx=FREE_PAGES).registers["eax"], 2)
@@ -147,7 +147,7 @@ def pae_switched_on(rig: Rig, found: Findings) -> None:
     if not rig.call("CPUID", eax=1, ecx=0).registers["edx"] >> 6 & 1:
         raise Unfit("the processor has no PAE")
     _two_pages(rig)
-    _second_tables(rig, Paging.PAE)
+    second_tables(rig, Paging.PAE)
     root = PAGE_TABLES + PAGE_SIZE - 32
     rig.put(root, PAGE_TABLES + _TABLES + PAGE_SIZE | 1, 0)
     rig.value("SetCR3", eax=root)
@@ -162,7 +162,7 @@ def pae_switched_on(rig: Rig, found: Findings) -> None:
 def new_tables(rig: Rig, found: Findings) -> None:
     """Loads go through the tables at the new root, which nobody announced; and back."""
     _two_pages(rig)
-    second = _second_tables(rig, rig.environment.paging)
+    second = second_tables(rig, rig.environment.paging)
     found.equal("a load before", rig.go("load", ebx=FREE_PAGES).registers["eax"], 1)
     for root, wanted in ((second, 2), (PAGE_TABLES, 1), (second | 0x18, 2)):
         rig.value("SetCR3", eax=root)

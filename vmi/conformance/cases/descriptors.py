@@ -86,7 +86,7 @@ def another_idt(rig: Rig, found: Findings) -> None:
     found.equal("IDT", _stored(rig, "GetIDT"), b"\xee" * 4 + _pointer(_ELSEWHERE, 8 * 0x32 - 1) + b"\xee" * 6)
     done = rig.user(_INT30 + b"\xcc")
     found.equal("vectors through the new table", _vectors(done), [0x30, 4])
-    rig.resume_at("done")
+    rig.resume_at("leave_user")
     done = rig.user(b"\xcd\x40")
     events = [(frame.vector, frame.error) for frame in done.frames]
     found.equal("events of INT 40h", events, [(_GP, 0x40 << 3 | 2)])
@@ -155,7 +155,7 @@ def io_bitmap(rig: Rig, found: Findings) -> None:
     at = TSS + 104 + 0x80 // 8
     found.equal("events with the bit clear", _vectors(rig.user(_OUT_80)), [])
     rig.write(at, b"\x01")
-    rig.resume_at("done")
+    rig.resume_at("leave_user")
     done = rig.user(_OUT_80)
     found.equal("events with the bit set", [(f.vector, f.error) for f in done.frames], [(_GP, 0)])
     rig.write(at, b"\x00")

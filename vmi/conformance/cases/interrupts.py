@@ -241,7 +241,7 @@ def iret_iopl(rig: Rig, found: Findings) -> None:
         raise Unfit("the kernel runs at level 0")
     rig.write(0x3000 + 104 + 16, b"\xff")
     rig.put(WORDS["USER_FLAGS"], 0x3202)
-    rig.resume_at("done")
+    rig.resume_at("leave_user")
     done = rig.user(b"\xe6\x80")
     found.equal("events of a port access", [(f.vector, f.error) for f in done.frames], [(_GP, 0)])
 

@@ -106,7 +106,7 @@ def io_privilege(rig: Rig, found: Findings) -> None:
         rig.value("SetIOPLMask", eax=mask)
         rig.put(WORDS["USER_FLAGS"], 0x202 | mask & 0x3000)
         if wanted:
-            rig.resume_at("done")
+            rig.resume_at("leave_user")
         done = rig.user(b"\xe6\x80")
         found.equal(f"events with mask {mask:#x}", [frame.vector for frame in done.frames], wanted)
         done = rig.user(b"\xcd\x30")

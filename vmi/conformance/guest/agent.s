@@ -94,6 +94,10 @@ load_by_fs:
         jmp done
 int30:  int 0x30
         jmp done
+; a handler that takes a page fault before it does what the usual one does
+nest:   mov eax, [ebx]
+nest_back:
+        jmp v48
 ; a call with null selectors in DS and ES
 null_call:
         xor edx, edx
@@ -140,6 +144,8 @@ open_irq1:
         jmp done
 
 ; -- user code lies at USER, on a page of its own, and ends with INT 31h
+leave_user:
+        int 0x31
 enter_user:
         push 0x23
         push {USER_STACK}
