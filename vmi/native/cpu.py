@@ -37,7 +37,7 @@ import ctypes
 
 from vmi.memory import PAGE_SIZE, PhysicalMemory
 from vmi.native import interpose, layout
-from vmi.native.cpu_events import Events
+from vmi.native.cpu_events import ONE_INSTRUCTION, Events
 from vmi.native.cpuid import MODELS, CpuModel, Word
 from vmi.native.engine import (
     NO_CODE,
@@ -129,7 +129,7 @@ class Cpu(Events):
         self._engine.set_writable(piece, writable)
 
     def steady_tsc(self) -> None:
-        """Promise that the time stamp counter counts instructions, except when the bus is asked for something.
+        """Promise that the time stamp counter counts instructions, but for what requests to the bus change.
 
         The bus is then asked for it only behind other requests.
         """
@@ -155,14 +155,17 @@ class Cpu(Events):
         self._window = False
         self._alone = (0, 0)
         self._interrupt_request.value = _INTERRUPT_HARD if stop_when_interruptible else 0
-        self._running = True
-        status = self._engine.start(self.eip, budget)
-        self._running = False
-        # the counter runs ahead by one when the budget stopped the run in front of an instruction
-        self.instructions += min(self._counter.value, self._budget.value)
-        self._counter.value = 0
-        if self._trouble is not None:
-            raise self._trouble
+        while True:
+            self._running = True
+            status = self._engine.start(self.eip, budget)
+            self._running = False
+            # the counter runs ahead by one when the budget stopped the run in front of an instruction
+            self.instructions += min(self._counter.value, self._budget.value)
+            budget = self._budget.value - self._counter.value
+            self._counter.value = 0
+            if status not in NO_CODE or budget <= 0 or not self._reaches():
+                break
+        self._raise_trouble()
         self._change_code()
         if self._take_back():
             return Stop.BUDGET
@@ -174,6 +177,23 @@ class Cpu(Events):
         if self._window or (self._core is not None and self._core.window):
             return Stop.WINDOW
         return Stop.HALTED if self._halted.value else Stop.BUDGET
+
+    def _raise_trouble(self) -> None:
+        """Raise what a callback has raised."""
+        if self._trouble is not None:
+            raise self._trouble
+
+    def _reaches(self) -> bool:
+        """Have one instruction done alone if it may not be the one that lies where no memory is.
+
+        As with :meth:`_runs_on`, the library fetches a whole block of code before it begins.
+        """
+        here = self.instructions, self.eip
+        if here == self._alone or self._trouble is not None:
+            return False
+        self._alone = here
+        self._next_block.value = ONE_INSTRUCTION
+        return True
 
     @property
     def running(self) -> bool:

@@ -22,7 +22,7 @@ from vmi.native.wiring import Bus, StoreWatch
 from vmi.x86 import U32, Eflags, GuestFault, Seg, Vector
 
 _LIBRARY_CALLS = "interrupt", "invalid", "cpuid", "rdtsc", "rom_write", "breakpoint"
-_ONE_INSTRUCTION = 1  # the library's name for "a block of one instruction"
+ONE_INSTRUCTION = 1  # the library's name for "a block of one instruction"
 
 
 class Events(Translation):
@@ -160,7 +160,7 @@ class Events(Translation):
         if not 0 < ahead < PAGE_SIZE or here == self._alone:
             return False
         self._alone = here
-        self._next_block.value = _ONE_INSTRUCTION
+        self._next_block.value = ONE_INSTRUCTION
         self.forget_exception()
         return True
 
