@@ -11,8 +11,10 @@ The arithmetic flags are not here: the emulator computes them lazily, see :meth:
 from __future__ import annotations
 
 import ctypes
+from array import array
 from dataclasses import dataclass
 from functools import lru_cache
+from struct import Struct
 
 from vmi.x86 import D_BIT, TSS_AVAILABLE_32, Seg
 
@@ -41,18 +43,24 @@ _DR = 5400 // 4
 _OLD_EXCEPTION = 5496 // 4
 _RETURN_ADDRESS = 5560 // 4  # where in translated code the last page walk was asked for
 
+#: What matters for the entry to a handler, from the start of the state structure: ESP, EIP, EFLAGS, mode
+#: flags, selectors of CS and SS, base and flags of SS; TR, GDTR, IDTR and CR0; CR3 and CR4; EFER.
+ENTRY = Struct("<32xI92xI4xI36xI28xI20xI4xI8xI96x88s8x16s128x4s")
+
 _CC_OP_EFLAGS = 1
 
 TSS_AVAILABLE_16, TSS_BUSY_BIT = 1, 2
 _PG_AND_WP = 1 << 31 | 1 << 16  # of CR0
 # Found quickly: an enumeration's own members are looked up by a function.
 _CS, _SS = Seg.CS, Seg.SS
+_CS_PLACE = _SEGS + 6
 
 HF_CPL = 3
 HF_INHIBIT_IRQ = 1 << 3
 HF_CS32 = 1 << 4
 HF_SS32 = 1 << 5
 HF_ADDSEG = 1 << 6
+_NO_MODE = ~(HF_CPL | HF_INHIBIT_IRQ | HF_CS32 | HF_SS32 | HF_ADDSEG)
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,11 @@ class TableRegister:
 _table = lru_cache(maxsize=256)(TableRegister)
 
 
+def segment_words(segment: Segment) -> array[int]:
+    """A segment register with its hidden part, as the state structure has it: 6 dwords."""
+    return array("I", (segment.selector, 0, segment.base, 0, segment.limit, segment.flags))
+
+
 class Registers:
     """General, segment and table registers at a given host address of the state structure.
 
@@ -92,7 +105,8 @@ class Registers:
 
     def __init__(self, address: int) -> None:
         self._raw = (ctypes.c_uint32 * (ENV_SIZE // 4)).from_address(address)
-        self._d = memoryview(self._raw).cast("B").cast("I")
+        self.raw = memoryview(self._raw).cast("B")  # the whole state structure
+        self._d = self.raw.cast("I")
         self.told_cr2 = 0  # what CR2 was set to, not counting the page faults that the CPU finds itself
 
     def freeze(self) -> bytes:
@@ -280,6 +294,19 @@ class Registers:
             or d[_SEGS + 2] | d[_SEGS + 12 + 2] | d[_SEGS + 18 + 2]
         )
         self.hflags = flags & ~HF_ADDSEG | (HF_ADDSEG if segmented else 0)
+
+    def enter(self, segments: memoryview, mode: int, esp: int, eip: int) -> None:
+        """Go to a handler in protected mode, nothing of which is checked.
+
+        :param segments: CS, or CS and SS, as :func:`segment_words` gives them.
+        :param mode: CPL and the sizes of code and stack, as mode flags.
+        """
+        d = self._d
+        d[_CS_PLACE : _CS_PLACE + len(segments)] = segments
+        d[8], d[_EIP] = esp, eip
+        if not mode & HF_CS32 or d[_SEGS + 2] | d[_SEGS + 12 + 2] | d[_SEGS + 18 + 2]:
+            mode |= HF_ADDSEG
+        d[_HFLAGS] = d[_HFLAGS] & _NO_MODE | mode
 
     @property
     def ldt(self) -> Segment:

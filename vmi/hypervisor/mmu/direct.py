@@ -48,6 +48,9 @@ class DirectMmu(GuestTables):
     def _registers(self) -> tuple[object, ...]:
         return self._cpu.paging()
 
+    def stamp(self) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`: the registers are the CPU's."""
+
     def invalidate(self, linear: int) -> None:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
         self._cpu.flush_page(linear)
