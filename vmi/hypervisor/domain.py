@@ -26,6 +26,7 @@ from vmi.hypervisor.privilege import KERNEL_RING, USER_RING, CompressedPrivilege
 from vmi.hypervisor.processors import Processors
 from vmi.hypervisor.tasks import finish_switch
 from vmi.hypervisor.vcpu import VirtualCpu
+from vmi.memory import PAGE_SIZE
 from vmi.native.interrupts import Delivery, Event, Origin, TripleFault
 from vmi.native.machine import Machine, Outcome
 from vmi.x86 import D_BIT, IF_BIT, IOPL_MASK, Cr0, Eflags, GuestFault, Seg, Vector
@@ -124,6 +125,7 @@ class Domain(Beginning):
         if not self.active or not self.rom.holds_data(address):
             return False
         self.machine.memory.write(address, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
+        self.machine.open_rom(address & -PAGE_SIZE)  # this was the last that comes here
         return True
 
     def _deliver_waiting(self) -> None:

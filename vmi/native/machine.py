@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vmi.errors import BadInput, RomError, UsageError
-from vmi.memory import PhysicalMemory
+from vmi.memory import PAGE_SIZE, PhysicalMemory
 from vmi.native import snapshot, start
 from vmi.native.board import Board
 from vmi.native.boot import firmware, loader, mptable
@@ -28,7 +28,7 @@ from vmi.native.devices.pci_functions import Segment
 from vmi.native.devices.rtc import DEFAULT_EPOCH
 from vmi.native.disk import MOST_DISKS, Disk
 from vmi.native.ends import End, Outcome, code_address, lost
-from vmi.native.engine import ROM_END, ROM_PIECE, ROM_START
+from vmi.native.engine import ROM_END, ROM_START
 from vmi.native.interrupts import Delivery, Event, Origin, TripleFault
 from vmi.native.linear import Linear
 from vmi.native.monitor import Monitor
@@ -305,12 +305,14 @@ class Machine(Traffic):
             return 1  # its page is gone from the tables, but not from the CPU's own memory of them
         return 1 if self.memory.read(last, 1)[0] == opcode else 2
 
-    def meet_deadline(self) -> None:
+    def meet_deadline(self, ns: int = 0) -> None:
         """See :class:`vmi.native.traffic.Traffic`."""
         deadline = self.clock.next_deadline()
         if deadline is not None and deadline < self._run_ends:
             self._run_ends = deadline
-            self.spend(0)
+        elif not ns:
+            return
+        self.spend(ns)
 
     def spend(self, ns: int) -> None:
         """Let time pass without instructions; the run in progress ends as planned, or at once."""
@@ -362,6 +364,13 @@ class Machine(Traffic):
         self._rom_area = segments
         self.cpu.stop_soon()
 
+    def open_rom(self, page: int) -> None:
+        """Let the guest write to a page of the ROM area, by its address, as to RAM."""
+        opened = Segment(page, PAGE_SIZE, True, True)
+        told = self._rom_area or self.rom_area_told
+        if opened not in told:
+            self.rom_area_changed((*told, opened))
+
     def _protect_rom_area(self) -> None:
         self.protect(self._rom_area)
         self._rom_area = ()
@@ -369,8 +378,7 @@ class Machine(Traffic):
     def protect(self, segments: tuple[Segment, ...]) -> None:
         """Let the CPU write to the pieces of the ROM area that are RAM; only between runs."""
         for segment in segments:
-            for piece in range(segment.start, segment.start + segment.size, ROM_PIECE):
-                self.cpu.set_writable(piece, segment.writes)
+            self.cpu.set_writable(segment.start, segment.writes, segment.size)
         self.rom_area_told = segments
 
     def load_memory(self, address: int, size: int) -> bytes:
