@@ -64,6 +64,7 @@ class Domain(Beginning):
         self.breakpoints = Breakpoints(machine.cpu, self.vcpu.linear)
         self.taken = self.active = False
         self.calls: dict[str, int] = {}
+        self._gates: dict[int, abi.Call] = {}  # by guest-physical address, those that were called from
         self.emulator = Emulator(self.vcpu)
         self._sites = CallSites(self.vcpu, self.emulator.transfers, rom)
         self._delivery = Delivery(self.privilege)
@@ -86,6 +87,19 @@ class Domain(Beginning):
         if not self.active:
             return self._native_event(event)
         return not self._stay_compressed() or self._handle(event)
+
+    def call_out(self, vector: int) -> bool:
+        """See :class:`vmi.native.monitor.Monitor`: calls from gates that have been used before."""
+        if vector != self.rom.interrupt or not self.active or self.machine.cpu.cpl != KERNEL_RING:
+            return False
+        try:
+            call = self._gates.get(self._physical_eip(-_GATE_LENGTH))
+        except GuestFault:
+            return False
+        if call is None:
+            return False
+        self._call(call)
+        return True
 
     def accepts_interrupts(self) -> bool:
         """See :class:`vmi.native.monitor.Monitor`."""
@@ -230,8 +244,7 @@ class Domain(Beginning):
     # -- where the guest is -----------------------------------------------------------------
 
     def _physical_eip(self, offset: int = 0) -> int:
-        cpu = self.machine.cpu
-        return self.vcpu.linear.physical(cpu.segment(_CS).base + cpu.eip + offset)
+        return self.mmu.translate(self.machine.cpu.code_address(offset))
 
     def _in_rom(self) -> bool:
         try:
@@ -285,9 +298,10 @@ class Domain(Beginning):
 
     def _gate(self) -> bool:
         try:
-            gate = self.rom.gate(self._physical_eip(-_GATE_LENGTH))
+            at = self._physical_eip(-_GATE_LENGTH)
         except GuestFault:
             return False
+        gate = self.rom.gate(at)
         if gate is None:
             self._refuse("a call-out from outside the ROM")
             return False
@@ -298,11 +312,14 @@ class Domain(Beginning):
             self._count("VMI_Init")
             self.machine.cpu.eax = 1  # the machine is taken over already
         else:
+            self._gates[at] = gate
             self._call(gate)
         return True
 
     def _call(self, call: abi.Call) -> None:
-        self._count(call.name)
+        name = call.name
+        self.calls[name] = self.calls.get(name, 0) + 1
+        self.machine.exits["VMI call"] += 1
         handler = self._handlers.get(call.number)
         if handler is None:
             self.machine.finish(
@@ -459,7 +476,7 @@ class Domain(Beginning):
 
     def _count(self, call: str) -> None:
         self.calls[call] = self.calls.get(call, 0) + 1
-        self._count_exit("VMI call")
+        self.machine.exits["VMI call"] += 1
 
     def _count_exit(self, reason: str) -> None:
         self.machine.exits[reason] += 1

@@ -207,7 +207,9 @@ class Cpu(Events):
 
     def stop_within(self, instructions: int) -> None:
         """End the run after so many more instructions, the current one not counted; never extends it."""
-        self._budget.value = min(self._budget.value, self._counter.value + instructions)
+        end = self._counter.value + instructions
+        if end < self._budget.value:
+            self._budget.value = end
 
     @property
     def eflags(self) -> int:

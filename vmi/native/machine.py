@@ -54,6 +54,8 @@ DEFAULT_MODEL = MODELS["qemu32"]
 MP_TABLE = 0xF5000
 _SHADOW = 0x20000  # bytes of the firmware that show below 1 MiB too
 
+# Found quickly: an enumeration's own members are looked up by a function.
+_SOFTWARE, _EXCEPTION = Origin.SOFTWARE, Origin.EXCEPTION
 _FAULT_NAMES = {int(vector): f"#{vector.name}" for vector in Vector}
 _ONE_BYTE = {int(Vector.BP): 0xCC, int(Vector.OF): 0xCE}  # INT3 and INTO
 
@@ -276,11 +278,15 @@ class Machine(Traffic):
         """See :class:`vmi.native.wiring.Bus`."""
         if self.end is not None:
             return  # the instruction behind the last one can't be fetched: no event of this run
+        monitor = self.monitor
         if is_int:
-            event = Event(vector, Origin.SOFTWARE, length=self._int_length(vector))
+            if monitor is not None and monitor.call_out(vector):
+                self.spend(EVENT_NS)
+                return
+            event = Event(vector, _SOFTWARE, 0, 0, self._int_length(vector))
         else:
-            event = Event(vector, Origin.EXCEPTION, error, self.cpu.cr2)
-        if self.monitor is None or not self.monitor.event(event):
+            event = Event(vector, _EXCEPTION, error, self.cpu.cr2)
+        if monitor is None or not monitor.event(event):
             if is_int:
                 self.exits["software interrupt"] += 1
             else:
@@ -316,8 +322,9 @@ class Machine(Traffic):
 
     def spend(self, ns: int) -> None:
         """Let time pass without instructions; the run in progress ends as planned, or at once."""
-        self._idle_ns += ns
-        self.cpu.stop_within(max(0, -(-(self._run_ends - self._now()) // NS_PER_INSTRUCTION)))
+        self._idle_ns = idle = self._idle_ns + ns
+        left = self._run_ends - idle - self.cpu.now_instructions() * NS_PER_INSTRUCTION
+        self.cpu.stop_within(-(-left // NS_PER_INSTRUCTION) if left > 0 else 0)
 
     # -- ends -------------------------------------------------------------------------------
 

@@ -210,6 +210,10 @@ class Registers:
     def eip(self, value: int) -> None:
         self._d[_EIP] = value & 0xFFFFFFFF
 
+    def code_address(self, offset: int = 0) -> int:
+        """Linear address of EIP plus ``offset``."""
+        return self._d[_CS_PLACE + 2] + self._d[_EIP] + offset & 0xFFFFFFFF
+
     @property
     def eip_marked(self) -> bool:
         """EIP is as :meth:`mark_eip` has left it: the emulator has not gone back to an instruction since."""
