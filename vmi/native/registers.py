@@ -55,6 +55,11 @@ _PG_AND_WP = 1 << 31 | 1 << 16  # of CR0
 _CS, _SS = Seg.CS, Seg.SS
 _CS_PLACE = _SEGS + 6
 
+_DATA = Struct(  # selector, base, limit and flags of ES, DS, FS and GS
+    "<184xI4xI4xII48xI4xI4xIII4xI4xIII4xI4xII"
+)
+_DPL = 3 << 13  # of a descriptor's upper dword
+
 HF_CPL = 3
 HF_INHIBIT_IRQ = 1 << 3
 HF_CS32 = 1 << 4
@@ -311,6 +316,14 @@ class Registers:
         if not mode & HF_CS32 or d[_SEGS + 2] | d[_SEGS + 12 + 2] | d[_SEGS + 18 + 2]:
             mode |= HF_ADDSEG
         d[_HFLAGS] = d[_HFLAGS] & _NO_MODE | mode
+
+    def data_segments_suit_users(self) -> bool:
+        """ES, DS, FS and GS are each of ring 3, or null with nothing behind it."""
+        words = _DATA.unpack_from(self.raw)
+        return all(
+            flags & _DPL == _DPL or not selector | base | limit | flags
+            for selector, base, limit, flags in (words[:4], words[4:8], words[8:12], words[12:])
+        )
 
     @property
     def ldt(self) -> Segment:
