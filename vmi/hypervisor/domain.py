@@ -29,7 +29,7 @@ from vmi.hypervisor.vcpu import VirtualCpu
 from vmi.memory import PAGE_SIZE
 from vmi.native.interrupts import Delivery, Event, Origin, TripleFault
 from vmi.native.machine import Machine, Outcome
-from vmi.x86 import D_BIT, IF_BIT, IOPL_MASK, Cr0, Eflags, GuestFault, Seg, Vector
+from vmi.x86 import IF_BIT, IOPL_MASK, Cr0, Eflags, GuestFault, Seg, Vector
 
 _GATE_LENGTH = 2  # INT n
 _SYSEXIT_FRAME = 24  # EIP, CS, EFLAGS, ESP and SS, and EAX, which is loaded already
@@ -44,7 +44,7 @@ _GP, _BP, _DB, _TS = Vector.GP, Vector.BP, Vector.DB, Vector.TS
 _SOFTWARE, _EXCEPTION = Origin.SOFTWARE, Origin.EXCEPTION
 # What the CPU may refuse an instruction of the ROM's own with.
 _ROM_FAULTS = frozenset({_GP, Vector.NP, Vector.SS, _TS, Vector.PF})
-_PRIVILEGED = "privileged instruction"
+_PRIVILEGED, _PLANTED = "privileged instruction", "breakpoint"
 
 
 class Domain(Beginning):
@@ -89,8 +89,12 @@ class Domain(Beginning):
         return not self._stay_compressed() or self._handle(event)
 
     def call_out(self, vector: int) -> bool:
-        """See :class:`vmi.native.monitor.Monitor`: calls from gates that have been used before."""
-        if vector != self.rom.interrupt or not self.active or self.machine.cpu.cpl != KERNEL_RING:
+        """See :class:`vmi.native.monitor.Monitor`: from gates that have been used before, and breakpoints."""
+        if not self.active or self.machine.cpu.cpl != KERNEL_RING:
+            return False
+        if vector == _BP:
+            return self._breakpoint()
+        if vector != self.rom.interrupt:
             return False
         try:
             call = self._gates.get(self._physical_eip(-_GATE_LENGTH))
@@ -259,8 +263,7 @@ class Domain(Beginning):
     def instruction(self) -> Instruction:
         """The instruction at EIP; an invalid one if nothing is mapped there."""
         cpu = self.machine.cpu
-        code = cpu.segment(_CS)
-        return self.breakpoints.instruction(code.base + cpu.eip, 32 if code.flags & D_BIT else 16)
+        return self.breakpoints.instruction(cpu.code_address(), cpu.code_bits)
 
     # -- events -----------------------------------------------------------------------------
 
@@ -271,7 +274,7 @@ class Domain(Beginning):
         if event.origin is _SOFTWARE:
             if event.vector == self.rom.interrupt:
                 return self._gate()
-            return event.vector == _BP and event.length == 1 and self._breakpoint()
+            return event.vector == _BP and self._breakpoint()
         if event.vector == _DB:
             return self._step_in_rom()
         if event.vector in _ROM_FAULTS and self._in_rom() and self._fault_in_rom(event):
@@ -406,12 +409,14 @@ class Domain(Beginning):
         """A planted breakpoint: do the instruction it stands for."""
         cpu = self.machine.cpu
         try:
-            if not self.breakpoints.covers(self._physical_eip(-1)):
-                return False
+            at = self._physical_eip(-1)
         except GuestFault:
             return False
+        if not self.breakpoints.stands(at):
+            return False
         cpu.eip -= 1
-        if not self._emulate(self.instruction(), "breakpoint"):
+        instruction = self.breakpoints.instruction_at(at, cpu.code_address(), cpu.code_bits)
+        if not self._emulate(instruction, _PLANTED):
             self.machine.finish(
                 Outcome.CRASHED,
                 f"the instruction behind the breakpoint at {cpu.eip:#x} is none that needs one",

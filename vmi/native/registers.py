@@ -220,6 +220,11 @@ class Registers:
         return self._d[_CS_PLACE + 2] + self._d[_EIP] + offset & 0xFFFFFFFF
 
     @property
+    def code_bits(self) -> int:
+        """Size of operands and addresses in the code segment, 32 or 16."""
+        return 32 if self._d[_CS_PLACE + 5] & D_BIT else 16
+
+    @property
     def eip_marked(self) -> bool:
         """EIP is as :meth:`mark_eip` has left it: the emulator has not gone back to an instruction since."""
         return bool(self._d[_EIP + 1])
