@@ -139,7 +139,6 @@ def test_figures() -> None:
     assert f"An instruction takes {machine.NS_PER_INSTRUCTION} ns" in PAGE
     assert f"an exception or interrupt {machine.EVENT_NS // 1000} µs more" in PAGE
     assert traffic.PORT_NS == machine.EVENT_NS  # the text says so
-    assert f"RDTSC takes {traffic.TSC_NS} ns" in PAGE
     assert f"The TSC counts {machine.TSC_HZ // 10**6} MHz" in PAGE
     assert f"needs {ide.BUSY_NS // 1000} µs for each command" in PAGE
     assert ps2_keyboard.KEY_NS == 10**6

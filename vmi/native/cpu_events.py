@@ -279,9 +279,9 @@ class Events(Translation):
         return 1
 
     def _on_rdtsc(self, _uc: int, _user: int) -> int:
-        self._settle()
-        value = self.bus.tsc()
-        self.eax, self.edx = value & U32, value >> 32 & U32
+        if self._core is None:
+            self.settle_flags()
+        self.set_pair(self.bus.tsc())
         return 1
 
     def refuse(self, fault: GuestFault | None = None) -> None:

@@ -29,7 +29,7 @@ from vmi.native.devices.rtc import DEFAULT_EPOCH
 from vmi.native.disk import MOST_DISKS, Disk
 from vmi.native.ends import End, Outcome, code_address, lost
 from vmi.native.engine import ROM_END, ROM_START
-from vmi.native.interrupts import Delivery, Event, Origin, TripleFault
+from vmi.native.interrupts import Delivery, Event, Origin, TripleFault, int_length
 from vmi.native.linear import Linear
 from vmi.native.monitor import Monitor
 from vmi.native.msr import MsrFile
@@ -38,7 +38,7 @@ from vmi.native.processor import live_registers
 from vmi.native.traffic import Traffic
 from vmi.native.turns import MOST_CPUS, Turns
 from vmi.native.wiring import Stop
-from vmi.x86 import IF_BIT, GuestFault, Seg, Vector
+from vmi.x86 import IF_BIT, Seg, Vector
 
 __all__ = ["End", "Machine", "Outcome"]
 
@@ -57,7 +57,6 @@ _SHADOW = 0x20000  # bytes of the firmware that show below 1 MiB too
 # Found quickly: an enumeration's own members are looked up by a function.
 _SOFTWARE, _EXCEPTION = Origin.SOFTWARE, Origin.EXCEPTION
 _FAULT_NAMES = {int(vector): f"#{vector.name}" for vector in Vector}
-_ONE_BYTE = {int(Vector.BP): 0xCC, int(Vector.OF): 0xCE}  # INT3 and INTO
 
 
 class Machine(Traffic):
@@ -124,9 +123,9 @@ class Machine(Traffic):
         )
         self.console = self.board.console
         self.interrupts = self.board.interrupts
+        cycles = self._cycles if cpus == 1 else lambda: self.clock.now() // NS_PER_INSTRUCTION
         msrs = [
-            MsrFile(model, lambda: self.clock.now() // NS_PER_INSTRUCTION, live_registers(self.cpu, lapic))
-            for lapic in self.board.lapics or (None,)
+            MsrFile(model, cycles, live_registers(self.cpu, lapic)) for lapic in self.board.lapics or (None,)
         ]
         self.msr = msrs[0]  # those of the processor that runs
         self.turns = None if cpus == 1 else Turns(self, msrs)
@@ -227,6 +226,10 @@ class Machine(Traffic):
     def _now(self) -> int:
         return self.cpu.now_instructions() * NS_PER_INSTRUCTION + self._idle_ns
 
+    def _cycles(self) -> int:
+        # the same in cycles, for RDTSC, which some guests execute millions of times
+        return self.cpu.now_instructions() + self._idle_ns // NS_PER_INSTRUCTION
+
     def own_time(self) -> int:
         """What the clock of the processor that runs shows, ns."""
         return self._now()
@@ -283,7 +286,7 @@ class Machine(Traffic):
             if monitor is not None and monitor.call_out(vector):
                 self.spend(EVENT_NS)
                 return
-            event = Event(vector, _SOFTWARE, 0, 0, self._int_length(vector))
+            event = Event(vector, _SOFTWARE, 0, 0, int_length(vector, self.cpu, self.linear))
         else:
             event = Event(vector, _EXCEPTION, error, self.cpu.cr2)
         if monitor is None or not monitor.event(event):
@@ -299,17 +302,6 @@ class Machine(Traffic):
     def count_fault(self, vector: int) -> None:
         """Count an exception that goes to the guest."""
         self.exits[_FAULT_NAMES.get(vector) or f"exception {vector}"] += 1
-
-    def _int_length(self, vector: int) -> int:
-        """Bytes of the INT instruction that ends at EIP: INT3 and INTO have one, INT n has two."""
-        opcode = _ONE_BYTE.get(vector)
-        if opcode is None:
-            return 2
-        try:
-            last = self.linear.physical(self.cpu.segment(Seg.CS).base + self.cpu.eip - 1)
-        except GuestFault:
-            return 1  # its page is gone from the tables, but not from the CPU's own memory of them
-        return 1 if self.memory.read(last, 1)[0] == opcode else 2
 
     def meet_deadline(self, ns: int = 0) -> None:
         """See :class:`vmi.native.traffic.Traffic`."""

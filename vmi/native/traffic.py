@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 # What an access to a port takes: a cycle of the ISA bus, as kernels that wait by such accesses count on.
 PORT_NS = 1_000
-# What RDTSC takes: 50 cycles, as on many a processor. It is what kernels wait with, in loops.
-TSC_NS = 500
 
 
 class Traffic(ABC):
@@ -117,9 +115,7 @@ class Traffic(ABC):
 
     def tsc(self) -> int:
         """See :class:`vmi.native.wiring.Bus`."""
-        value = self.msr.tsc()
-        self.spend(TSC_NS)
-        return value
+        return self.msr.tsc()
 
     def read_msr(self, index: int) -> int | None:
         """See :class:`vmi.native.wiring.Bus`."""
