@@ -143,7 +143,7 @@ class Domain(Beginning):
         if not self.active or not self.rom.holds_data(address):
             return False
         self.machine.memory.write(address, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
-        self.machine.open_rom(address & -PAGE_SIZE)  # this was the last that comes here
+        self.machine.rom_area.open(address & -PAGE_SIZE)  # this was the last that comes here
         return True
 
     def _deliver_waiting(self) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vmi.errors import BadInput, RomError, UsageError
-from vmi.memory import PAGE_SIZE, PhysicalMemory
+from vmi.memory import PhysicalMemory
 from vmi.native import snapshot, start
 from vmi.native.board import Board
 from vmi.native.boot import firmware, loader, mptable
@@ -35,6 +35,7 @@ from vmi.native.monitor import Monitor
 from vmi.native.msr import MsrFile
 from vmi.native.privilege import Privilege
 from vmi.native.processor import live_registers
+from vmi.native.rom_area import RomArea
 from vmi.native.traffic import Traffic
 from vmi.native.turns import MOST_CPUS, Turns
 from vmi.native.wiring import Stop
@@ -116,8 +117,7 @@ class Machine(Traffic):
         self._run_ends = 0  # when the run of the CPU in progress ends at the latest, ns
         self.halted = False
         self._rom_top = ROM_BAY.start
-        self._rom_area: tuple[Segment, ...] = ()  # what the CPU has not been told yet
-        self.rom_area_told: tuple[Segment, ...] = ()  # and what it has, if it was told anything
+        self.rom_area = RomArea(self.cpu)
         self.board = Board(
             self.memory, self.clock, model, self, epoch=epoch, disks=disks, video_bios=video_bios, cpus=cpus
         )
@@ -360,25 +360,7 @@ class Machine(Traffic):
 
     def rom_area_changed(self, segments: tuple[Segment, ...]) -> None:
         """The chipset was told which pieces of the ROM area are RAM; reads come from there in any case."""
-        self._rom_area = segments
-        self.cpu.stop_soon()
-
-    def open_rom(self, page: int) -> None:
-        """Let the guest write to a page of the ROM area, by its address, as to RAM."""
-        opened = Segment(page, PAGE_SIZE, True, True)
-        told = self._rom_area or self.rom_area_told
-        if opened not in told:
-            self.rom_area_changed((*told, opened))
-
-    def _protect_rom_area(self) -> None:
-        self.protect(self._rom_area)
-        self._rom_area = ()
-
-    def protect(self, segments: tuple[Segment, ...]) -> None:
-        """Let the CPU write to the pieces of the ROM area that are RAM; only between runs."""
-        for segment in segments:
-            self.cpu.set_writable(segment.start, segment.writes, segment.size)
-        self.rom_area_told = segments
+        self.rom_area.change(segments)
 
     def load_memory(self, address: int, size: int) -> bytes:
         """Read guest-physical memory for a device."""
@@ -435,8 +417,7 @@ class Machine(Traffic):
                 budget = min(budget, max(1, -(-(deadline - self._now()) // NS_PER_INSTRUCTION)))
             if self._retry:
                 budget = min(budget, self._retry)
-            if self._rom_area:
-                self._protect_rom_area()
+            self.rom_area.settle()
             self._run_ends = self._now() + budget * NS_PER_INSTRUCTION
             self._act_on(self.cpu.run(budget, stop_when_interruptible=window))
             if on_slice is not None:
