@@ -26,9 +26,10 @@ from vmi.hypervisor.privilege import KERNEL_RING, USER_RING, CompressedPrivilege
 from vmi.hypervisor.processors import Processors
 from vmi.hypervisor.tasks import finish_switch
 from vmi.hypervisor.vcpu import VirtualCpu
+from vmi.memory import PAGE_SIZE
 from vmi.native.interrupts import Delivery, Event, Origin, TripleFault
 from vmi.native.machine import Machine, Outcome
-from vmi.x86 import D_BIT, IF_BIT, IOPL_MASK, Cr0, Eflags, GuestFault, Seg, Vector
+from vmi.x86 import IF_BIT, IOPL_MASK, Cr0, Eflags, GuestFault, Seg, Vector
 
 _GATE_LENGTH = 2  # INT n
 _SYSEXIT_FRAME = 24  # EIP, CS, EFLAGS, ESP and SS, and EAX, which is loaded already
@@ -43,7 +44,7 @@ _GP, _BP, _DB, _TS = Vector.GP, Vector.BP, Vector.DB, Vector.TS
 _SOFTWARE, _EXCEPTION = Origin.SOFTWARE, Origin.EXCEPTION
 # What the CPU may refuse an instruction of the ROM's own with.
 _ROM_FAULTS = frozenset({_GP, Vector.NP, Vector.SS, _TS, Vector.PF})
-_PRIVILEGED = "privileged instruction"
+_PRIVILEGED, _PLANTED = "privileged instruction", "breakpoint"
 
 
 class Domain(Beginning):
@@ -63,6 +64,7 @@ class Domain(Beginning):
         self.breakpoints = Breakpoints(machine.cpu, self.vcpu.linear)
         self.taken = self.active = False
         self.calls: dict[str, int] = {}
+        self._gates: dict[int, abi.Call] = {}  # by guest-physical address, those that were called from
         self.emulator = Emulator(self.vcpu)
         self._sites = CallSites(self.vcpu, self.emulator.transfers, rom)
         self._delivery = Delivery(self.privilege)
@@ -85,6 +87,23 @@ class Domain(Beginning):
         if not self.active:
             return self._native_event(event)
         return not self._stay_compressed() or self._handle(event)
+
+    def call_out(self, vector: int) -> bool:
+        """See :class:`vmi.native.monitor.Monitor`: from gates that have been used before, and breakpoints."""
+        if not self.active or self.machine.cpu.cpl != KERNEL_RING:
+            return False
+        if vector == _BP:
+            return self._breakpoint()
+        if vector != self.rom.interrupt:
+            return False
+        try:
+            call = self._gates.get(self._physical_eip(-_GATE_LENGTH))
+        except GuestFault:
+            return False
+        if call is None:
+            return False
+        self._call(call)
+        return True
 
     def accepts_interrupts(self) -> bool:
         """See :class:`vmi.native.monitor.Monitor`."""
@@ -124,6 +143,7 @@ class Domain(Beginning):
         if not self.active or not self.rom.holds_data(address):
             return False
         self.machine.memory.write(address, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
+        self.machine.rom_area.open(address & -PAGE_SIZE)  # this was the last that comes here
         return True
 
     def _deliver_waiting(self) -> None:
@@ -228,8 +248,7 @@ class Domain(Beginning):
     # -- where the guest is -----------------------------------------------------------------
 
     def _physical_eip(self, offset: int = 0) -> int:
-        cpu = self.machine.cpu
-        return self.vcpu.linear.physical(cpu.segment(_CS).base + cpu.eip + offset)
+        return self.mmu.translate(self.machine.cpu.code_address(offset))
 
     def _in_rom(self) -> bool:
         try:
@@ -244,8 +263,7 @@ class Domain(Beginning):
     def instruction(self) -> Instruction:
         """The instruction at EIP; an invalid one if nothing is mapped there."""
         cpu = self.machine.cpu
-        code = cpu.segment(_CS)
-        return self.breakpoints.instruction(code.base + cpu.eip, 32 if code.flags & D_BIT else 16)
+        return self.breakpoints.instruction(cpu.code_address(), cpu.code_bits)
 
     # -- events -----------------------------------------------------------------------------
 
@@ -256,7 +274,7 @@ class Domain(Beginning):
         if event.origin is _SOFTWARE:
             if event.vector == self.rom.interrupt:
                 return self._gate()
-            return event.vector == _BP and event.length == 1 and self._breakpoint()
+            return event.vector == _BP and self._breakpoint()
         if event.vector == _DB:
             return self._step_in_rom()
         if event.vector in _ROM_FAULTS and self._in_rom() and self._fault_in_rom(event):
@@ -283,9 +301,10 @@ class Domain(Beginning):
 
     def _gate(self) -> bool:
         try:
-            gate = self.rom.gate(self._physical_eip(-_GATE_LENGTH))
+            at = self._physical_eip(-_GATE_LENGTH)
         except GuestFault:
             return False
+        gate = self.rom.gate(at)
         if gate is None:
             self._refuse("a call-out from outside the ROM")
             return False
@@ -296,11 +315,14 @@ class Domain(Beginning):
             self._count("VMI_Init")
             self.machine.cpu.eax = 1  # the machine is taken over already
         else:
+            self._gates[at] = gate
             self._call(gate)
         return True
 
     def _call(self, call: abi.Call) -> None:
-        self._count(call.name)
+        name = call.name
+        self.calls[name] = self.calls.get(name, 0) + 1
+        self.machine.exits["VMI call"] += 1
         handler = self._handlers.get(call.number)
         if handler is None:
             self.machine.finish(
@@ -387,12 +409,14 @@ class Domain(Beginning):
         """A planted breakpoint: do the instruction it stands for."""
         cpu = self.machine.cpu
         try:
-            if not self.breakpoints.covers(self._physical_eip(-1)):
-                return False
+            at = self._physical_eip(-1)
         except GuestFault:
             return False
+        if not self.breakpoints.stands(at):
+            return False
         cpu.eip -= 1
-        if not self._emulate(self.instruction(), "breakpoint"):
+        instruction = self.breakpoints.instruction_at(at, cpu.code_address(), cpu.code_bits)
+        if not self._emulate(instruction, _PLANTED):
             self.machine.finish(
                 Outcome.CRASHED,
                 f"the instruction behind the breakpoint at {cpu.eip:#x} is none that needs one",
@@ -457,7 +481,7 @@ class Domain(Beginning):
 
     def _count(self, call: str) -> None:
         self.calls[call] = self.calls.get(call, 0) + 1
-        self._count_exit("VMI call")
+        self.machine.exits["VMI call"] += 1
 
     def _count_exit(self, reason: str) -> None:
         self.machine.exits[reason] += 1

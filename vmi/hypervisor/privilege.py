@@ -20,6 +20,7 @@ from vmi.native.cpu import Cpu
 from vmi.native.linear import Linear
 from vmi.native.privilege import Privilege
 from vmi.native.registers import Segment, TableRegister
+from vmi.native.walks import Walked
 from vmi.x86 import IF_BIT, IOPL_MASK, U32, Descriptor, Eflags, GuestFault, Seg, Vector
 
 KERNEL_RING = 1
@@ -60,6 +61,10 @@ class GuestLinear(Linear):
     def physical(self, linear: int, *, write: bool = False, user: bool = False) -> int:
         """See :class:`vmi.native.linear.Linear`."""
         return self._mmu.translate(linear & U32, write=write, user=user)
+
+    def walked(self, linear: int, *, write: bool = False) -> Walked | None:
+        """See :class:`vmi.native.linear.Linear`."""
+        return self._mmu.walked(linear & U32, write=write)
 
 
 class CompressedPrivilege(Privilege):
@@ -155,6 +160,14 @@ class CompressedPrivilege(Privilege):
         if found.is_segment and found.dpl == KERNEL_RING:
             return found.with_dpl(0)
         return found
+
+    def given_stack(self) -> tuple[int, int] | None:
+        """What UpdateKernelStack said last."""
+        return self.words.kernel_stack()
+
+    def stamp(self) -> object:
+        """The guest's IDT is not by itself the CPU's, nor are its page tables."""
+        return self.virtual_idt, self._mmu.stamp()
 
     def kernel_stack(self, ring: int) -> tuple[int, int]:
         """What UpdateKernelStack said last, else what the guest's TSS says; RPL 1 counts as 0."""

@@ -108,7 +108,7 @@ class VirtualTimer:
 
     def publish(self) -> None:
         """Tell the ROM what the counters are more than the time stamp counter, which it reads itself."""
-        ahead = self._now() - self._machine.tsc()
+        ahead = self._now() - self._machine.msr.tsc()
         self._tell(Told.HERTZ, self.frequency)
         self._tell(Told.REAL, ahead)
         self._tell(Told.AVAILABLE, ahead - self._stolen)

@@ -43,6 +43,7 @@ from vmi.native.engine import (
     NO_CODE,
     OK,
     ROM_END,
+    ROM_PIECE,
     ROM_START,
     Engine,
     Register,
@@ -124,9 +125,9 @@ class Cpu(Events):
         for word, number in _DECODED_BY.items():
             ctypes.c_uint64.from_address(self._features + 8 * number).value = model.words[word]
 
-    def set_writable(self, piece: int, writable: bool) -> None:
-        """Let the guest write to a piece of the ROM area (16 KiB), or not; only between runs."""
-        self._engine.set_writable(piece, writable)
+    def set_writable(self, start: int, writable: bool, size: int = ROM_PIECE) -> None:
+        """Let the guest write to whole pages of the ROM area, or not; only between runs."""
+        self._engine.set_writable(start, writable, size)
 
     def steady_tsc(self) -> None:
         """Promise that the time stamp counter counts instructions, but for what requests to the bus change.
@@ -206,7 +207,9 @@ class Cpu(Events):
 
     def stop_within(self, instructions: int) -> None:
         """End the run after so many more instructions, the current one not counted; never extends it."""
-        self._budget.value = min(self._budget.value, self._counter.value + instructions)
+        end = self._counter.value + instructions
+        if end < self._budget.value:
+            self._budget.value = end
 
     @property
     def eflags(self) -> int:

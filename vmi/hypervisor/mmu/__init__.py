@@ -16,6 +16,7 @@ from vmi.hypervisor import DEFAULT_MMU as DEFAULT
 from vmi.hypervisor.mmu import direct, shadow
 from vmi.hypervisor.mmu.notices import Notices
 from vmi.native.machine import Machine
+from vmi.native.walks import Walked
 
 __all__ = ["DEFAULT", "STRATEGIES", "Mmu", "create"]
 
@@ -70,6 +71,12 @@ class Mmu(Protocol):
 
         Sets accessed and dirty bits. :raises GuestFault: #PF.
         """
+
+    def walked(self, linear: int, *, write: bool = False) -> Walked | None:
+        """See :meth:`vmi.native.linear.Linear.walked`."""
+
+    def stamp(self) -> object:
+        """What :meth:`translate` depends on besides memory and the CPU's control registers."""
 
     def entry_changed(self, entry: int) -> None:
         """The guest says that it has changed the page-table entry at an address."""

@@ -14,6 +14,7 @@ the ROM knows.
 from __future__ import annotations
 
 from vmi.hypervisor.mmu.guest import GuestTables
+from vmi.x86 import Cr0
 
 
 class DirectMmu(GuestTables):
@@ -47,6 +48,18 @@ class DirectMmu(GuestTables):
 
     def _registers(self) -> tuple[object, ...]:
         return self._cpu.paging()
+
+    def translate(self, linear: int, *, write: bool = False, user: bool = False) -> int:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+        registers = self._cpu.paging()
+        if registers[0] & Cr0.PG and linear < self._top:
+            found = self._walks.find(registers, linear, write, user)
+            if found is not None:
+                return found
+        return super().translate(linear, write=write, user=user)
+
+    def stamp(self) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`: the registers are the CPU's."""
 
     def invalidate(self, linear: int) -> None:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
