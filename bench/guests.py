@@ -70,7 +70,7 @@ class Loop:
     """One kind of work.
 
     :ivar source: what is done ECX times.
-    :ivar quick: times in a unit where it is fast, :ivar slow: and where each instruction costs much.
+    :ivar quick: times in a unit where it is fast, :ivar slow: and a number that takes a moment anywhere.
     :ivar vector: the exception or interrupt that ``handler`` is for.
     """
 

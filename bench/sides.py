@@ -26,6 +26,7 @@ from guests import Loop
 
 MEMORY = 64 << 20
 SHORT, LONG = 1, 11  # a loop's two lengths, in units
+_UNIT_S = 0.06  # what a unit takes about, where it could be more turns than that
 SWITCH = "VMI_ACCELERATOR"
 PEAKS: list[int] = []  # MiB of this computer's memory, for each boot of ours
 HELLO_STATUS = 33
@@ -88,7 +89,7 @@ def run_process(
 def _measured(side: Side, what: str, argument: object) -> object:
     """What :func:`measure_here` gives in a process of that side."""
     program = Path(__file__).with_name("engine.py")
-    command = [sys.executable, str(program), "--measure", json.dumps([what, argument, side])]
+    command = [sys.executable, str(program), "--measure", json.dumps([what, argument])]
     done = subprocess.run(command, env=environment(side), check=False, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"measuring {what} {argument} ended with {done.returncode}")
@@ -171,7 +172,7 @@ def boot_qemu(what: Boot) -> Callable[[], Time]:
 # -- here ---------------------------------------------------------------------------------------
 
 
-def measure_here(what: str, argument: str, side: str) -> object:
+def measure_here(what: str, argument: str) -> object:
     """One figure, in this process: seconds on the wall and of the processor; a bool for "accelerated"."""
     if what == "accelerated":
         return _accelerated()
@@ -181,11 +182,9 @@ def measure_here(what: str, argument: str, side: str) -> object:
         import vmi
 
         rom = vmi.build_rom("vmware").image
-        units = 3_000 if side == Side.PYTHON else 30_000
-        return _difference(lambda n: _run_here(guests.call_out(argument, n * units), rom), units)
+        return _one_turn(lambda n: _run_here(guests.call_out(argument, n), rom), 1_000, 100_000)
     (which,) = (one for one in guests.LOOPS if one.name == argument)
-    units = which.slow if side == Side.PYTHON else which.quick
-    return _difference(lambda n: _run_here(guests.loop(which, n * units), None), units)
+    return _one_turn(lambda n: _run_here(guests.loop(which, n), None), which.slow // 4, which.quick)
 
 
 def _accelerated() -> bool:
@@ -197,8 +196,11 @@ def _accelerated() -> bool:
     return accelerator.load() is not None
 
 
-def _difference(run: Callable[[int], Time], units: int) -> tuple[float, float]:
-    found = (run(LONG) - run(SHORT)).over((LONG - SHORT) * units)
+def _one_turn(run: Callable[[int], Time], fewest: int, most: int) -> tuple[float, float]:
+    """The time of one turn of a loop, from two runs of it; ``fewest`` and ``most`` turns in a unit."""
+    once = run(fewest).wall / fewest
+    unit = int(min(most, max(fewest, _UNIT_S / once)))
+    found = (run(LONG * unit) - run(SHORT * unit)).over((LONG - SHORT) * unit)
     return found.wall, found.cpu
 
 
