@@ -3,8 +3,8 @@
 
     python bench/engine.py [--gnumach FILE] [--linux VMLINUZ --initrd FILE [--append TEXT] [--until TEXT]]
                            [--paravirt VMLINUZ] [--client FILE [--client-append TEXT] [--client-initrd FILE]
-                           [--client-until TEXT]] [--rounds N] [--only TEXT] [--processor-time]
-                           [--markdown] [--json OUT]
+                           [--client-until TEXT] [--client-memory MIB]] [--rounds N] [--only TEXT]
+                           [--processor-time] [--markdown] [--json OUT]
 
 The judge is ``qemu-system-i386`` without hardware acceleration. All sides take turns within each round, and
 each figure is the median over the rounds: only ratios within one call mean anything. On a computer that does
@@ -59,7 +59,8 @@ def wanted(given: argparse.Namespace) -> list[Figure]:
         boot = Boot(given.gnumach, "console=com0", None, "panic")
         found.append(Figure("GNU Mach to its panic", Target(1.2, 4), sides.boot(boot), sides.boot_qemu(boot)))
     if given.client:
-        boot = Boot(given.client, given.client_append, given.client_initrd, given.client_until)
+        memory = given.client_memory << 20
+        boot = Boot(given.client, given.client_append, given.client_initrd, given.client_until, memory)
         judge = sides.boot_qemu(boot)
         found.append(Figure("VMI client, natively", Target(0.8, 2.5), sides.boot(boot), judge))
         found.append(Figure("VMI client, on the ROM", Target(0.9, 3), sides.boot(boot, rom=True), judge))
@@ -106,6 +107,7 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--client-initrd", type=Path)
     made.add_argument("--client-append", default="console=ttyS0")
     made.add_argument("--client-until", default="# ")
+    made.add_argument("--client-memory", type=int, default=64, metavar="MIB")
     made.add_argument("--rounds", type=int, default=3)
     made.add_argument("--only", default="", help="just the figures with this in their name")
     made.add_argument("--processor-time", action="store_true")
@@ -133,7 +135,7 @@ def main() -> None:
         rows.append(figure.row(available, given.rounds, statistics.median, cpu=given.processor_time))
     print(figures.markdown(rows) if given.markdown else figures.table(rows))
     if sides.PEAKS:
-        print(f"most memory that a boot took here, guests having 64 MiB: {max(sides.PEAKS)} MiB")
+        print(f"most memory that a boot took here: {max(sides.PEAKS)} MiB")
     if given.json is not None:
         found = {
             "machine": machine,

@@ -36,12 +36,13 @@ _GUEST_DONE = 33
 
 @dataclass(frozen=True)
 class Boot:
-    """A kernel, and the text on the serial console that it is to come to."""
+    """A kernel, and the text on the serial console that it is to come to; bytes of RAM."""
 
     kernel: Path
     append: str
     initrd: Path | None
     until: str
+    memory: int = MEMORY
 
 
 def available() -> list[Side]:
@@ -119,7 +120,7 @@ restore = _ours("restore", "")
 
 def boot(what: Boot, *, rom: bool = False) -> Callable[[Side], Time]:
     """The whole process of a boot."""
-    command = [sys.executable, "-m", "vmi", "run", str(what.kernel), "-m", str(MEMORY >> 20)]
+    command = [sys.executable, "-m", "vmi", "run", str(what.kernel), "-m", str(what.memory >> 20)]
     command += ["--initrd", str(what.initrd)] if what.initrd is not None else []
     command += ["--rom", "vmware"] if rom else []
     command += ["--append", what.append, "--until", what.until, "--serial", "none", "--timeout", "none", "-q"]
@@ -166,7 +167,7 @@ def boot_qemu(what: Boot) -> Callable[[], Time]:
     """From QEMU's start to the text on the serial console."""
     more = ["-initrd", str(what.initrd)] if what.initrd is not None else []
     until = what.until.encode()
-    return lambda: Time(*qemu.boot_times("pc", what.kernel, what.append, until, MEMORY, more))
+    return lambda: Time(*qemu.boot_times("pc", what.kernel, what.append, until, what.memory, more))
 
 
 # -- here ---------------------------------------------------------------------------------------
