@@ -173,6 +173,7 @@ def put_back(cpu: Cpu, kept: Kept) -> None:
     cpu.set_a20(kept.a20)
     for name, value in zip(_BESIDES, kept.besides, strict=True):
         setattr(cpu, name, value)
+    cpu.share()
     if cpu.watched_pages != kept.watched:
         cpu.watch_pages(set(kept.watched))
     cpu.flush_tlb()

@@ -54,7 +54,7 @@ class Translation(Registers):
         self.uncached = _NO_PAGE
         self._on_cached: Callable[[], None] = lambda: None
         self.code_pages: MutableSet[int] = set() if self._served is None else self._served.code_pages
-        self._share()
+        self.share()
         self._code_watch: CodeWatch | None = None
         self._code_changes = False
 
@@ -71,8 +71,8 @@ class Translation(Registers):
     def _want_control(self) -> None:
         """Have loads of control registers told, now that somebody wants to know."""
 
-    def _share(self) -> None:
-        """Tell C of what it looks at itself."""
+    def share(self) -> None:
+        """Tell C of what it looks at itself: :attr:`hidden_from`, :attr:`nowhere` and :attr:`uncached`."""
         if self._core is not None:
             self._core.hidden_from, self._core.nowhere = self.hidden_from, self.nowhere
             self._core.uncached = self.uncached
@@ -125,12 +125,12 @@ class Translation(Registers):
         """
         self.flush_page(linear)
         self.uncached, self._on_cached = linear & U32 & -PAGE_SIZE, on_cached
-        self._share()
+        self.share()
 
     def cached(self) -> None:
         """The page of :meth:`drop_page` is about to be cached, or nobody wants to know any more."""
         self.uncached = _NO_PAGE
-        self._share()
+        self.share()
         self._on_cached()
 
     def hide_from(self, linear: int) -> None:
@@ -139,7 +139,7 @@ class Translation(Registers):
         What they map there reads as all ones and swallows stores; page faults are as without this.
         """
         self.hidden_from = linear
-        self._share()
+        self.share()
         self.flush_tlb()
 
     def hidden_memory(self, size: int) -> tuple[int, memoryview]:
