@@ -14,11 +14,11 @@ from abc import abstractmethod
 from collections.abc import Callable
 
 from vmi.memory import PAGE_SIZE
-from vmi.native import interpose
+from vmi.native import control, interpose
 from vmi.native.engine import HIDDEN_SIZE, HIDDEN_START, NOWHERE, PTR, U64, Engine
 from vmi.native.layout import Places
 from vmi.native.registers import Registers
-from vmi.native.wiring import CodeWatch, Pager
+from vmi.native.wiring import Bus, CodeWatch, Pager
 from vmi.x86 import U32
 
 _NO_PAGE = 1 << 32  # no linear address is in it
@@ -33,6 +33,8 @@ class Translation(Registers):
     :ivar pager: who provides the page tables, if the guest does not.
     :ivar code_pages: numbers of the pages of RAM that translated code lies in.
     """
+
+    bus: Bus
 
     def __init__(self, engine: Engine, places: Places) -> None:
         super().__init__(places.env)
@@ -50,6 +52,10 @@ class Translation(Registers):
         self.code_pages: set[int] = set()
         self._code_watch: CodeWatch | None = None
         self._code_changes = False
+
+    def takes_control(self, number: int, value: int) -> bool:
+        """MOV to a control register is no #GP; called while it executes."""
+        return control.takes(number, value, self.bus.cpuid(1, 0)[3] if number == 4 else 0)
 
     def watch_code(self, watch: CodeWatch) -> None:
         """Show each block of code to somebody before it is executed, all from now on; only between runs."""
