@@ -21,6 +21,7 @@ from vmi.hypervisor.full import take_over
 from vmi.hypervisor.mmu import DEFAULT as DEFAULT_MMU
 from vmi.hypervisor.mmu import STRATEGIES
 from vmi.hypervisor.personalities import attach
+from vmi.hypervisor.share import WHOLE
 from vmi.hypervisor.stopwatch import Spent, Stopwatch
 from vmi.native.boot.state import Module
 from vmi.native.cpuid import I686, I686_APIC, CpuModel
@@ -144,6 +145,7 @@ class Setup:
     :ivar bios: firmware to start instead of a kernel.
     :ivar video_bios: its option ROM for the VGA.
     :ivar cpus: processors.
+    :ivar share: percent of each that a hypervisor leaves the guest, 1 to 100; the rest is another domain's.
     """
 
     image: bytes | None = None
@@ -161,6 +163,7 @@ class Setup:
     bios: bytes | None = None
     video_bios: bytes | None = None
     cpus: int = 1
+    share: int = WHOLE
 
     def __repr__(self) -> str:
         return f"<Setup {self.mode} {self.name!r}, {self.memory >> 20} MiB>"
@@ -308,6 +311,8 @@ def prepare(setup: Setup) -> Guest:
         raise UsageError("firmware boots from a disk here, so it can't be combined with a kernel")
     if setup.full and setup.image is None:
         raise UsageError("full virtualization starts with a kernel, so it can't begin with firmware")
+    if setup.share not in range(1, WHOLE + 1):
+        raise UsageError(f"a guest's share must be 1 to {WHOLE} percent, but it is {setup.share}")
     if setup.mmu not in STRATEGIES:
         raise UsageError(f"the MMU strategy must be one of {', '.join(STRATEGIES)}, but it is {setup.mmu!r}")
     if setup.rom is not None:
@@ -338,6 +343,10 @@ def prepare(setup: Setup) -> Guest:
             domain = take_over(machine, setup.mmu)
     if domain is not None:
         _check_served(model)
+    if setup.share != WHOLE:
+        if domain is None:
+            raise UsageError("only a hypervisor shares processors out, and there is none")
+        domain.share_processors(setup.share)
     return Guest(machine, domain, setup.mode)
 
 

@@ -71,12 +71,12 @@ def test_a_gate_for_user_code_leads_to_the_guests_own_handler() -> None:
 
 
 def test_what_the_rom_does_itself_has_no_gate() -> None:
-    """A kernel that gets lost there runs into a breakpoint; with an INT of its own it makes no call either."""
+    """A kernel that gets lost there meets a breakpoint; with an INT of its own it makes no call either."""
     gate = ROM_AT + layout.gate_offset(BY_NAME["CPUID"].number)
     lab = Lab(f"start: mov eax, {gate:#x}\njmp eax\nfault: {DONE}", {3: "fault"}, "paravirt")
     assert exit_value(lab) == 1
     assert fault_frame(lab, 2) == [gate + 1, CODE0]
-    lab = Lab(f"start: mov eax, {gate:#x}\njmp eax\nown: {DONE}", {}, "paravirt")
+    lab = Lab(f"start: mov eax, {gate:#x}\njmp eax\nown: {DONE}", mode="paravirt")
     lab.handle(0x82, "own")
     lab.memory.write(gate, b"\xcd\x82")
     names = logged(lab)
