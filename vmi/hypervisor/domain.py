@@ -24,6 +24,7 @@ from vmi.hypervisor.operands import M, undefined
 from vmi.hypervisor.personality import Gate, Personality
 from vmi.hypervisor.privilege import KERNEL_RING, USER_RING, CompressedPrivilege
 from vmi.hypervisor.processors import Processors
+from vmi.hypervisor.share import Share
 from vmi.hypervisor.tasks import finish_switch
 from vmi.hypervisor.vcpu import VirtualCpu
 from vmi.memory import PAGE_SIZE
@@ -70,12 +71,17 @@ class Domain(Beginning):
         self._delivery = Delivery(self.privilege)
         self._native = machine.privilege, machine.cpu.enter_kernel
         self.processors = Processors(machine, rom, self.vcpu, self._activate)
+        self._share: Share | None = None
         self.vcpu.on_tsc = self.publish
         self._context = calls.CallContext(self.vcpu, self.emulator.transfers, self.processors)
         self._handlers = calls.load_all()
         machine.monitor = self
         if machine.turns is not None:
             machine.cpu.on_control = self.control_changed
+
+    def share_processors(self, percent: int) -> None:
+        """Leave the guest so much of each processor, 1 to 100, from now on."""
+        self._share = Share(self.machine, self.processors, percent)
 
     def __repr__(self) -> str:
         return f"<Domain {self.rom.name} {'active' if self.active else 'waiting for VMI_Init'}>"
@@ -132,6 +138,8 @@ class Domain(Beginning):
 
     def deliver(self, event: Event) -> None:
         """Deliver an event to the guest's own handler, on the ring the guest runs on now."""
+        if self._share is not None and event.origin is Origin.EXTERNAL:
+            self._share.woken()
         delivery = self._delivery if self.active else self.machine.delivery
         try:
             delivery.deliver(event)

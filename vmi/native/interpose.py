@@ -44,6 +44,7 @@ _RESET_DIRTY = ctypes.CFUNCTYPE(None, _POINTER, _U64, _U64)
 _LOCK = ctypes.CFUNCTYPE(_U64, _POINTER, _U64, _U64)
 _UNLOCK = ctypes.CFUNCTYPE(None, _U64)
 _CONTROL = ctypes.CFUNCTYPE(None, _POINTER, _U32)
+_TO_CONTROL = ctypes.CFUNCTYPE(None, _POINTER, _INT, _U64)
 _TIME = ctypes.CFUNCTYPE(_INT, _POINTER, _POINTER)
 _TIME_SIZE = 16  # bytes of what gettimeofday() fills
 _WITH_BLOCK = ctypes.CFUNCTYPE(None, _POINTER, _POINTER)
@@ -92,6 +93,12 @@ class Owner(Protocol):
 
     def storing_into_watched(self, address: int, size: int) -> None:
         """The current instruction is about to store into a watched page."""
+
+    def takes_control(self, number: int, value: int) -> bool:
+        """MOV to a control register loads it; else it is refused."""
+
+    def refuse(self) -> None:
+        """The instruction that executes has no effect but #GP."""
 
     def control_loaded(self) -> None:
         """CR0, CR3 or CR4 was loaded."""
@@ -243,7 +250,17 @@ def install(library: Any) -> None:
 
         return _CONTROL(function)
 
+    load_control = own("helper_write_crN", _TO_CONTROL)
+
+    def on_load_control(state: int, number: int, value: int) -> None:
+        owner = _by_state.get(state)
+        if owner is None or owner.takes_control(number, value & U32):
+            load_control(state, number, value)
+        else:
+            owner.refuse()
+
     replaced = {
+        "helper_write_crN": _TO_CONTROL(on_load_control),
         "tlb_set_page_with_attrs": _SET_PAGE(on_set_page),
         "tlb_set_dirty": _PAGE_OF_CODE(on_set_dirty),
         "tlb_protect_code": _PAGE_OF_CODE(on_protect),

@@ -14,12 +14,12 @@ from abc import abstractmethod
 from collections.abc import Callable, MutableSet
 
 from vmi.memory import PAGE_SIZE
-from vmi.native import interpose
+from vmi.native import control, interpose
 from vmi.native.accelerator import Core
 from vmi.native.engine import HIDDEN_SIZE, HIDDEN_START, NOWHERE, PTR, U64, Engine
 from vmi.native.layout import Places
 from vmi.native.registers import Registers
-from vmi.native.wiring import CodeWatch, Pager
+from vmi.native.wiring import Bus, CodeWatch, Pager
 from vmi.x86 import U32
 
 _NO_PAGE = 1 << 32  # no linear address is in it
@@ -33,6 +33,8 @@ class Translation(Registers):
     :ivar uncached: linear address of the page that :meth:`drop_page` looks after.
     :ivar code_pages: numbers of the pages of RAM that translated code lies in.
     """
+
+    bus: Bus
 
     def __init__(self, engine: Engine, places: Places) -> None:
         super().__init__(places.env)
@@ -76,6 +78,10 @@ class Translation(Registers):
         if self._core is not None:
             self._core.hidden_from, self._core.nowhere = self.hidden_from, self.nowhere
             self._core.uncached = self.uncached
+
+    def takes_control(self, number: int, value: int) -> bool:
+        """MOV to a control register is no #GP; called while it executes."""
+        return control.takes(number, value, self.bus.cpuid(1, 0)[3] if number == 4 else 0)
 
     def watch_code(self, watch: CodeWatch) -> None:
         """Show each block of code to somebody before it is executed, all from now on; only between runs."""

@@ -81,8 +81,11 @@ class Mmu(Protocol):
     def entry_changed(self, entry: int) -> None:
         """The guest says that it has changed the page-table entry at an address."""
 
-    def faulted(self, linear: int) -> None:
-        """The guest is told of a page fault at this address."""
+    def faulted(self, linear: int, base: int | None) -> None:
+        """The guest is told of a page fault at this address.
+
+        :param base: where the segments begin that its handler has, None if that isn't known.
+        """
 
     def catch_up(self) -> None:
         """All that the guest has said of page-table entries counts from now on."""

@@ -14,7 +14,8 @@ the ROM knows.
 from __future__ import annotations
 
 from vmi.hypervisor.mmu.guest import GuestTables
-from vmi.x86 import Cr0
+from vmi.memory import PAGE_SIZE
+from vmi.x86 import U32, Cr0
 
 
 class DirectMmu(GuestTables):
@@ -72,10 +73,11 @@ class DirectMmu(GuestTables):
         else:
             self._cpu.set_cr(3, self._cpu.cr(3))
 
-    def faulted(self, linear: int) -> None:
+    def faulted(self, linear: int, base: int | None) -> None:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
         self._cpu.drop_page(linear, self._cached)
-        self._notices.show_uncached(self._cpu.uncached)
+        known = base is not None and not base % PAGE_SIZE
+        self._notices.show_uncached(self._cpu.uncached - (base or 0) & U32 if known else None)
 
     def _cached(self) -> None:
         self._notices.show_uncached(None)

@@ -23,6 +23,7 @@ _TOLD = {what: flavour.FLAVOUR.words[what.name] // 4 for what in Told}
 _WORDS = flavour.QUEUE // 4  # dwords that belong to one CPU
 _LINEAR = range(flavour.LINEAR // 4, flavour.LINEAR // 4 + 3 * abi.LINEAR_SLOTS, 3)
 
+_GATE = bytes((0xCD, flavour.GATE_INTERRUPT))
 _SPECIAL = {flavour.INIT_GATE: Gate.INIT, flavour.PENDING_GATE: Gate.PENDING}
 
 
@@ -44,6 +45,8 @@ class Vmware:
         self._code = image[: table.data_page]
         self._size = len(image)
         self._data = table.data_page
+        numbers = range(layout.MAX_GATES)
+        self._gates = {n for n in numbers if image.startswith(_GATE, layout.gate_offset(n))}
         self._slots = range(table.slots, table.slots + table.slot_size * len(abi.CALLS), table.slot_size)
         self._base: int | None = None
         self._words = memoryview(bytearray(PAGE_SIZE)).cast("I")  # until a copy is in use
@@ -76,7 +79,7 @@ class Vmware:
     def gate(self, address: int) -> abi.Call | Gate | None:
         """See :class:`vmi.hypervisor.personality.Personality`."""
         number = layout.gate_number(address - self.base)
-        if number is None:
+        if number not in self._gates:
             return None
         return abi.CALLS[number] if number < len(abi.CALLS) else _SPECIAL.get(number)
 

@@ -49,7 +49,7 @@ WANTED = 104
 QUEUED = 108  # how many addresses there are from QUEUE on, the oldest first
 QUEUE = 0x100
 QUEUE_SIZE = 256
-# Linear address of a page of which no translation is cached, and a bit that says so, or 0.
+# Address in the kernel's segments of a page of which no translation is cached, and a bit that says so, or 0.
 UNCACHED = 112
 UNCACHED_KNOWN = 1
 # SetLinearMapping: for each slot first linear address, number of pages, first frame.
