@@ -31,6 +31,15 @@ _ENDS = {
 }
 
 
+def _several(environment: Environment) -> str | None:
+    """Several processors need APICs."""
+    return (
+        _MODELS[Paging.PAE if environment.paging is Paging.PAE else Paging.PSE]
+        if environment.cpus > 1
+        else None
+    )
+
+
 class MachineSubject:
     """A ROM image on our machine. :raises VmiError: it can't be plugged in, or its hypervisor is none."""
 
@@ -40,7 +49,7 @@ class MachineSubject:
         self.name = name
         self._rom = rom
         self._environment = environment
-        self._model = model or MODELS[_MODELS.get(environment.paging, "i686")]
+        self._model = model or MODELS[_several(environment) or _MODELS.get(environment.paging, "i686")]
         self._machine: Machine
         self._domain: Domain | None
         self.reset()
@@ -50,7 +59,7 @@ class MachineSubject:
 
     def reset(self) -> None:
         """See :class:`vmi.conformance.subject.Subject`."""
-        machine = self._machine = Machine(ram=RAM, model=self._model)
+        machine = self._machine = Machine(ram=RAM, model=self._model, cpus=self._environment.cpus)
         machine.plug(self._rom)
         self._domain = attach(machine, self._rom, self._environment.mmu or DEFAULT)
         start.at_kernel(machine.cpu, BootState(eip=0, kernel=range(0), end=0))

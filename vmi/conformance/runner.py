@@ -36,6 +36,8 @@ def run(cases: Iterable[Case], maker: Maker, environment: Environment) -> Iterat
     subject = maker(environment)
     stuck: Broken | None = None  # a guest that can't begin can't begin the next time either
     for case in cases:
+        if case.cpus != environment.cpus:
+            continue
         started = time.perf_counter()
         rig = Rig(subject, environment)
         if case.begun and stuck is None and environment.paging in case.paging:

@@ -24,13 +24,16 @@ class Environment:
 
     :ivar paging: what the guest itself has switched on.
     :ivar mmu: what the hypervisor does about it, in its own words; "" where there is no choice.
+    :ivar cpus: processors.
     """
 
     paging: Paging = Paging.OFF
     mmu: str = ""
+    cpus: int = 1
 
     def __str__(self) -> str:
-        return f"{self.paging.value} {self.mmu}".rstrip()
+        several = f", {self.cpus} processors" if self.cpus > 1 else ""
+        return f"{self.paging.value} {self.mmu}".rstrip() + several
 
 
 class End(StrEnum):
