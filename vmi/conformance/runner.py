@@ -11,7 +11,7 @@ from vmi.conformance.case import Case, Findings
 from vmi.conformance.rig import Broken, Rig, Unfit
 from vmi.conformance.subject import End, Environment, Maker, Stop
 from vmi.conformance.verdict import Verdict
-from vmi.errors import VmiError
+from vmi.errors import RomError, VmiError
 
 _ENDS = {End.TIMEOUT: Verdict.TIMEOUT, End.CRASHED: Verdict.CRASH, End.UNKNOWN: Verdict.ERROR}
 
@@ -33,7 +33,13 @@ class Result:
 
 def run(cases: Iterable[Case], maker: Maker, environment: Environment) -> Iterator[Result]:
     """Run cases one after the other, each on a guest of its own."""
-    subject = maker(environment)
+    try:
+        subject = maker(environment)
+    except RomError as error:  # the ROM is none that can be plugged in: no case holds
+        for case in cases:
+            if case.cpus == environment.cpus and environment.paging in case.paging:
+                yield Result(case, environment, Verdict.FAIL, (str(error),), 1, 0.0)
+        return
     stuck: Broken | None = None  # a guest that can't begin can't begin the next time either
     for case in cases:
         if case.cpus != environment.cpus:
@@ -69,6 +75,8 @@ def _run_one(case: Case, rig: Rig, stuck: Broken | None) -> tuple[Verdict, tuple
     except Broken as trouble:
         verdict = _ENDS.get(trouble.stop.end, Verdict.FAIL)
         return verdict, (*found.faults, str(trouble)), found.assertions
+    except RomError as error:  # what it says of itself can't be read
+        return Verdict.FAIL, (*found.faults, str(error)), found.assertions + 1
     except VmiError as error:
         return Verdict.ERROR, (*found.faults, str(error)), found.assertions
     except Exception as error:  # a subject of somebody's, or a case, that raises what it should not

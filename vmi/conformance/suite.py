@@ -18,7 +18,7 @@ from vmi.conformance.layout import Paging
 from vmi.conformance.rig import Rig
 from vmi.conformance.runner import Result
 from vmi.conformance.subject import Environment, Subject
-from vmi.errors import BadInput, UsageError
+from vmi.errors import BadInput, RomError, UsageError
 
 MMUS = ("direct", "shadow")
 _CHUNK = 40  # cases that a process is given at once
@@ -115,7 +115,14 @@ class Target:
         return [*(Environment(paging, mmu) for paging in Paging for mmu in mmus), *several]
 
     def _is_ours(self) -> bool:
-        return self.make(Environment()).facts().get("hypervisor", "none") != "none"
+        return self.facts().get("hypervisor", "none") != "none"
+
+    def facts(self) -> dict[str, str]:
+        """What the subject says of itself; a ROM that can't be plugged in says nothing."""
+        try:
+            return self.make(Environment()).facts()
+        except RomError:
+            return {"ROM": self.name}
 
 
 def backend(name: str) -> Callable[[Environment], Subject]:
