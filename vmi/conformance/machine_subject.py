@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from vmi.conformance.layout import RAM, Paging
 from vmi.conformance.subject import End, Environment, Stop
@@ -109,6 +109,17 @@ class MachineSubject:
         wire = self._machine.board.interrupts.line(line)
         wire.set(False)
         wire.set(True)  # it stays up: a request that is withdrawn is forgotten
+
+    def mark(self) -> Callable[[], None]:
+        """See :class:`vmi.conformance.subject.Subject`."""
+        machine, domain = self._machine, self._domain
+        checkpoint = machine.checkpoint()
+
+        def back() -> None:
+            self._machine, self._domain = machine, domain
+            checkpoint.restore()
+
+        return back
 
     def facts(self) -> dict[str, str]:
         """See :class:`vmi.conformance.subject.Subject`."""
