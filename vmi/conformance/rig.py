@@ -108,6 +108,7 @@ class Rig:
         self.environment = environment
         self.labels = agent.load().labels
         self.rom = 0
+        self.limit_ns = LIMIT_NS
         self.own_exits = 0  # that one run with nothing in it takes, for the port it ends with
         self._entries: dict[str, tuple[Reloc, int]] = {}
 
@@ -249,7 +250,7 @@ class Rig:
         esp = registers.setdefault("esp", STACK)
         seen, exits = self.word(WORDS["LOG_COUNT"]), subject.exits()
         subject.set_registers({**registers, "eip": at})
-        stop = subject.run(LIMIT_NS)
+        stop = subject.run(self.limit_ns)
         left = subject.registers()
         return Called(
             returned=stop.end is End.DONE,
