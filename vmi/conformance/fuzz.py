@@ -36,8 +36,10 @@ _TELLING = tuple(
     for name, examples in EXAMPLES.items()
     if all(example.same for example in examples) and abi.BY_NAME[name].group not in ("time", "apic")
 )
-_BOUNDARIES = (0, 1, 2, 3, 4, 7, 8, 0x10, 0x7F, 0x80, 0xFF, 0x100, 0x200, 0xFFF, 0x1000, 0x3000, 0x7FFF, 0x8000,
-               0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFF000, 0xFFFFFFFE, 0xFFFFFFFF)  # fmt: skip
+_BOUNDARIES = (
+    *(0, 1, 2, 3, 4, 7, 8, 0x10, 0x7F, 0x80, 0xFF, 0x100, 0x200, 0xFFF, 0x1000, 0x3000, 0x7FFF, 0x8000),
+    *(0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFF000, 0xFFFFFFFE, 0xFFFFFFFF),
+)
 _ADDRESSES = (SCRATCH, SCRATCH + 1, SCRATCH + PAGE_SIZE - 3, FREE_PAGES, 0x70000000, 0xFFFFFFFD)
 _COMPARED = ((SCRATCH, PAGE_SIZE), (FREE_PAGES, 4 * PAGE_SIZE), (layout.IDT, 0x800))
 _SHOWN = Eflags.IF | Eflags.DF
