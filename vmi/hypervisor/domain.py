@@ -388,7 +388,7 @@ class Domain(Beginning):
     def _iret_in_rom(self) -> bool:
         """The ROM's IRETD was refused: do as ring 0 would, or report the fault at the site, frame intact."""
         cpu, transfers = self.machine.cpu, self.emulator.transfers
-        behind = self.rom.undo_iret()
+        behind, raised = self.rom.undo_iret()
         if not behind:
             self._sysexit_in_rom()
             return True
@@ -396,7 +396,7 @@ class Domain(Beginning):
         try:
             shown = transfers.stack_address(4)  # the ROM has put ring 1 into the frame
             cs = self.vcpu.linear.u32(shown)
-            self.vcpu.linear.put_u32(shown, self.privilege.frame_selector(cs))
+            self.vcpu.linear.put_u32(shown, cs & ~3 if raised else self.privilege.frame_selector(cs))
             transfers.iret(resume=behind, take_iopl=self.privilege.iopl_from_frames)
         except GuestFault as fault:
             self._deliver_fault(fault)

@@ -87,7 +87,7 @@ class NoRom(NoNotices):
         """See :class:`vmi.hypervisor.personality.Personality`."""
         self._iopl, self._on = int.from_bytes(words[:2], "little"), bool(any(words[2:]))
 
-    def undo_iret(self) -> int:
+    def undo_iret(self) -> tuple[int, bool]:
         """Never called: there is no ROM code to fault in."""
         raise NotImplementedError
 

@@ -163,10 +163,11 @@ class Vmware:
         """See :class:`vmi.hypervisor.personality.Personality`."""
         self._words[:_WORDS] = memoryview(words.ljust(4 * _WORDS, b"\0")).cast("I")
 
-    def undo_iret(self) -> int:
+    def undo_iret(self) -> tuple[int, bool]:
         """See :class:`vmi.hypervisor.personality.Personality`."""
-        self.set(bool(self._words[flavour.IRET_VIF // 4] & IF_BIT))
-        return self._words[flavour.IRET_SITE // 4]
+        word = self._words[flavour.IRET_VIF // 4]
+        self.set(bool(word & IF_BIT))
+        return self._words[flavour.IRET_SITE // 4], bool(word & flavour.IRET_RAISED)
 
 
 def product(image: bytes) -> str | None:
