@@ -21,7 +21,7 @@ help:
 	@echo "make bench KERNEL=FILE  patch it, run it in every mode, print figures (see bench/kernel.py)"
 	@echo "make bench PATCH=FILE  what patching it takes, becomes and costs; ARGS=--run boots it (see bench/patch.py)"
 	@echo "make bench EXITS=1  what paravirtualization gains, workload by workload (see bench/hypervisor.py)"
-	@echo "make bench  the machine against QEMU: loops, and kernels that ARGS name (see bench/machine.py)"
+	@echo "make bench  the engine against QEMU: loops, round trips, start-up, and kernels that ARGS name (see bench/engine.py)"
 	@echo "make clean  remove everything that make made"
 
 # An interrupted installation leaves no stamp, so the next make starts it again.
@@ -60,8 +60,8 @@ lint: $(VENV)/.dev
 
 # The kernel to measure is yours to name: make bench KERNEL=vmlinux ARGS='--until login:'
 # And what patching costs: make bench PATCH="'vmlinuz,console=ttyS0 quiet,initrd' other" ARGS='--run --until login:'
-# EXITS=1 measures what paravirtualization gains. Without any, the machine is measured against QEMU.
-MEASURE = $(if $(EXITS),bench/hypervisor.py,bench/machine.py)
+# EXITS=1 measures what paravirtualization gains. Without any, the engine is measured against QEMU.
+MEASURE = $(if $(EXITS),bench/hypervisor.py,bench/engine.py)
 PROGRAM = $(if $(PATCH),bench/patch.py $(PATCH),$(if $(KERNEL),bench/kernel.py $(KERNEL),$(MEASURE)))
 bench: $(VENV)/.user
 	$(BIN)/python $(PROGRAM) $(ARGS)

@@ -807,6 +807,28 @@ TOPICS: tuple[Topic, ...] = (
         "it was entered with.",
         "VMI-Call-07: Entered with virtual interrupts off, no call but EnableInterrupts, SetInterruptMask, "
         "Halt, IRET and SYSEXIT lets an interrupt handler run.",
+        "VMI-Call-08: A call leaves the guest for its hypervisor once at most, faults of the guest's own and "
+        "the filling of translations excepted.",
+    ),
+    _topic(
+        "Sequence",
+        "Calls and events together",
+        1,
+        "VMI-Sequence-01: Critical sections nest: behind the inner SetInterruptMask interrupts are still "
+        "off, behind the outer one they are as they were.",
+        "VMI-Sequence-02: An interrupt that is requested once while interrupts are off runs its handler "
+        "once.",
+        "VMI-Sequence-03: A handler entered from user code finds all registers and arithmetic flags, and "
+        "by IRET user code goes on with them.",
+        "VMI-Sequence-04: An event inside a handler returns to the handler, and that to where the first "
+        "event came from.",
+        "VMI-Sequence-05: A page fault of user code has the error code and the CR2 of its access, which "
+        "succeeds once the kernel has mapped the page.",
+        "VMI-Sequence-06: However often the guest switches between address spaces, no access goes by the "
+        "other one's tables.",
+        "VMI-Sequence-07: A store to a page that was read-only and then exchanged by the guest goes to "
+        "the new page alone.",
+        "VMI-Sequence-08: Interrupts are delivered while user code runs, and it goes on as if none had been.",
     ),
 )
 

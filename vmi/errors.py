@@ -24,6 +24,8 @@ class ExitCode(IntEnum):
     CALL_NOT_SERVED = 16
     DIFFERENT = 18
     ENGINE = 20
+    NOT_CONFORMING = 22
+    CONFORMANCE_UNKNOWN = 24
 
 
 class VmiError(Exception):

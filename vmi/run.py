@@ -3,7 +3,8 @@
 
 Modes: ``native`` (no ROM), ``paravirt`` (a ROM is plugged in, and the hypervisor it speaks to takes
 the machine over when the kernel calls it) and ``full`` (no ROM: the kernel is de-privileged from its
-first instruction, and every privileged instruction is trapped and emulated).
+first instruction, and every privileged instruction is trapped and emulated). What is only needed where
+there is a hypervisor is loaded only there.
 """
 
 from __future__ import annotations
@@ -12,21 +13,20 @@ import difflib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vmi.errors import ExitCode, UsageError
 from vmi.exits import price
-from vmi.hypervisor.domain import Domain
-from vmi.hypervisor.full import take_over
-from vmi.hypervisor.mmu import DEFAULT as DEFAULT_MMU
-from vmi.hypervisor.mmu import STRATEGIES
-from vmi.hypervisor.personalities import attach
-from vmi.hypervisor.stopwatch import Spent, Stopwatch
+from vmi.hypervisor import DEFAULT_MMU
+from vmi.hypervisor.share import WHOLE
 from vmi.native.boot.state import Module
 from vmi.native.cpuid import I686, I686_APIC, CpuModel
 from vmi.native.disk import Disk
 from vmi.native.machine import DEFAULT_MODEL, End, Machine, Outcome
-from vmi.rom.inspect import check
+
+if TYPE_CHECKING:
+    from vmi.hypervisor.domain import Domain
+    from vmi.hypervisor.stopwatch import Spent
 
 __all__ = [
     "Comparison", "Guest", "Observer", "Outcome", "RunResult", "Setup",
@@ -56,7 +56,7 @@ class RunResult:
     port, else one of :class:`~vmi.errors.ExitCode`. ``reason`` is one sentence. ``exits`` counts by
     reason how often the machine or the hypervisor had to act, ``calls`` the VMI calls among them by
     name. ``virtual_ns`` is the guest's time, ``wall_s`` this computer's. ``spent`` says how long exits took
-    here, if the run was timed.
+    here, if the run was timed. ``ram_sha256`` is of the guest's memory at the end, "" if nobody wanted it.
     """
 
     mode: str
@@ -144,6 +144,7 @@ class Setup:
     :ivar bios: firmware to start instead of a kernel.
     :ivar video_bios: its option ROM for the VGA.
     :ivar cpus: processors.
+    :ivar share: percent of each that a hypervisor leaves the guest, 1 to 100; the rest is another domain's.
     """
 
     image: bytes | None = None
@@ -161,6 +162,7 @@ class Setup:
     bios: bytes | None = None
     video_bios: bytes | None = None
     cpus: int = 1
+    share: int = WHOLE
 
     def __repr__(self) -> str:
         return f"<Setup {self.mode} {self.name!r}, {self.memory >> 20} MiB>"
@@ -208,17 +210,23 @@ class Guest:
         until: bytes | None = None,
         observer: Observer | None = None,
         timed: bool = False,
+        hashed: bool = True,
     ) -> RunResult:
         """Run until it ends; the figures in the result count from the machine's power-on.
 
         :param timeout_ns: limit in guest time, None for no limit.
         :param until: end the run as soon as the console has shown this.
         :param timed: measure how long exits take here, which takes some time itself.
+        :param hashed: hash the guest's memory at the end, which takes a second per GiB.
         """
         machine = self.machine
         if until:
             _stop_at(machine, until)
-        stopwatch = Stopwatch(machine, self.domain) if timed else None
+        stopwatch = None
+        if timed:
+            from vmi.hypervisor.stopwatch import Stopwatch
+
+            stopwatch = Stopwatch(machine, self.domain)
         started = time.perf_counter()
         if observer is None:
             end = machine.run(timeout_ns)
@@ -239,7 +247,7 @@ class Guest:
             wall_s=wall,
             exits=dict(sorted(machine.exits.items())),
             calls=dict(sorted(self.domain.calls.items())) if self.domain is not None else {},
-            ram_sha256=machine.memory.sha256(),
+            ram_sha256=machine.memory.sha256() if hashed else "",
             spent=() if stopwatch is None else stopwatch.spent(),
         )
 
@@ -308,9 +316,12 @@ def prepare(setup: Setup) -> Guest:
         raise UsageError("firmware boots from a disk here, so it can't be combined with a kernel")
     if setup.full and setup.image is None:
         raise UsageError("full virtualization starts with a kernel, so it can't begin with firmware")
-    if setup.mmu not in STRATEGIES:
-        raise UsageError(f"the MMU strategy must be one of {', '.join(STRATEGIES)}, but it is {setup.mmu!r}")
+    if setup.share not in range(1, WHOLE + 1):
+        raise UsageError(f"a guest's share must be 1 to {WHOLE} percent, but it is {setup.share}")
+    _check_mmu(setup.mmu)
     if setup.rom is not None:
+        from vmi.rom.inspect import check
+
         check(setup.rom)
     model = setup.model or (DEFAULT_MODEL if setup.mode == "native" else _usual(setup.cpus))
     machine = Machine(
@@ -323,6 +334,8 @@ def prepare(setup: Setup) -> Guest:
     )
     domain = None
     if setup.rom is not None:
+        from vmi.hypervisor.personalities import attach
+
         machine.plug(setup.rom)
         domain = attach(machine, setup.rom, setup.mmu)
     if setup.image is not None:
@@ -335,10 +348,25 @@ def prepare(setup: Setup) -> Guest:
             address=setup.address,
         )
         if setup.full:
+            from vmi.hypervisor.full import take_over
+
             domain = take_over(machine, setup.mmu)
     if domain is not None:
         _check_served(model)
+    if setup.share != WHOLE:
+        if domain is None:
+            raise UsageError("only a hypervisor shares processors out, and there is none")
+        domain.share_processors(setup.share)
     return Guest(machine, domain, setup.mode)
+
+
+def _check_mmu(name: str) -> None:
+    if name == DEFAULT_MMU:
+        return
+    from vmi.hypervisor.mmu import STRATEGIES
+
+    if name not in STRATEGIES:
+        raise UsageError(f"the MMU strategy must be one of {', '.join(STRATEGIES)}, but it is {name!r}")
 
 
 def _usual(cpus: int) -> CpuModel:

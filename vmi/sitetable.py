@@ -120,8 +120,8 @@ class SiteFlag(IntFlag):
     PAD_AFTER = 16
     """The slot's NOPs stand behind the instruction, not before it."""
     RECOVERED = 32
-    """The kernel recovers from a fault of this instruction by its address: connected only to a call that
-    faults at its caller."""
+    """The kernel recovers from a fault of this instruction by its address: connected only where it has no
+    adaptor, and the ROM promises that its calls fault at the caller."""
     ISOLATED = 64
     """May run while most of the kernel is unmapped: not connected."""
     SILENT = 128
@@ -256,10 +256,14 @@ class SiteTable:
         Known as soon as activation looks for a ROM; empty in a file.
         """
         left = self.header.unconnected
+        if not left:
+            return ()
         return tuple(
             site
             for site in self.sites
-            if site.has_call and site.flags & SiteFlag.SILENT and site.flags & left
+            if site.has_call
+            and site.flags & SiteFlag.SILENT
+            and (site.flags & left or (site.flags & SiteFlag.RECOVERED and site.adaptor))
         )
 
     def __repr__(self) -> str:

@@ -74,7 +74,9 @@ class FakeGuest:
     library: FakeRun
     domain: None = None
 
-    def run(self, *, timeout_ns: int | None, until: bytes | None, observer: Any) -> RunResult:
+    def run(
+        self, *, timeout_ns: int | None, until: bytes | None, observer: Any, hashed: bool = True
+    ) -> RunResult:
         library = self.library
         library.seen |= {"timeout_ns": timeout_ns, "until": until}
         for piece in library.pieces if observer is not None else ():

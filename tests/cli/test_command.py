@@ -79,6 +79,18 @@ def test_small_verbs_load_no_engine() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
+def test_a_native_run_loads_what_it_needs() -> None:
+    """Else half of a short run would be the loading of a hypervisor, an assembler and tables."""
+    code = (
+        "import sys; from vmi.cli import application;"
+        "application(['run'])(['run', 'sample:hello', '-q', '--serial', 'none'], standalone_mode=False);"
+        "unwanted = {'lief', 'keystone', 'iced_x86', 'rich', 'vmi.hypervisor.domain', 'vmi.rom', 'vmi.abi'};"
+        "print(*sorted(unwanted & sys.modules.keys()), 'vmi.native.cpu' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "True\n", done.stderr
+
+
 def test_abi_lists_every_call(vmi: Vmi) -> None:
     lines = vmi("abi").stdout.splitlines()[1:]
     assert [line.split()[:2] for line in lines] == [[str(call.number), call.name] for call in abi.CALLS]

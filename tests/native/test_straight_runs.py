@@ -71,6 +71,7 @@ def looked_at(machine: Machine, how: str) -> list[object]:
     else:
         monitor = type("Seer", (), {})()
         monitor.event = seen.append
+        monitor.call_out = lambda vector: False
         monitor.deliver = machine.delivery.deliver
         monitor.accepts_interrupts = monitor.retry_after = lambda: 0
         monitor.interrupt_waits = seen.append

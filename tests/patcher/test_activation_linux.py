@@ -36,7 +36,9 @@ from vmi.patcher.place import Choice, place
 from vmi.patcher.plan import make_plan
 from vmi.patcher.rewrite import write
 from vmi.patcher.verify import verify
+from vmi.rom import layout
 from vmi.rom.assemble import assemble
+from vmi.rom.layout import CallTable, Promise
 from vmi.sitetable import INLINE, NO_CALL, MapStatus, SiteFlag, SiteTable, Status
 
 RAM = 0x800000
@@ -74,15 +76,15 @@ def kernel(words: tuple[int, ...] = (0, 0x3C)) -> Image:
 
 
 @cache
-def patched(flags: int = 0) -> tuple[Emission, bytes]:
-    """The kernel; its `out` has these flags more."""
+def patched(flags: int = 0, forms: tuple[str, ...] = ("out",)) -> tuple[Emission, bytes]:
+    """The kernel; its instructions of these forms have these flags more."""
     image = kernel()
     plan = make_plan(image, adaptors.refusal)
     changed = [
-        replace(window, sites=tuple(_flagged(site, flags) for site in window.sites))
+        replace(window, sites=tuple(_flagged(site, flags, forms) for site in window.sites))
         for window in plan.windows
     ]
-    placements = [replace(one, site=_flagged(one.site, flags)) for one in plan.placements]
+    placements = [replace(one, site=_flagged(one.site, flags, forms)) for one in plan.placements]
     plan = replace(plan, windows=tuple(changed), placements=tuple(placements))
     emission = emit(plan, place(image, Choice(protocol=0x20F)))
     output = write(emission)
@@ -90,8 +92,8 @@ def patched(flags: int = 0) -> tuple[Emission, bytes]:
     return emission, output
 
 
-def _flagged(site: Site, flags: int) -> Site:
-    if not site.form.startswith("out"):
+def _flagged(site: Site, flags: int, forms: tuple[str, ...]) -> Site:
+    if not site.form.startswith(forms):
         return site
     return replace(
         site,
@@ -267,6 +269,25 @@ def test_slots_that_recover_from_faults_stay_native() -> None:
     assert outcome.table.header.status == Status.ACTIVE
     assert outcome.table.header.unconnected & SiteFlag.RECOVERED
     assert not connected(outcome)[out_site(outcome)]
+
+
+@pytest.mark.parametrize(
+    ("version", "promises", "kept"),
+    [(1, Promise.FAULTS_AT_CALL, True), (1, 0xFFFE, False), (2, Promise.FAULTS_AT_CALL, False)],
+)
+def test_a_promise_of_the_rom_connects_them_but_for_those_with_an_adaptor(
+    version: int, promises: int, kept: bool
+) -> None:
+    rom = bytearray(fake_rom({name: (Reloc.CALL_REL, 0x200) for name in ("OUTB", "WBINVD")}))
+    at = layout.CALL_TABLE
+    rom[at : at + 5] = CallTable.MAGIC + bytes([version])
+    rom[at + CallTable.PROMISES : at + CallTable.TYPES] = promises.to_bytes(2, "little")
+    rom[-1] = (rom[-1] - sum(rom)) & 0xFF
+    outcome = start(0x1000, {0xC8000: bytes(rom)}, kernel=patched(SiteFlag.RECOVERED, ("out", "wbinvd")))
+    assert bool(outcome.table.header.unconnected & SiteFlag.RECOVERED) == (not kept)
+    records = {r.site - 0x1000: r for r in outcome.table.sites if r.flags & SiteFlag.RECOVERED}
+    made = connected(outcome)
+    assert {bool(r.adaptor): made[site] for site, r in records.items()} == {True: False, False: kept}
 
 
 def test_slots_of_isolated_code_stay_native() -> None:

@@ -39,7 +39,8 @@ def test_a_fault_table_names_instructions_and_places_to_go_on() -> None:
     table = relative(0, BASE + 2) + relative(4, BASE + 20) + b"\1\0\0\0"
     hints = hints_of(table_image("__ex_table", table))
     assert hints.fault_table == FaultTable(DATA, 1, 12, True)
-    assert (hints.recovered, hints.labels, hints.pins) == ((BASE + 2,), (BASE + 20,), ())
+    assert (hints.recovered, hints.fixups) == ((BASE + 2,), {BASE + 20})
+    assert (hints.labels, hints.pins) == ((), ())
 
 
 def test_the_third_word_of_a_fault_table_is_a_handler_or_a_number() -> None:
@@ -54,7 +55,7 @@ def test_a_fault_table_of_eight_bytes_is_relative_or_absolute() -> None:
     assert fault_table_of(near) == FaultTable(DATA, 2, 8, True)
     hints = hints_of(table_image("__ex_table", struct.pack("<4I", BASE + 5, BASE + 20, BASE + 2, BASE + 21)))
     assert hints.fault_table == FaultTable(DATA, 2, 8, False)
-    assert (hints.recovered, hints.labels) == ((BASE + 2, BASE + 5), (BASE + 20, BASE + 21))
+    assert (hints.recovered, hints.fixups) == ((BASE + 2, BASE + 5), {BASE + 20, BASE + 21})
 
 
 def test_a_fault_table_of_unknown_layout_pins_whatever_it_may_name() -> None:

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from vmi import abi
 from vmi.cli.common import JsonOption, QuietOption, Ui, VerboseOption, guarded
 from vmi.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from vmi import abi
 
 
 @guarded
@@ -23,6 +26,8 @@ def command(
     verbose: VerboseOption = False,
 ) -> None:
     """Show the calls of the VMI ABI, or everything about one of them."""
+    from vmi import abi
+
     ui = Ui(as_json, quiet, verbose)
     chosen = abi.CALLS if call is None else (_find(call),)
     if ui.json:
@@ -35,6 +40,8 @@ def command(
 
 
 def _find(name: str) -> abi.Call:
+    from vmi import abi
+
     try:
         return abi.find(name)
     except KeyError:
@@ -44,6 +51,10 @@ def _find(name: str) -> abi.Call:
 
 
 def _overview() -> Table:
+    from rich.table import Table
+
+    from vmi import abi
+
     table = Table(box=None, pad_edge=False)
     *headings, _summary = abi.SUMMARY_COLUMNS  # a sentence per call would not fit a terminal
     for heading in headings:

@@ -17,14 +17,16 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, ParamSpec, Protocol, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, Protocol, TextIO
 
 import typer
-from rich.console import Console
 
 from vmi.cli.terminal import safe, visible
 from vmi.errors import Notice, OutputError, UsageError, VmiError
 from vmi.files import reason
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 INTERNAL_ERROR = 1
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
@@ -209,17 +211,12 @@ def _abandon_stdout() -> None:
         os.close(nowhere)
 
 
-class _Console(Console):
-    """rich's console, except that a reader that left is ours to report."""
-
-    def on_broken_pipe(self) -> None:
-        raise  # noqa: PLE0704 - called from inside the handler
-
-
 def _console(stream: TextIO) -> Console:
     """A rich console on one of our streams: colours and the real width only where it is a terminal."""
+    from vmi.cli.rich_console import OurConsole
+
     terminal = stream.isatty()
-    return _Console(
+    return OurConsole(
         file=stream,
         width=None if terminal else PIPE_WIDTH,
         markup=False,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from vmi.cli import values
 from vmi.cli.common import JsonOption, QuietOption, Ui, VerboseOption, guarded
@@ -80,6 +79,8 @@ def list_command(
 ) -> None:
     """List the flavours that can be built."""
     ui = Ui(as_json, quiet, verbose)
+    from rich.table import Table
+
     from vmi.rom.build import FLAVOURS, build
 
     rows = [(name, len(build(name).image), FLAVOURS[name].summary) for name in sorted(FLAVOURS)]

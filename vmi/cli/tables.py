@@ -6,13 +6,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
 from vmi.cli.terminal import safe
 from vmi.exits import PRICE
-from vmi.sitetable import Tactic
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from vmi.patcher.inspect import Cross
     from vmi.patcher.report import Report
     from vmi.run import Comparison, RunResult
@@ -43,7 +42,7 @@ def by_count(counts: Mapping[str, int]) -> list[tuple[str, int]]:
 def counts_table(title: str, counts: Mapping[str, int]) -> Table:
     """Names and counts, largest first, with each one's share of the sum."""
     total = sum(counts.values())
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = _table(title)
     table.add_column("what")
     table.add_column("count", justify="right")
     table.add_column("share", justify="right")
@@ -79,6 +78,8 @@ def coverage_table(report: Report) -> Table:
 
 def tactics_table(counts: Mapping[str, int]) -> Table:
     """Sites by what was done with them, in the order in which the tactics are tried."""
+    from vmi.sitetable import Tactic
+
     total = sum(counts.values())
     table = _plain("sites by tactic", "tactic", "sites", "share", "")
     for tactic in Tactic:
@@ -91,6 +92,8 @@ def tactics_table(counts: Mapping[str, int]) -> Table:
 
 def cross_table(heading: str, cross: Cross) -> Table:
     """Sites by call or instruction, each with its tactics; the last column is the share with a slot."""
+    from vmi.sitetable import Tactic
+
     tactics = [tactic for tactic in Tactic if any(tactic.value in row for row in cross.values())]
     table = _plain(f"sites by {heading}", heading, "sites", *(tactic.value for tactic in tactics), "in slots")
     for name, row in cross.items():
@@ -114,9 +117,15 @@ def bar(percent: float) -> str:
     return "█" * (max(1, round(percent / 5)) if percent else 0)
 
 
+def _table(title: str) -> Table:
+    from rich.table import Table
+
+    return Table(title=title, title_justify="left", box=None, pad_edge=False)
+
+
 def _plain(title: str, first: str, *others: str) -> Table:
     """A table without lines; columns of numbers are to the right."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = _table(title)
     words = {"", "reason", "instruction", "tactic", "call", "address"}
     for heading in (first, *others):
         table.add_column(heading, justify="left" if heading in words else "right")
@@ -125,6 +134,8 @@ def _plain(title: str, first: str, *others: str) -> Table:
 
 def comparison_table(comparison: Comparison, *, everything: bool = False) -> Table:
     """Runs side by side; each later one with its ratio to the first, the oracle."""
+    from rich.table import Table
+
     results = comparison.results
     first, *others = results
     table = Table(pad_edge=False)

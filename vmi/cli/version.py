@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import platform
-from importlib import metadata
 
-from vmi import abi
 from vmi.cli.common import JsonOption, QuietOption, Ui, VerboseOption, guarded
 from vmi.errors import EngineError
 from vmi.version import __version__
@@ -17,6 +15,8 @@ LIBRARIES = ("unicorn", "lief", "keystone-engine", "iced-x86")
 @guarded
 def command(as_json: JsonOption = False, quiet: QuietOption = False, verbose: VerboseOption = False) -> None:
     """Show the versions of vmi, of the ABI and of the libraries below, and how the CPU is run."""
+    from vmi import abi
+
     ui = Ui(as_json, quiet, verbose)
     facts = {
         "vmi": __version__,
@@ -32,6 +32,8 @@ def command(as_json: JsonOption = False, quiet: QuietOption = False, verbose: Ve
 
 
 def _version(library: str) -> str:
+    from importlib import metadata
+
     try:
         return metadata.version(library)
     except metadata.PackageNotFoundError:

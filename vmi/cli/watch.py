@@ -12,15 +12,13 @@ from vmi.cli.log import LogOutput
 from vmi.cli.profiled import Profiled
 from vmi.errors import UsageError
 from vmi.files import check_writable, write_atomically
-from vmi.native.event_log import EventLog
-from vmi.native.screen import Screen
-from vmi.native.snapshot_folder import check_target
-from vmi.x86 import Seg
 
 if TYPE_CHECKING:
     from vmi.native.clock import Callback
+    from vmi.native.event_log import EventLog
     from vmi.native.keyboard import KeyEvent
     from vmi.native.machine import Machine
+    from vmi.native.screen import Screen
 
 
 class Watch:
@@ -44,7 +42,7 @@ class Watch:
         self._session = session
         if log_file is not None and log is None:
             raise UsageError("--log-file needs --log, which says what is logged")
-        self._categories = None if log is None else EventLog.parse(log)
+        self._categories = None if log is None else _categories(log)
         self._log_file = log_file
         self._output: LogOutput | None = None
         self._log: EventLog | None = None
@@ -56,6 +54,8 @@ class Watch:
             if path is not None:
                 check_writable(path)
         if save is not None:
+            from vmi.native.snapshot_folder import check_target
+
             check_target(save)
 
     def __enter__(self) -> Watch:
@@ -73,21 +73,12 @@ class Watch:
         """See :class:`vmi.run.Observer`."""
         from vmi.native.machine import Outcome
 
-        cpu = machine.cpu
         if self._profiled is not None:
             self._profiled.begin(machine)
         if self._categories is not None:
             # not before there is something to log: an older log under that name is not lost for nothing
             self._output = LogOutput(self._log_file)
-            ports, turns = machine.board.ports, machine.turns
-            self._log = machine.log = EventLog(
-                self._categories,
-                self._output.write,
-                machine.clock.now,
-                lambda: (cpu.segment(Seg.CS).selector, cpu.eip),
-                ports.name_of,
-                None if turns is None else lambda: turns.current.number,
-            )
+            self._log = machine.log = _log(machine, self._categories, self._output)
         self._session.attach(
             machine.console,
             machine.clock.now,
@@ -127,9 +118,32 @@ class Watch:
         self._session.write(f"\n{_screen(machine).text()}\n".encode())
 
 
+def _categories(text: str) -> frozenset[str]:
+    from vmi.native.event_log import EventLog
+
+    return EventLog.parse(text)
+
+
+def _log(machine: Machine, categories: frozenset[str], output: LogOutput) -> EventLog:
+    from vmi.native.event_log import EventLog
+    from vmi.x86 import Seg
+
+    cpu, turns = machine.cpu, machine.turns
+    return EventLog(
+        categories,
+        output.write,
+        machine.clock.now,
+        lambda: (cpu.segment(Seg.CS).selector, cpu.eip),
+        machine.board.ports.name_of,
+        None if turns is None else lambda: turns.current.number,
+    )
+
+
 def _typist(machine: Machine, events: list[KeyEvent]) -> Callback:
     return lambda _due: machine.board.keyboard.type(events)
 
 
 def _screen(machine: Machine) -> Screen:
+    from vmi.native.screen import Screen
+
     return Screen.capture(machine.memory, machine.board.vga)

@@ -30,7 +30,8 @@ class NoRom(NoNotices):
     interrupt: int | None = None
 
     def __init__(self) -> None:
-        self._flags = (ctypes.c_uint32 * 2)()  # the interrupt flag in its place, and IOPL likewise
+        self._bytes = bytearray(8)
+        self._flags = memoryview(self._bytes).cast("I")  # the interrupt flag in its place, and IOPL likewise
 
     def adopt(self, address: int) -> bool:
         """See :class:`vmi.hypervisor.personality.Personality`."""
@@ -84,20 +85,18 @@ class NoRom(NoNotices):
 
     def cells(self) -> Cells:
         """See :class:`vmi.hypervisor.personality.Personality`."""
-        at = ctypes.addressof(self._flags)
+        at = ctypes.addressof(ctypes.c_char.from_buffer(self._bytes))
         return Cells(interrupts=at, iopl=at + 4)
 
     def save_words(self) -> bytes:
         """See :class:`vmi.hypervisor.personality.Personality`."""
-        return bytes(self._flags)
+        return bytes(self._bytes)
 
     def load_words(self, words: bytes) -> None:
         """See :class:`vmi.hypervisor.personality.Personality`."""
-        ctypes.memmove(
-            self._flags, words.ljust(ctypes.sizeof(self._flags), b"\0"), ctypes.sizeof(self._flags)
-        )
+        self._bytes[:] = words.ljust(len(self._bytes), b"\0")
 
-    def undo_iret(self) -> int:
+    def undo_iret(self) -> tuple[int, bool]:
         """Never called: there is no ROM code to fault in."""
         raise NotImplementedError
 

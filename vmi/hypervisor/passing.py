@@ -24,12 +24,12 @@ _ASKED = (ALL, _KERNEL, ALL, _USER)
 class Passing:
     """The events of one domain that pass it by.
 
-    :ivar gates: what the gates in the ROM stand for, by number.
+    :ivar gates: what the gates in the ROM stand for, by number; None for one that there is not.
     """
 
     def __init__(self, path: Path, rom: Personality, mmu: Mmu) -> None:
         self._path, self._rom, self._mmu = path, rom, mmu
-        self.gates: list[abi.Call | Gate] = []
+        self.gates: list[abi.Call | Gate | None] = []
         self._gates_at = range(0)
         self.update(taken=False, active=False)
 
@@ -45,8 +45,7 @@ class Passing:
         cells = rom.cells()
         if cells.gates != self._gates_at:
             self._gates_at = cells.gates
-            self.gates = [gate for at in cells.gates if (gate := rom.gate(at)) is not None]
-            assert len(self.gates) == len(cells.gates)
+            self.gates = [rom.gate(at) for at in cells.gates]
         path.compress(
             cells,
             gate=rom.interrupt,

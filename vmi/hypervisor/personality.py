@@ -56,8 +56,9 @@ class Personality(FlagWords, Notices, Protocol):
     def load_words(self, words: bytes) -> None:
         """Put words there that were saved; those of a virtual CPU that begins for none."""
 
-    def undo_iret(self) -> int:
+    def undo_iret(self) -> tuple[int, bool]:
         """The ROM's own iretd was refused: take its effect back.
 
-        Gives the address behind the IRET call, or 0 if it was the end of SYSEXIT.
+        Gives the address behind the IRET call, or 0 if it was the end of SYSEXIT; and whether the frame's CS
+        had level 0 before the ROM put the kernel's there.
         """

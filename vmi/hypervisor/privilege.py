@@ -210,7 +210,15 @@ class CompressedPrivilege(Privilege):
         """CR2, as the guest sees it."""
         super().page_fault_at(address)
         self.mirror.control(2)
-        self._mmu.faulted(address)
+        self._mmu.faulted(address, self._handler_base())
+
+    def _handler_base(self) -> int | None:
+        """Base of the segments that the handler of page faults has, None if that isn't to be found."""
+        try:
+            gate = self.linear.read(self.virtual_idt.base + 8 * Vector.PF, 4)
+            return super().descriptor(int.from_bytes(gate[2:], "little")).base
+        except GuestFault:
+            return None
 
     def task_changed(self) -> None:
         """CR0, CR3 and LDTR may be others."""

@@ -37,12 +37,13 @@ import ctypes
 
 from vmi.memory import PAGE_SIZE, PhysicalMemory
 from vmi.native import interpose, layout
-from vmi.native.cpu_events import Events
+from vmi.native.cpu_events import ONE_INSTRUCTION, Events
 from vmi.native.cpuid import MODELS, CpuModel, Word
 from vmi.native.engine import (
     NO_CODE,
     OK,
     ROM_END,
+    ROM_PIECE,
     ROM_START,
     Engine,
     Register,
@@ -130,12 +131,12 @@ class Cpu(Events):
         for word, number in _DECODED_BY.items():
             ctypes.c_uint64.from_address(self._features + 8 * number).value = model.words[word]
 
-    def set_writable(self, piece: int, writable: bool) -> None:
-        """Let the guest write to a piece of the ROM area (16 KiB), or not; only between runs."""
-        self._engine.set_writable(piece, writable)
+    def set_writable(self, start: int, writable: bool, size: int = ROM_PIECE) -> None:
+        """Let the guest write to whole pages of the ROM area, or not; only between runs."""
+        self._engine.set_writable(start, writable, size)
 
     def steady_tsc(self) -> None:
-        """Promise that the time stamp counter counts instructions, but for when the bus is asked for things.
+        """Promise that the time stamp counter counts instructions, but for what requests to the bus change.
 
         The bus is then asked for it only behind other requests.
         """
@@ -162,15 +163,18 @@ class Cpu(Events):
         self._window = False
         self._alone = (0, 0)
         self._interrupt_request.value = _INTERRUPT_HARD if stop_when_interruptible else 0
-        self.straight.before[0] = self.instructions
-        self._running = True
-        status = self._engine.start(self.eip, budget)
-        self._running = False
-        # the counter runs ahead by one when the budget stopped the run in front of an instruction
-        self.instructions += min(self._counter.value, self._budget.value)
-        self._counter.value = 0
-        if self._trouble is not None:
-            raise self._trouble
+        while True:
+            self.straight.before[0] = self.instructions
+            self._running = True
+            status = self._engine.start(self.eip, budget)
+            self._running = False
+            # the counter runs ahead by one when the budget stopped the run in front of an instruction
+            self.instructions += min(self._counter.value, self._budget.value)
+            budget = self._budget.value - self._counter.value
+            self._counter.value = 0
+            if status not in NO_CODE or budget <= 0 or not self._reaches():
+                break
+        self._raise_trouble()
         self._change_code()
         if self._take_back():
             return Stop.BUDGET
@@ -183,6 +187,23 @@ class Cpu(Events):
             return Stop.WINDOW
         return Stop.HALTED if self._halted.value else Stop.BUDGET
 
+    def _raise_trouble(self) -> None:
+        """Raise what a callback has raised."""
+        if self._trouble is not None:
+            raise self._trouble
+
+    def _reaches(self) -> bool:
+        """Have one instruction done alone if it may not be the one that lies where no memory is.
+
+        As with :meth:`_runs_on`, the library fetches a whole block of code before it begins.
+        """
+        here = self.instructions, self.eip
+        if here == self._alone or self._trouble is not None:
+            return False
+        self._alone = here
+        self._next_block.value = ONE_INSTRUCTION
+        return True
+
     @property
     def running(self) -> bool:
         """A run is in progress: this is asked from inside an instruction."""
@@ -194,7 +215,9 @@ class Cpu(Events):
 
     def stop_within(self, instructions: int) -> None:
         """End the run after so many more instructions, the current one not counted; never extends it."""
-        self._budget.value = min(self._budget.value, self._counter.value + instructions)
+        end = self._counter.value + instructions
+        if end < self._budget.value:
+            self._budget.value = end
 
     @property
     def eflags(self) -> int:

@@ -110,15 +110,6 @@ class EventLog:
             name = memory_name(address, True) or "nobody"
             self._event("write", f"{f'{address:08x} <- {value:0{2 * size}x}':19} {name}")
 
-    def event(self, event: Event) -> None:
-        """An exception, INT or interrupt that goes to the guest."""
-        if event.origin is Origin.SOFTWARE:
-            self.software_interrupt(event.vector)
-        elif event.origin is Origin.EXTERNAL:
-            self.interrupt(event.vector)
-        else:
-            self.exception(event.vector, event.error, event.address)
-
     def exception(self, vector: int, error: int = 0, address: int = 0) -> None:
         """A fault or trap; ``address`` is CR2 of a page fault."""
         if self._exceptions:
@@ -131,6 +122,15 @@ class EventLog:
         """
         if self._refusals:
             self._event("no", what if vector is None else f"{what}: {_fault(vector, error, address)}")
+
+    def event(self, event: Event) -> None:
+        """An exception or an interrupt is delivered, of whatever kind."""
+        if event.origin is Origin.SOFTWARE:
+            self.software_interrupt(event.vector)
+        elif event.origin is Origin.EXTERNAL:
+            self.interrupt(event.vector)
+        else:
+            self.exception(event.vector, event.error, event.address)
 
     def software_interrupt(self, vector: int) -> None:
         """An INT instruction; EIP is behind it."""

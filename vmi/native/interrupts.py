@@ -15,6 +15,8 @@ from dataclasses import replace
 from enum import Enum, auto
 from typing import NamedTuple
 
+from vmi.native.cpu import Cpu
+from vmi.native.linear import Linear
 from vmi.native.privilege import Privilege
 from vmi.native.registers import NULL_SEGMENT, Segment
 from vmi.native.tasks import switch_task
@@ -49,6 +51,7 @@ class Origin(Enum):
     EXTERNAL = auto()
 
 
+_ONE_BYTE = {int(Vector.BP): 0xCC, int(Vector.OF): 0xCE}  # INT3 and INTO
 _EXCEPTION, _SOFTWARE = Origin.EXCEPTION, Origin.SOFTWARE
 
 
@@ -64,6 +67,18 @@ class Event(NamedTuple):
     error: int = 0
     address: int = 0
     length: int = 0
+
+
+def int_length(vector: int, cpu: Cpu, linear: Linear) -> int:
+    """Bytes of the INT instruction that ends at EIP: INT3 and INTO have one, INT n has two."""
+    opcode = _ONE_BYTE.get(vector)
+    if opcode is None:
+        return 2
+    try:
+        last = linear.physical(cpu.code_address(-1))
+    except GuestFault:
+        return 1  # its page is gone from the tables, but not from the CPU's own memory of them
+    return 1 if cpu.memory.read(last, 1)[0] == opcode else 2
 
 
 class TripleFault(Exception):
@@ -89,14 +104,11 @@ class Delivery:
         exception = origin is _EXCEPTION
         if exception and vector == _PF:
             self._p.page_fault_at(address)
-        pushed = error if exception and vector in HAS_ERROR_CODE else None
+        software, pushed = origin is _SOFTWARE, error if exception and vector in HAS_ERROR_CODE else -1
         straight = self._straight
-        software = origin is _SOFTWARE
-        if straight is not None and straight(
-            vector, software, -1 if pushed is None else pushed, self._cpu.running
-        ):
+        if straight is not None and straight(vector, software, pushed, self._cpu.running):
             return
-        if not self._ways.enter(vector, software, pushed):
+        if not self._ways.enter(vector, software, None if pushed < 0 else pushed):
             self._deliver(event)
 
     def _deliver(self, event: Event) -> None:

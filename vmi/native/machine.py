@@ -19,6 +19,7 @@ from vmi.native.boot import firmware, loader, mptable
 from vmi.native.boot.memory_map import RAM_LIMIT
 from vmi.native.boot.state import BootState, Module
 from vmi.native.bus import State
+from vmi.native.checkpoint import Checkpoint
 from vmi.native.clock import Clock
 from vmi.native.cpu import Cpu
 from vmi.native.cpuid import MODELS, CpuModel
@@ -27,18 +28,19 @@ from vmi.native.devices.pci_functions import Segment
 from vmi.native.devices.rtc import DEFAULT_EPOCH
 from vmi.native.disk import MOST_DISKS, Disk
 from vmi.native.ends import End, Outcome, code_address, lost
-from vmi.native.engine import ROM_END, ROM_PIECE, ROM_START
-from vmi.native.interrupts import Delivery, Event, Origin, TripleFault
+from vmi.native.engine import ROM_END, ROM_START
+from vmi.native.interrupts import Delivery, Event, Origin, TripleFault, int_length
 from vmi.native.linear import Linear
 from vmi.native.monitor import Monitor
 from vmi.native.msr import MsrFile
 from vmi.native.privilege import Privilege
 from vmi.native.processor import live_registers
+from vmi.native.rom_area import RomArea
 from vmi.native.straight import fault_name
 from vmi.native.traffic import Traffic
 from vmi.native.turns import MOST_CPUS, Turns
 from vmi.native.wiring import Stop
-from vmi.x86 import IF_BIT, GuestFault, Seg, Vector
+from vmi.x86 import IF_BIT, Seg
 
 __all__ = ["End", "Machine", "Outcome"]
 
@@ -54,7 +56,8 @@ DEFAULT_MODEL = MODELS["qemu32"]
 MP_TABLE = 0xF5000
 _SHADOW = 0x20000  # bytes of the firmware that show below 1 MiB too
 
-_ONE_BYTE = {int(Vector.BP): 0xCC, int(Vector.OF): 0xCE}  # INT3 and INTO
+# Found quickly: an enumeration's own members are looked up by a function.
+_SOFTWARE, _EXCEPTION = Origin.SOFTWARE, Origin.EXCEPTION
 
 
 class Machine(Traffic):
@@ -116,15 +119,15 @@ class Machine(Traffic):
         self._retry: int | None = None
         self.halted = False
         self._rom_top = ROM_BAY.start
-        self._rom_area: tuple[Segment, ...] = ()  # what the CPU has not been told yet
+        self.rom_area = RomArea(self.cpu)
         self.board = Board(
             self.memory, self.clock, model, self, epoch=epoch, disks=disks, video_bios=video_bios, cpus=cpus
         )
         self.console = self.board.console
         self.interrupts = self.board.interrupts
+        cycles = self._cycles if cpus == 1 else lambda: self.clock.now() // NS_PER_INSTRUCTION
         msrs = [
-            MsrFile(model, lambda: self.clock.now() // NS_PER_INSTRUCTION, live_registers(self.cpu, lapic))
-            for lapic in self.board.lapics or (None,)
+            MsrFile(model, cycles, live_registers(self.cpu, lapic)) for lapic in self.board.lapics or (None,)
         ]
         self.msr = msrs[0]  # those of the processor that runs
         self.turns = None if cpus == 1 else Turns(self, msrs)
@@ -225,6 +228,10 @@ class Machine(Traffic):
     def _now(self) -> int:
         return self.cpu.now_instructions() * NS_PER_INSTRUCTION + self._time[0]
 
+    def _cycles(self) -> int:
+        # the same in cycles, for RDTSC, which some guests execute millions of times
+        return self.cpu.now_instructions() + self._time[0] // NS_PER_INSTRUCTION
+
     def own_time(self) -> int:
         """What the clock of the processor that runs shows, ns."""
         return self._now()
@@ -243,6 +250,10 @@ class Machine(Traffic):
     def save(self, folder: Path) -> None:
         """Write the whole machine to a folder, see :func:`vmi.native.snapshot.save`."""
         snapshot.save(self, folder)
+
+    def checkpoint(self) -> Checkpoint:
+        """Keep the whole machine in memory, to go back to as often as you like, see :class:`Checkpoint`."""
+        return Checkpoint(self)
 
     @classmethod
     def restore(cls, folder: Path, disks: Sequence[Disk | None] | None = None) -> Machine:
@@ -272,11 +283,15 @@ class Machine(Traffic):
         """See :class:`vmi.native.wiring.Bus`."""
         if self.end is not None:
             return  # the instruction behind the last one can't be fetched: no event of this run
+        monitor = self.monitor
         if is_int:
-            event = Event(vector, Origin.SOFTWARE, length=self._int_length(vector))
+            if monitor is not None and monitor.call_out(vector):
+                self.spend(EVENT_NS)
+                return
+            event = Event(vector, _SOFTWARE, 0, 0, int_length(vector, self.cpu, self.linear))
         else:
-            event = Event(vector, Origin.EXCEPTION, error, self.cpu.cr2)
-        if self.monitor is None or not self.monitor.event(event):
+            event = Event(vector, _EXCEPTION, error, self.cpu.cr2)
+        if monitor is None or not monitor.event(event):
             if is_int:
                 self.exits["software interrupt"] += 1
             else:
@@ -290,28 +305,20 @@ class Machine(Traffic):
         """Count an exception that goes to the guest."""
         self.exits[fault_name(vector)] += 1
 
-    def _int_length(self, vector: int) -> int:
-        """Bytes of the INT instruction that ends at EIP: INT3 and INTO have one, INT n has two."""
-        opcode = _ONE_BYTE.get(vector)
-        if opcode is None:
-            return 2
-        try:
-            last = self.linear.physical(self.cpu.segment(Seg.CS).base + self.cpu.eip - 1)
-        except GuestFault:
-            return 1  # its page is gone from the tables, but not from the CPU's own memory of them
-        return 1 if self.memory.read(last, 1)[0] == opcode else 2
-
-    def meet_deadline(self) -> None:
+    def meet_deadline(self, ns: int = 0) -> None:
         """See :class:`vmi.native.traffic.Traffic`."""
         deadline = self.clock.next_deadline()
         if deadline is not None and deadline < self._time[1]:
             self._time[1] = deadline
-            self.spend(0)
+        elif not ns:
+            return
+        self.spend(ns)
 
     def spend(self, ns: int) -> None:
         """Let time pass without instructions; the run in progress ends as planned, or at once."""
-        self._time[0] += ns
-        self.cpu.stop_within(max(0, -(-(self._time[1] - self._now()) // NS_PER_INSTRUCTION)))
+        self._time[0] = idle = self._time[0] + ns
+        left = self._time[1] - idle - self.cpu.now_instructions() * NS_PER_INSTRUCTION
+        self.cpu.stop_within(-(-left // NS_PER_INSTRUCTION) if left > 0 else 0)
 
     # -- ends -------------------------------------------------------------------------------
 
@@ -355,14 +362,7 @@ class Machine(Traffic):
 
     def rom_area_changed(self, segments: tuple[Segment, ...]) -> None:
         """The chipset was told which pieces of the ROM area are RAM; reads come from there in any case."""
-        self._rom_area = segments
-        self.cpu.stop_soon()
-
-    def _protect_rom_area(self) -> None:
-        for segment in self._rom_area:
-            for piece in range(segment.start, segment.start + segment.size, ROM_PIECE):
-                self.cpu.set_writable(piece, segment.writes)
-        self._rom_area = ()
+        self.rom_area.change(segments)
 
     def load_memory(self, address: int, size: int) -> bytes:
         """Read guest-physical memory for a device."""
@@ -419,8 +419,7 @@ class Machine(Traffic):
                 budget = min(budget, max(1, -(-(deadline - self._now()) // NS_PER_INSTRUCTION)))
             if self._retry:
                 budget = min(budget, self._retry)
-            if self._rom_area:
-                self._protect_rom_area()
+            self.rom_area.settle()
             self._time[1] = self._now() + budget * NS_PER_INSTRUCTION
             straight = self.cpu.straight
             straight.allow(self.nobody_looks())

@@ -18,6 +18,9 @@ class Monitor(Protocol):
     def event(self, event: Event) -> bool:
         """See an event first; True if it was dealt with."""
 
+    def call_out(self, vector: int) -> bool:
+        """See an INT n before it is made an event; True if it was dealt with."""
+
     def accepts_interrupts(self) -> bool:
         """The guest would take an external interrupt now."""
 

@@ -55,6 +55,11 @@ _PG_AND_WP = 1 << 31 | 1 << 16  # of CR0
 _CS, _SS = Seg.CS, Seg.SS
 _CS_PLACE = _SEGS + 6
 
+_DATA = Struct(  # selector, base, limit and flags of ES, DS, FS and GS
+    "<184xI4xI4xII48xI4xI4xIII4xI4xIII4xI4xII"
+)
+_DPL = 3 << 13  # of a descriptor's upper dword
+
 HF_CPL = 3
 HF_INHIBIT_IRQ = 1 << 3
 HF_CS32 = 1 << 4
@@ -129,6 +134,11 @@ class Registers:
     def set_gpr(self, number: int, value: int) -> None:
         """Set a general register by encoding number."""
         self._d[2 * number] = value & 0xFFFFFFFF
+
+    def set_pair(self, value: int) -> None:
+        """EDX:EAX := the low 64 bits of a number."""
+        d = self._d
+        d[0], d[4] = value & 0xFFFFFFFF, value >> 32 & 0xFFFFFFFF
 
     @property
     def eax(self) -> int:
@@ -210,6 +220,15 @@ class Registers:
     @eip.setter
     def eip(self, value: int) -> None:
         self._d[_EIP] = value & 0xFFFFFFFF
+
+    def code_address(self, offset: int = 0) -> int:
+        """Linear address of EIP plus ``offset``."""
+        return self._d[_CS_PLACE + 2] + self._d[_EIP] + offset & 0xFFFFFFFF
+
+    @property
+    def code_bits(self) -> int:
+        """Size of operands and addresses in the code segment, 32 or 16."""
+        return 32 if self._d[_CS_PLACE + 5] & D_BIT else 16
 
     @property
     def eip_marked(self) -> bool:
@@ -308,6 +327,14 @@ class Registers:
         if not mode & HF_CS32 or d[_SEGS + 2] | d[_SEGS + 12 + 2] | d[_SEGS + 18 + 2]:
             mode |= HF_ADDSEG
         d[_HFLAGS] = d[_HFLAGS] & _NO_MODE | mode
+
+    def data_segments_suit_users(self) -> bool:
+        """ES, DS, FS and GS are each of ring 3, or null with nothing behind it."""
+        words = _DATA.unpack_from(self.raw)
+        return all(
+            flags & _DPL == _DPL or not selector | base | limit | flags
+            for selector, base, limit, flags in (words[:4], words[4:8], words[8:12], words[12:])
+        )
 
     @property
     def ldt(self) -> Segment:

@@ -133,6 +133,15 @@ class Path:
         reference = ctypes.byref(self.parameters)
         self.enter = functools.partial(enter, reference)
 
+    @property
+    def image(self) -> bytes:
+        """All that C is told, for going back to it in the same process; only between runs."""
+        return bytes(self.parameters)
+
+    @image.setter
+    def image(self, image: bytes) -> None:
+        ctypes.memmove(ctypes.byref(self.parameters), image, len(image))
+
     def set_prices(self, *, instruction: int, event: int) -> None:
         """What an instruction and the entry to a handler take, ns."""
         self.parameters.ns_each, self.parameters.ns_event = instruction, event

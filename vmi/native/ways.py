@@ -2,28 +2,22 @@
 """Ways into handlers that were found before: the quick half of the delivery of events.
 
 Most events of a guest go the same few ways: a 32-bit gate, a code segment, and either the stack in use or
-the one that the task has for the kernel. A way is remembered with all that it was found by, registers and
-dwords of memory, and is good as long as these are what they were. So nobody has to tell of a change, and
-what is entered here is what :class:`~vmi.native.interrupts.Delivery` would have entered: that does whatever
-is not remembered, and all that can fault.
+the one that the task has for the kernel. What is entered here by such a way is what
+:class:`~vmi.native.interrupts.Delivery` would have entered: that does whatever is not remembered, and all
+that can fault.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
-from operator import itemgetter
 from struct import Struct
-from typing import Any
 
 from vmi.memory import PAGE_SIZE
-from vmi.native.engine import ROM_END, ROM_START
+from vmi.native.known import OFFSET, Gather, Known, Unsuitable, gather
 from vmi.native.privilege import Privilege
 from vmi.native.registers import ENTRY, HF_CPL, HF_CS32, HF_SS32, Segment, segment_words
 from vmi.x86 import D_BIT, TSS_32, U32, Cr0, Eflags, Gate, GateType, GuestFault, Vector
 
-_OFFSET = PAGE_SIZE - 1
-_MOST_STATES, _MOST_PAGES = 256, 1024
 _KEPT = ~(Eflags.TF | Eflags.NT | Eflags.RF | Eflags.VM)
 _FRAMES = tuple(Struct(f"<{count}I") for count in range(7))
 _GIVEN = 1 << 28  # of the key of a way: the kernel gave the stack other than by its TSS
@@ -31,29 +25,17 @@ _LOCAL = 4  # of a selector: in the LDT
 _STACK_OF_RING_0 = 4  # where a TSS has ESP and, behind it, SS
 _GATES = (GateType.INTERRUPT_32, GateType.TRAP_32)
 
-# Dwords of memory by number: how to gather them, and what they were.
-_Gather = Callable[[Any], object]
 # What it was found by; the handler's offset; whether interrupts are masked; CS, and SS if the stack is not
 # the one in use, as words; what they make of the CPU's mode; base of that other stack, or -1; number of the
 # dword of memory that its ESP is in, if the TSS has it.
-_Way = tuple[_Gather, object, int, bool, memoryview, int, int, int]
-# What its translation was found by, and where the page is.
-_Page = tuple[_Gather, object, int]
+_Way = tuple[Gather, object, int, bool, memoryview, int, int, int]
 
 
-class Ways:
-    """The ways of one processor, for one view of its privilege."""
+class Ways(Known[_Way]):
+    """The ways of one processor into handlers."""
 
     def __init__(self, privilege: Privilege) -> None:
-        self._p = privilege
-        self._cpu = cpu = privilege.cpu
-        self._ram, self._dwords = cpu.memory.ram, cpu.memory.dwords
-        self._environment = cpu.raw
-        self._code_pages = cpu.code_pages
-        self._state: tuple[object, ...] = ()
-        self._by_state: dict[tuple[object, ...], tuple[dict[int, _Way], dict[int, _Page]]] = {}
-        self._ways: dict[int, _Way] = {}
-        self._pages: dict[int, _Page] = {}
+        super().__init__(privilege, stores=True)
 
     def enter(self, vector: int, software: bool, error: int | None) -> bool:
         """Enter the handler of an event; False if it is to be done the long way, and nothing has changed.
@@ -78,7 +60,7 @@ class Ways:
             way = self._find(vector, software, given)
             if way is None:
                 return False
-            self._ways[key] = way
+            self._remember(key, way)
         _, _, offset, masks, segments, mode, base, place = way
         shown = p.frame_flags()
         frame = [shown, p.frame_selector(cs), eip]
@@ -94,7 +76,7 @@ class Ways:
         size = 4 * len(frame)
         top = esp - size & U32
         at = base + top & U32
-        if 0 < esp < size or at & _OFFSET > PAGE_SIZE - size:
+        if 0 < esp < size or at & OFFSET > PAGE_SIZE - size:
             return False
         page = self._pages.get(at >> 12)
         if page is None or page[0](dwords) != page[1]:
@@ -106,21 +88,10 @@ class Ways:
             return False
         # nothing below can fault: the guest's state changes from here on
         frame.reverse()
-        _FRAMES[len(frame)].pack_into(self._ram, start | at & _OFFSET, *frame)
+        _FRAMES[len(frame)].pack_into(self._ram, start | at & OFFSET, *frame)
         p.settle_flags(shown & _KEPT, mask_interrupts=masks)
         cpu.enter(segments, mode, top, offset)
         return True
-
-    def _change_state(self, state: tuple[object, ...]) -> None:
-        found = self._by_state.get(state)
-        if found is None:
-            if len(self._by_state) >= _MOST_STATES:
-                self._by_state.clear()
-            found = self._by_state[state] = ({}, {})
-        self._state = state
-        self._ways, self._pages = found
-
-    # -- finding ----------------------------------------------------------------------------
 
     def _find(self, vector: int, software: bool, given: tuple[int, int] | None) -> _Way | None:
         """The way of a vector, by the stack that the kernel gave; None if it is to be gone the long way."""
@@ -153,11 +124,11 @@ class Ways:
                 words += segment_words(stack)
                 mode |= HF_SS32 | stack.flags >> 13 & HF_CPL
                 base = stack.base
-        except (GuestFault, _Unsuitable):
+        except (GuestFault, Unsuitable):
             return None
         masks = gate.type == GateType.INTERRUPT_32
         segments = memoryview(array("I", words))
-        return *_gather(places), gate.offset, masks, segments, mode, base, place
+        return *gather(places), gate.offset, masks, segments, mode, base, place
 
     def _find_stack(
         self, ring: int, given: tuple[int, int] | None, places: dict[int, int]
@@ -166,65 +137,16 @@ class Ways:
         p = self._p
         task, place = p.task(), 0
         if ring:
-            raise _Unsuitable
+            raise Unsuitable
         if given is None:
             if task.flags >> 8 & 15 not in TSS_32 or task.limit < _STACK_OF_RING_0 + 7:
-                raise _Unsuitable
+                raise Unsuitable
             at = task.base + _STACK_OF_RING_0
             place = self._place(at, 8, places)
             places[place + 1] = self._dwords[place + 1]
         stack, _ = p.inner_stack(ring)
         selector = p.kernel_stack(ring)[0]
         if selector & _LOCAL:
-            raise _Unsuitable
+            raise Unsuitable
         self._words(p.linear.descriptor_address(selector, Vector.TS), places)
         return stack, place
-
-    def _words(self, linear: int, places: dict[int, int]) -> tuple[int, int]:
-        """Two dwords of memory that a way depends on."""
-        place = self._place(linear, 8, places)
-        dwords = self._dwords
-        places[place], places[place + 1] = dwords[place], dwords[place + 1]
-        return dwords[place], dwords[place + 1]
-
-    def _place(self, linear: int, size: int, places: dict[int, int], *, write: bool = False) -> int:
-        """Number of the dword of memory at a linear address; ``places`` get what that was found by."""
-        linear &= U32
-        if linear & 3 or linear & _OFFSET > PAGE_SIZE - size:
-            raise _Unsuitable
-        found = self._p.linear.walked(linear, write=write)
-        if found is None or found[0] > self._cpu.memory.size - PAGE_SIZE:
-            raise _Unsuitable
-        places.update(found[1])
-        return (found[0] | linear & _OFFSET) >> 2
-
-    def _find_page(self, linear: int) -> _Page | None:
-        """The page of a stack that a frame goes to; None if it isn't RAM."""
-        places: dict[int, int] = {}
-        try:
-            start = (self._place(linear & ~_OFFSET, PAGE_SIZE, places, write=True)) << 2
-        except (GuestFault, _Unsuitable):
-            return None
-        if ROM_START <= start < ROM_END:
-            return None
-        if len(self._pages) >= _MOST_PAGES:
-            self._pages.clear()
-        page = self._pages[linear >> 12] = *_gather(places), start
-        return page
-
-
-class _Unsuitable(Exception):
-    """Only the long way does this."""
-
-
-def _gather(places: dict[int, int]) -> tuple[_Gather, object]:
-    """How dwords are gathered, by number, and what they are."""
-    if not places:
-        return _nothing, ()
-    gather = itemgetter(*places)
-    values = tuple(places.values())
-    return gather, values if len(values) > 1 else values[0]
-
-
-def _nothing(_dwords: object) -> tuple[()]:
-    return ()

@@ -21,6 +21,7 @@ from vmi import abi
 from vmi.patcher import absolute, activation_lifted, activation_linux, activation_multiboot
 from vmi.patcher.place import ROM_RESERVE, Layout
 from vmi.rom.assemble import assemble
+from vmi.rom.layout import CALL_TABLE, CallTable, Promise
 from vmi.sitetable import (
     INLINE,
     LINK_SIZE,
@@ -34,10 +35,11 @@ from vmi.sitetable import (
 )
 
 LEFT_NATIVE = SiteFlag.RECOVERED | SiteFlag.ISOLATED
-"""Flags of slots that are not connected, `RECOVERED` but for the calls that fault as instructions do.
+"""Flags of slots that are not connected; a ROM that promises `FAULTS_AT_CALL` takes `RECOVERED` away.
 
-Isolated code finds no adaptor mapped. That it isn't isolated without PAE helps nobody to connect it: some
-processors have PAE and CPUID doesn't show it, and a kernel with the code needs PAE anyway.
+Even then a slot with an adaptor stays native: what would fault is the call in the adaptor. Isolated code
+finds no adaptor mapped. That it isn't isolated without PAE helps nobody to connect it: some processors have
+PAE and CPUID doesn't show it, and a kernel with the code needs PAE anyway.
 """
 
 _SOURCE = """
@@ -94,6 +96,14 @@ found:
     ja too_large
     mov edi, {reserve}
     rep movsb
+    cmp dword ptr [{reserve + record_at}], {record_magic}
+    jne start_rom
+    cmp byte ptr [{reserve + record_at + 4}], {record_version}
+    jne start_rom
+    test byte ptr [{reserve + record_at + promises_at}], {faults_at_call}
+    je start_rom
+    and dword ptr [{unconnected}], {-1 - recovered}
+start_rom:
     mov ebx, {header}
     call {reserve + init_offset}
     test eax, eax
@@ -123,6 +133,11 @@ slot:
     mov dl, byte ptr [esi+7]
     test byte ptr [{unconnected}], dl
     jne next_slot
+    test dl, {recovered}
+    je may_connect
+    cmp dword ptr [esi+8], 0
+    jne next_slot
+may_connect:
     mov edi, dword ptr [esi]
     sub edi, {bias}
     movzx ecx, byte ptr [esi+4]
@@ -294,6 +309,12 @@ def _assembled(layout: Layout, header: Header, leave: int, shift: int) -> bytes:
         "jump_ok": SiteFlag.JUMP_OK,
         "nop_ok": SiteFlag.NOP_OK,
         "left_native": LEFT_NATIVE,
+        "recovered": SiteFlag.RECOVERED,
+        "record_at": CALL_TABLE,
+        "record_magic": int.from_bytes(CallTable.MAGIC, "little"),
+        "record_version": CallTable.VERSION,
+        "promises_at": CallTable.PROMISES,
+        "faults_at_call": Promise.FAULTS_AT_CALL,
         "site_size": SITE_SIZE,
         "link_size": LINK_SIZE,
         "reserve": at(layout.rom_reserve),

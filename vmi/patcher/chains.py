@@ -11,6 +11,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from heapq import nsmallest
 from itertools import accumulate, pairwise
 
 from vmi.patcher.model import MIN_SLOT, Pad, Window
@@ -108,8 +110,11 @@ def _attempt(order: Sequence[Job], padding: Sequence[Pad]) -> Packed:
 def without(free: Sequence[Pad], taken: Sequence[Pad]) -> tuple[Pad, ...]:
     """What is left of ``free``, in address order, when the beginnings ``taken`` are cut off."""
     sizes = {pad.start: pad.size for pad in taken}
-    rest = (Pad(pad.start + (used := sizes.get(pad.start, 0)), pad.size - used) for pad in free)
-    return tuple(pad for pad in rest if pad.size >= MIN_SLOT)
+    rest = [
+        Pad(pad.start + sizes[pad.start], pad.size - sizes[pad.start]) if pad.start in sizes else pad
+        for pad in free
+    ]
+    return tuple([pad for pad in rest if pad.size >= MIN_SLOT])
 
 
 def chain(cut: tuple[Unit, ...], free: Sequence[Pad], most: int = MAX_PIECES) -> tuple[Pad, ...]:
@@ -133,6 +138,17 @@ pad starts with.
 _End = tuple[int, tuple[int, ...]]  # (bytes used up, pads) of a whole chain
 _Last = list[tuple[int, int]]  # (bytes used up, pad) for the last piece, the best first
 _Ends = tuple[int, _Last, range]  # bytes used up before the last piece, that piece, pads that it can't be in
+_NEVER = 1 << 32  # more bytes than any chain uses up
+_Fills = dict[tuple[int, int, int], tuple[int, int]]  # what _fill found
+
+
+@lru_cache(maxsize=1024)
+def _fills(_shape: tuple[tuple[int, int, bool], ...]) -> _Fills:
+    """What is known of trampolines whose units have these sizes: many are alike but for where they go to.
+
+    By unit, link and room, for pads from which no branch reaches its target in its short form.
+    """
+    return {}
 
 
 class _Search:
@@ -140,18 +156,34 @@ class _Search:
 
     ``hopeful``: a pad is as promising as it is when the next one is near, if any is. Else as it is when that
     is far, which long chains need so as not to end nowhere.
+
+    Pads are looked at by kind: of most of them only the size matters, and -1 minus the number of a pad is the
+    kind of one in which a branch may have its short form.
     """
 
     def __init__(self, cut: tuple[Unit, ...], free: Sequence[Pad], hopeful: bool) -> None:
         self.cut, self.free = cut, free
         self.starts = [pad.start for pad in free]
-        self.largest = max((pad.size for pad in free), default=0)
-        self.known: dict[tuple[int, int, int], tuple[int, int]] = {}
+        self.sizes = [pad.size for pad in free]
+        self.largest = max(self.sizes, default=0)
+        self.known: _Fills = {}
+        self.alike = _fills(tuple([(unit.lead, unit.long, unit.falls) for unit in cut]))
+        self.kinds = [*self.sizes]
+        for unit in cut:
+            if unit.short != unit.long:
+                first = bisect_left(self.starts, unit.target - 128 - unit.short - self.largest)
+                stop = bisect_left(self.starts, unit.target + 129)
+                self.kinds[first:stop] = range(-1 - first, -1 - stop, -1)
+        self.groups: dict[int, list[int]] = {}  # pads by kind
+        for number, kind in enumerate(self.kinds):
+            self.groups.setdefault(kind, []).append(number)
         self.last: dict[int, _Last] = {}
+        self.costs: dict[int, dict[int, int]] = {}  # as in last, by pad
         self.behind: dict[int, list[int]] = {}
+        self.bounds: dict[int, list[int]] = {}
         self.ends: dict[tuple[int, int], list[_Ends]] = {}
         # Bytes that everything from a unit on has at least, and the last one (nothing) 0.
-        sizes = accumulate((unit.lead + unit.short for unit in reversed(cut)), initial=0)
+        sizes = accumulate([unit.lead + unit.short for unit in reversed(cut)], initial=0)
         self.least = [*sizes][::-1]
         # The shortest jump to any other pad.
         gaps = [above - below for below, above in pairwise(self.starts)]
@@ -162,18 +194,21 @@ class _Search:
         ]
 
     def chain(self, most: int) -> tuple[Pad, ...]:
-        if sum(pad.size for pad in self.free) < self.least[0]:
+        if sum(self.sizes) < self.least[0]:
             return ()
         ends = self._last_pieces(0)
         if ends:
             return self._pads((ends[0][1],))
+        if most == 1:
+            return ()
         states: list[_State] = [(behind, 0, (number,), 0) for number, behind in enumerate(self._behind(0))]
         for level in range(most - 1):
             best = self._end(states)
             if best is not None:
                 return self._pads(best[1])
             if level < most - 2:
-                states = self._longer(sorted(states)[: BREADTHS[level] if level < len(BREADTHS) else 4])
+                breadth = BREADTHS[level] if level < len(BREADTHS) else 4
+                states = self._longer(nsmallest(breadth, states))
         return ()
 
     def _last_pieces(self, first: int) -> _Last:
@@ -182,45 +217,66 @@ class _Search:
         if found is None:
             found = []
             least = self.least[first]
-            for number, pad in enumerate(self.free):
-                if pad.size >= least:
-                    stop, size = self._fill(number, first, 0)
+            for kind, numbers in self.groups.items():
+                if self.sizes[numbers[0]] >= least:
+                    stop, size = self._fill(numbers[0], kind, first, 0)
                     if stop == len(self.cut):
-                        found.append((self._used_up(number, size), number))
+                        used = self._used_up(numbers[0], size)
+                        found += [(used, number) for number in numbers]
+            self.costs[first] = {number: used for used, number in found}
             found.sort()
             self.last[first] = found
         return found
 
     def _end(self, states: list[_State]) -> _End | None:
         """The best way to finish one of the chains with one more pad."""
+        bounds = {first: self._bounds(first) for first in {state[3] for state in states}}
+        totals = [cost + bounds[first][pads[-1]] for _behind, cost, pads, first in states]
         best: _End | None = None
-        for _behind, cost, pads, first in states:
-            least = self.least[first]
-            if least > self.free[pads[-1]].size + self.largest or (best and cost + least > best[0]):
-                continue
+        least = _NEVER  # bytes that the best one uses up
+        for number in sorted(
+            [number for number, total in enumerate(totals) if total < least], key=totals.__getitem__
+        ):
+            if totals[number] > least:
+                break
+            _behind, cost, pads, first = states[number]
             for used, ends, never in self._ends(pads[-1], first):
-                if best is not None and cost + used + ends[0][0] > best[0]:
-                    continue
                 for more, other in ends:
                     if other not in never and other not in pads:
                         end = cost + used + more, (*pads, other)
-                        best = end if best is None or end < best else best
+                        if best is None or end < best:
+                            best, least = end, end[0]
                         break
         return best
+
+    def _bounds(self, first: int) -> list[int]:
+        """For each pad: the least that it, filled from unit ``first`` on, and one more can use up."""
+        found = self.bounds.get(first)
+        if found is None:
+            by_kind = {}
+            for kind, numbers in self.groups.items():
+                by_kind[kind] = _NEVER
+                for link in (JMP8_SIZE, JMP32_SIZE):
+                    stop, size = self._fill(numbers[0], kind, first, link)
+                    if stop > first and (ends := self._last_pieces(stop)):
+                        used = self._used_up(numbers[0], size) + ends[0][0]
+                        by_kind[kind] = min(by_kind[kind], used)
+            found = self.bounds[first] = [by_kind[kind] for kind in self.kinds]
+        return found
 
     def _ends(self, number: int, first: int) -> list[_Ends]:
         """The ways to end a chain behind pad ``number``, filled from unit ``first`` on, with one more pad."""
         found = self.ends.get((number, first))
         if found is None:
             found = self.ends[number, first] = []
+            near = self._near(number)
             for link in (JMP8_SIZE, JMP32_SIZE):
-                stop, size = self._fill(number, first, link)
+                stop, size = self._fill(number, self.kinds[number], first, link)
                 if stop > first and (ends := self._last_pieces(stop)):
-                    near = self._near(number)
                     if link == JMP8_SIZE:
-                        ends, near = [end for end in ends if end[1] in near], range(0)
-                    if ends:
-                        found.append((self._used_up(number, size), ends, near))
+                        costs = self.costs[stop]
+                        ends = sorted([(costs[other], other) for other in near if other in costs])
+                    found.append((self._used_up(number, size), ends, range(0) if link == JMP8_SIZE else near))
         return found
 
     def _near(self, number: int) -> range:
@@ -230,47 +286,54 @@ class _Search:
 
     def _longer(self, states: list[_State]) -> list[_State]:
         """The chains with one pad more; of those that come to the same, one."""
-        found: dict[tuple[int, frozenset[int]], _State] = {}
+        found: dict[frozenset[int], dict[int, _State]] = {}  # by the pads before, then the last one
         for most, spent, pads, first in states:
-            last, taken = pads[-1], frozenset(pads)
+            last = pads[-1]
+            ways: dict[int, _State] = {}
             near = self._near(last)
             far = (*range(near.start), *range(near.stop, len(self.starts)))
             for link, numbers in ((JMP8_SIZE, near), (JMP32_SIZE, far)):
-                stop, size = self._fill(last, first, link)
-                if stop == first:
-                    continue
-                cost, behind = spent + self._used_up(last, size), self._behind(stop)
-                for number in numbers:
-                    if behind[number] < most and number not in taken:
-                        new = behind[number], cost, (*pads, number), stop
-                        key = (number, taken)
-                        if key not in found or new < found[key]:
-                            found[key] = new
-        return list(found.values())
+                stop, size = self._fill(last, self.kinds[last], first, link)
+                if stop > first:
+                    cost, behind = spent + self._used_up(last, size), self._behind(stop)
+                    ways |= {
+                        number: (behind[number], cost, (*pads, number), stop)
+                        for number in numbers
+                        if behind[number] < most and number not in pads
+                    }
+            same = found.setdefault(frozenset(pads), ways)
+            if same is not ways:
+                for number, new in ways.items():
+                    same[number] = min(new, same.get(number, new))
+        return [state for same in found.values() for state in same.values()]
 
     def _behind(self, first: int) -> list[int]:
         """For each pad: the units that it can't reach when it starts with unit ``first``."""
         found = self.behind.get(first)
         if found is None:
-            reached = (self._fill(number, first, link)[0] for number, link in enumerate(self.links))
-            found = self.behind[first] = [len(self.cut) - stop for stop in reached]
+            sorts = list(zip(self.kinds, self.links, strict=True))
+            left = {}
+            for number, sort in enumerate(sorts):
+                if sort not in left:
+                    left[sort] = len(self.cut) - self._fill(number, sort[0], first, sort[1])[0]
+            found = self.behind[first] = [left[sort] for sort in sorts]
         return found
 
-    def _fill(self, number: int, first: int, link: int) -> tuple[int, int]:
+    def _fill(self, number: int, kind: int, first: int, link: int) -> tuple[int, int]:
         """How far pad ``number`` gets from unit ``first`` on, and its size; ``link`` 0: no piece follows."""
-        key = (number, first, link)
-        known = self.known.get(key)
+        fills, key = self.alike if kind > 0 else self.known, (first, link, kind)
+        known = fills.get(key)
         if known is None:
             pad = self.free[number]
             if link:
                 known = step(self.cut, first, pad.start, pad.size, link)
             else:
                 known = fill(self.cut, first, pad.start, pad.size, JMP32_SIZE)
-            self.known[key] = known
+            fills[key] = known
         return known
 
     def _used_up(self, number: int, size: int) -> int:
-        left = self.free[number].size - size
+        left = self.sizes[number] - size
         return size + (left if left < MIN_SLOT else 0)
 
     def _pads(self, numbers: tuple[int, ...]) -> tuple[Pad, ...]:
@@ -278,6 +341,6 @@ class _Search:
         first = 0
         for number, following in zip(numbers, (*numbers[1:], -1), strict=True):
             link = 0 if following < 0 else link_size(self.starts[number], self.starts[following])
-            first, size = self._fill(number, first, link)
+            first, size = self._fill(number, self.kinds[number], first, link)
             found.append(Pad(self.starts[number], size))
         return tuple(found)

@@ -4,7 +4,8 @@
 Where control comes to an address by direct jumps only, and all of these are in windows, their copies can jump
 to the moved copy of that address: then it may lie inside a window. And a site that can't have a window can
 stay where it is, if each jump to it and the instruction before it are in windows: behind their trampolines
-stand copies of the site. Neither helps with an address that data, a number, a symbol or a table names.
+stand copies of the site. Neither helps with an address that data, a number, a symbol or a table names. Only
+the table by which a kernel recovers from faults is rewritten.
 """
 
 from __future__ import annotations
@@ -74,9 +75,13 @@ class _Ways:
                     near.add(address)
         self.sources: dict[int, list[int]] = defaultdict(list)
         for other in planner.entries.flow.codes:
-            for source, target in other.listing.targets.items():
+            for source, target in other.listing.targets.pairs():
                 if target in near:
                     self.sources[target].append(other.listing.at(source) if other is code else -1)
+        # The fault table leads to these, and wherever they go: no jump needs to move for that.
+        self.fixups = near & planner.entries.flow.scan.hints.fixups
+        for address in self.fixups:
+            self.sources.setdefault(address, [])
 
     # ------------------------------------------------------------ windows across labels
 
@@ -189,6 +194,8 @@ class _Ways:
         code = entries.code
         plain = one.stop == one.index + 1 and not entries.shadow(one.index) and not site.pad_after
         if not plain or code.is_hard(site.address) or not entries.movable(one.index):
+            return None
+        if site.address in self.fixups:
             return None
         if code.is_label(site.address) and site.address not in self.sources:
             return None

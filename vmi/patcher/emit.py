@@ -20,6 +20,7 @@ from vmi.patcher import (
     displaced,
     elf,
     faulttable,
+    locktable,
     paravirt,
     trampoline,
     words,
@@ -209,7 +210,7 @@ def _emit(plan: Plan, where: Place) -> Emission:
         place=where,
         header=replace(header, size=size),
         segment=b"",
-        edits=edits | _table_edit(plan, trampolines) | loads,
+        edits=edits | _table_edits(plan, trampolines) | loads,
         entry=entry,
         sites=choice.placed(trampolines, placed_adaptors),
         adaptors=tuple(placed_adaptors),
@@ -221,10 +222,13 @@ def _emit(plan: Plan, where: Place) -> Emission:
     return _with_segment(emission)
 
 
-def _table_edit(plan: Plan, trampolines: list[Trampoline]) -> dict[int, bytes]:
-    if plan.fault_table is None:
-        return {}
-    return faulttable.edit(plan.image, plan.fault_table, trampolines)
+def _table_edits(plan: Plan, trampolines: list[Trampoline]) -> dict[int, bytes]:
+    edits: dict[int, bytes] = {}
+    if plan.fault_table is not None:
+        edits |= faulttable.edit(plan.image, plan.fault_table, trampolines)
+    if plan.lock_table is not None:
+        edits |= locktable.edit(plan.image, plan.lock_table, trampolines)
+    return edits
 
 
 def _image_flags(where: Place, multiboot: bool, physical: bool) -> ImageFlag:

@@ -75,11 +75,23 @@ class Entries:
     def continues(self, index: int, calls: bool) -> bool:
         """True when entry ``index`` may stand in a window behind entry ``index`` - 1, label or not."""
         listing = self.code.listing
-        if index >= len(listing) or not listing.joined(index - 1) or listing.kinds[index - 1] in CALLS:
+        if index >= len(listing) or listing.kinds[index - 1] in CALLS:
+            return False
+        if not listing.joined(index - 1) and not self._resumes_behind(index):
             return False
         if not calls and listing.kinds[index] in CALLS:
             return False
         return self.movable(index)
+
+    def _resumes_behind(self, index: int) -> bool:
+        """True when only the fault table leads to entry ``index``, right behind what never falls through."""
+        listing = self.code.listing
+        address = listing.starts[index]
+        return (
+            address in self.flow.scan.hints.fixups
+            and address == listing.stop(index - 1)
+            and not self.code.is_hard(address)
+        )
 
     def follows(self, index: int, calls: bool) -> bool:
         """As `continues`, and nothing comes to entry ``index`` but the entry before it."""

@@ -8,7 +8,7 @@ relative words are distances from where they stand: an entry that changes its pl
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vmi.errors import BadInput
@@ -60,7 +60,7 @@ def _turn(table: FaultTable, at: int, words: Iterable[int], sign: int) -> tuple[
     )
 
 
-def edit(image: Image, table: FaultTable, trampolines: Iterable[Trampoline]) -> dict[int, bytes]:
+def edit(image: Image, table: FaultTable, trampolines: Sequence[Trampoline]) -> dict[int, bytes]:
     """The edit that makes the table right: address to bytes, empty when nothing named in it has moved.
 
     Raises ValueError when the plan moved what can't be, the copy of an instruction that also stays, of
@@ -69,8 +69,10 @@ def edit(image: Image, table: FaultTable, trampolines: Iterable[Trampoline]) -> 
     homes: dict[int, int] = {}
     copied: set[int] = set()
     inside: set[int] = set()
+    entered: dict[int, int] = {}  # a place to go on at may be a slot, and is then all of it
     for built in trampolines:
         inside.update(range(built.window.start, built.window.end))
+        entered.update((slot.site.address, slot.start) for slot in built.slots)
         for moved in built.moved:
             if moved.copy:
                 copied.add(moved.insn.address)
@@ -78,14 +80,17 @@ def edit(image: Image, table: FaultTable, trampolines: Iterable[Trampoline]) -> 
                 homes[moved.insn.address] = moved.at
     before = read(image, table)
     for entry in before:
-        if entry.insn in inside and entry.insn not in homes and entry.insn not in copied:
-            raise BadInput(f"the fault table names {entry.insn:#x}, where no instruction starts")
+        for at in (entry.insn, entry.fixup):
+            if at in inside and at not in homes and at not in copied:
+                raise BadInput(f"the fault table names {at:#x}, where no instruction starts")
         if entry.insn in copied:
             raise ValueError(f"the plan moves {entry.insn:#x}, which the fault table can't follow")
-    after = sorted(_moved(before, homes), key=lambda entry: entry.insn)
+    starts = {built.window.start for built in trampolines}
+    resumes = {at: entered.get(at, home) for at, home in homes.items() if at not in starts}
+    after = sorted(_moved(before, homes, resumes), key=lambda entry: entry.insn)
     return {} if after == list(before) else {table.start: pack(table, after)}
 
 
-def _moved(entries: Iterable[Entry], homes: Mapping[int, int]) -> Iterable[Entry]:
+def _moved(entries: Iterable[Entry], homes: Mapping[int, int], resumes: Mapping[int, int]) -> Iterable[Entry]:
     for entry in entries:
-        yield Entry(homes.get(entry.insn, entry.insn), entry.fixup, entry.third)
+        yield Entry(homes.get(entry.insn, entry.insn), resumes.get(entry.fixup, entry.fixup), entry.third)

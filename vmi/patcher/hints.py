@@ -3,8 +3,8 @@
 
 A stripped kernel still names much of its code. Boot headers lie in the text and look like instructions;
 unwind entries give every function's start; tables by which a kernel finds instructions again to patch them
-name instructions that must stay at their addresses. The table by which it recovers from faults can be
-rewritten, so the instructions that it names may move.
+name instructions that must stay at their addresses. The table by which it recovers from faults and that of
+LOCK prefixes can be rewritten, so the instructions that they name may move.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from vmi.errors import BadInput
-from vmi.patcher import elf, exports, jumplabels, marks
-from vmi.patcher.model import FaultTable, Image, Section, Skipped
+from vmi.patcher import elf, exports, jumplabels, locktable, marks
+from vmi.patcher.model import FaultTable, Image, LockTable, Section, Skipped
 
 MULTIBOOT2_MAGIC = 0xE85250D6
 MULTIBOOT2_SEARCH = 32768
@@ -39,7 +39,8 @@ class Hints:
 
     ``data``: ranges that are no code. ``pins``: ranges whose instructions must stay, with the reason.
     ``functions``: addresses where an instruction surely starts. ``labels``: addresses control may reach.
-    ``recovered``: the instructions that ``fault_table`` names, in order. ``rewritten``: addresses at which
+    ``recovered``: the instructions that ``fault_table`` names, in order; ``fixups``: where it lets the kernel
+    go on. ``locks``: the instructions that ``lock_table`` names. ``rewritten``: addresses at which
     the kernel may put other instructions, so that control runs on behind what is a jump in the file.
     ``toggled``: where jump labels start, at which there is only ever a NOP or a jump.
     """
@@ -50,6 +51,9 @@ class Hints:
     labels: tuple[int, ...] = ()
     fault_table: FaultTable | None = None
     recovered: tuple[int, ...] = ()
+    fixups: frozenset[int] = frozenset()
+    lock_table: LockTable | None = None
+    locks: frozenset[int] = frozenset()
     rewritten: frozenset[int] = frozenset()
     toggled: frozenset[int] = frozenset()
 
@@ -59,15 +63,15 @@ def read_hints(image: Image, is_code: IsCode) -> Hints:
     pins: list[Pin] = []
     labels: list[int] = []
     faults = fault_table(image, is_code)
-    recovered: list[int] = []
+    lock_table = locktable.find(image, is_code)
+    known = {name for name, table in ((FAULT_TABLE, faults), (locktable.SECTION, lock_table)) if table}
+    recovered, fixups = fault_entries(image, faults) if faults is not None else ([], [])
+    locks = locktable.entries(image, lock_table) if lock_table is not None else ()
     rewritten: set[int] = set()
     toggled: set[int] = set()
-    if faults is not None:
-        recovered, fixups = fault_entries(image, faults)
-        labels.extend(fixups)
     for section in image.sections:
         family = _FAMILIES.get(section.name)
-        if family is not None and (faults is None or section.name != FAULT_TABLE):
+        if family is not None and section.name not in known:
             before = len(pins)
             _read_family(image, section, family, is_code, pins, labels)
             if family.any_code:
@@ -91,6 +95,9 @@ def read_hints(image: Image, is_code: IsCode) -> Hints:
         tuple(labels),
         faults,
         tuple(sorted(recovered)),
+        frozenset(fixups),
+        lock_table,
+        frozenset(locks),
         frozenset(rewritten),
         frozenset(toggled),
     )
@@ -281,7 +288,8 @@ def _single(name: str, relative: bool = True) -> _Family:
 
 
 _FAMILIES: dict[str, _Family] = {
-    # Only read here when its layout is unknown: no layout, so whatever it may name stays.
+    # This one and .smp_locks are only read here when their layout is unknown. No layout: whatever it may name
+    # stays.
     FAULT_TABLE: _Family(_FAULT, (), untouchable=False),
     ".altinstructions": _Family(
         _PATCHED.format(".altinstructions"),

@@ -329,6 +329,18 @@ class FaultTable:
 
 
 @dataclass(frozen=True, slots=True)
+class LockTable:
+    """A table of LOCK prefixes that a kernel takes out where there is one processor (``.smp_locks``).
+
+    ``count`` words from ``start``: the prefixes' addresses, or (``relative``) their distances from the words.
+    """
+
+    start: int
+    count: int
+    relative: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Window:
     """A run of whole instructions that moves to a trampoline.
 
@@ -435,7 +447,8 @@ class Plan:
     ``placements`` has each site once. A site with a slot is in exactly one Window.sites or is one Slot; a
     TRAP site is in a Window.traps (moved) or stays at its address. ``harmless`` counts, by normal form,
     sensitive-looking instructions that need no care at CPL 1. ``padding`` is what windows left of the text's
-    padding, in pieces of at least 5 bytes. ``fault_table`` is set when instructions named in it may move.
+    padding, in pieces of at least 5 bytes. ``fault_table`` and ``lock_table`` are set when instructions named
+    in them may move.
     """
 
     image: Image
@@ -447,6 +460,7 @@ class Plan:
     instructions: int = 0
     padding: tuple[Pad, ...] = ()
     fault_table: FaultTable | None = None
+    lock_table: LockTable | None = None
     entry_code: EntryCode = EntryCode()
 
     @property

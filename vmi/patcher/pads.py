@@ -95,6 +95,7 @@ class _Packer:
         for piece in (piece for pad in plan.padding for piece in _by_page(pad)):
             self.free[piece.start // PAGE] = (*self.free.get(piece.start // PAGE, ()), piece)
         self.longest: dict[int, int] = {}  # bytes of a page's longest pad, once it was looked for
+        self.zones: _Zones | None = None  # once windows take padding from other pages
         self.entry_code = plan.entry_code
         self.mapped = [range(one.start // PAGE, one.stop // PAGE) for one in plan.entry_code.mapped]
         self.windows = windows
@@ -166,7 +167,7 @@ class _Packer:
                 crowded.append(job)
         if not crowded:
             return
-        zones = _zones(self.image, self.free)
+        zones = self.zones = _zones(self.image, self.free)
         for job in crowded:
             if not (
                 self._take(job, chains.chain(job.cut, self._around(zones, job)))
@@ -186,13 +187,11 @@ class _Packer:
         beside = int(largest + JMP32_SIZE >= LONG)
         pool: dict[int, Pad] = {}  # by start
         count = 0
-        known = self.longest
-        for page in zones.around(job.window.start):
+        for page in self._pages(zones, job.window.start, pool):
             free = self.free[page]
             if len(pool) < ANY_PADS:
                 pool.update((pad.start, pad) for pad in free[: ANY_PADS - len(pool)])
-            # Most pages have no long pad left, and this is where most of the time goes.
-            if (known[page] if page in known else self._longest(page)) < long:
+            if self._longest(page) < long:
                 continue
             for number, pad in enumerate(free):
                 if pad.size >= long:
@@ -202,6 +201,20 @@ class _Packer:
             if count >= enough:
                 break
         return [pool[start] for start in sorted(pool)]
+
+    def _pages(self, zones: _Zones, address: int, pool: Mapping[int, Pad]) -> Iterator[int]:
+        """Pages around an address, the nearest first, and only those with long pads once that many are found.
+
+        Most pages have none left, and going through all of them took most of the time.
+        """
+        seen = set()
+        for page in zones.around(address):
+            if len(pool) >= ANY_PADS:
+                break
+            seen.add(page)
+            yield page
+        if len(pool) >= ANY_PADS:
+            yield from (page for page in zones.around(address, rich=True) if page not in seen)
 
     def _roomy(self, zones: _Zones, job: Job) -> list[Pad]:
         """The nearest padding of which each run has room for any part of the trampoline: always enough.
@@ -218,6 +231,7 @@ class _Packer:
         return sorted(pool, key=lambda pad: pad.start)
 
     def _longest(self, page: int) -> int:
+        """Bytes of the longest pad of a page."""
         found = self.longest.get(page)
         if found is None:
             found = self.longest[page] = max((pad.size for pad in self.free[page]), default=0)
@@ -229,6 +243,8 @@ class _Packer:
             for page in {pad.start // PAGE for pad in found}:
                 self.longest.pop(page, None)
                 self.free[page] = chains.without(self.free[page], found)
+                if self.zones is not None and self._longest(page) < LONG:
+                    self.zones.impoverish(page)
         return bool(found)
 
 
@@ -314,23 +330,16 @@ def _placement(placement: Placement, reasons: Mapping[int, str]) -> Placement:
 
 @dataclass(frozen=True, slots=True)
 class _Zone:
-    """An executable section (or segment, if the file tells no sections) and its pages that have padding."""
+    """An executable section (or segment, if the file tells no sections) and its pages that have padding.
+
+    ``rich``: those of them that still have a long pad.
+    """
 
     start: int
     end: int
     bias: int
     pages: tuple[int, ...]
-
-    def near(self, page: int) -> Iterator[int]:
-        """The pages by their distance from ``page``."""
-        high = bisect_left(self.pages, page)
-        low = high - 1
-        while low >= 0 or high < len(self.pages):
-            upwards = low < 0 or (
-                high < len(self.pages) and self.pages[high] - page <= page - self.pages[low]
-            )
-            yield self.pages[high if upwards else low]
-            low, high = (low, high + 1) if upwards else (low - 1, high)
+    rich: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,14 +349,31 @@ class _Zones:
     zones: tuple[_Zone, ...]
     main: _Zone
 
-    def around(self, address: int) -> Iterator[int]:
+    def around(self, address: int, rich: bool = False) -> Iterator[int]:
         """Pages whose padding a window at ``address`` may take, the nearest first."""
         mine = next((zone for zone in self.zones if zone.start <= address < zone.end), None)
         if mine is None:
             return
-        yield from mine.near(address // PAGE)
+        yield from _near(mine.rich if rich else mine.pages, address // PAGE)
         if mine != self.main and mine.bias == self.main.bias:
-            yield from self.main.near(address // PAGE)
+            yield from _near(self.main.rich if rich else self.main.pages, address // PAGE)
+
+    def impoverish(self, page: int) -> None:
+        """Take in that a page has no long pad any more."""
+        for zone in self.zones:
+            at = bisect_left(zone.rich, page)
+            if zone.rich[at : at + 1] == [page]:
+                del zone.rich[at]
+
+
+def _near(pages: Sequence[int], page: int) -> Iterator[int]:
+    """The pages by their distance from ``page``."""
+    high = bisect_left(pages, page)
+    low = high - 1
+    while low >= 0 or high < len(pages):
+        upwards = low < 0 or (high < len(pages) and pages[high] - page <= page - pages[low])
+        yield pages[high if upwards else low]
+        low, high = (low, high + 1) if upwards else (low - 1, high)
 
 
 def _zones(image: Image, free: Mapping[int, Sequence[Pad]]) -> _Zones:
@@ -362,5 +388,6 @@ def _zones(image: Image, free: Mapping[int, Sequence[Pad]]) -> _Zones:
             if free.get(page) and all(start <= pad.start and pad.end <= end for pad in free[page])
         )
         segment = image.segment_at(start)
-        zones.append(_Zone(start, end, segment.offset if segment is not None else 0, pages))
+        rich = [page for page in pages if any(pad.size >= LONG for pad in free[page])]
+        zones.append(_Zone(start, end, segment.offset if segment is not None else 0, pages, rich))
     return _Zones(tuple(zones), max(zones, key=lambda zone: (len(zone.pages), -zone.start)))

@@ -97,6 +97,7 @@ def make_plan(image: Image, refuse: Refuse = accept_all, extra: Mapping[int, For
         instructions=found_flow.scan.instructions,
         padding=tuple(pad for part in parts for pad in part.padding),
         fault_table=found_flow.scan.hints.fault_table,
+        lock_table=found_flow.scan.hints.lock_table,
         entry_code=entry_code,
     )
 

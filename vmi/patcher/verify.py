@@ -69,6 +69,7 @@ def _verify(emission: Emission, data: bytes) -> None:
     verify_tables.check_cleared(emission, memory, sections)
     found = verify_flow.follow(emission, memory)
     verify_tables.check_fault_table(emission.plan, memory, found)
+    verify_tables.check_lock_table(emission.plan, memory, found)
     verify_tables.check_displaced(emission, memory, found)
     verify_tables.check_relocations(emission.plan, sections, found)
 
@@ -135,6 +136,9 @@ def _planned(emission: Emission) -> list[tuple[int, bytes]]:
     table = emission.plan.fault_table
     if table is not None:
         ranges.add((table.start, table.count * table.entry))
+    locks = emission.plan.lock_table
+    if locks is not None:
+        ranges.add((locks.start, 4 * locks.count))
     ranges |= {(at, len(raw)) for at, raw in _load_addresses(emission).items()}
     for start, content in emission.edits.items():
         check((start, len(content)) in ranges, f"there is an edit at {start:#x} outside all windows")

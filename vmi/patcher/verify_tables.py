@@ -26,6 +26,7 @@ from vmi.sitetable import INLINE, SiteFlag, SiteRecord, Tactic
 
 REL_ENTRY = struct.Struct("<II")
 SHF_ALLOC = 2
+LOCK = b"\xf0"
 
 
 def check_records(emission: Emission, memory: Memory) -> None:
@@ -168,10 +169,33 @@ def check_fault_table(plan: Plan, memory: Memory, found: Followed) -> None:
         check(
             insn not in kept, f"the fault table names {insn:#x}, of which there is a copy that it can't name"
         )
-    expected = [(_moved_to(found, insn), *rest) for insn, *rest in before]
+    starts = {window.start for window in plan.windows}
+    expected = [
+        (_moved_to(found, insn), fixup if fixup in starts else found.entries.get(fixup, fixup), *rest)
+        for insn, fixup, *rest in before
+    ]
     addresses = [insn for insn, *_ in after]
     check(addresses == sorted(addresses), f"the fault table at {table.start:#x} isn't sorted")
     check(Counter(after) == Counter(expected), "the fault table doesn't name the instructions where they are")
+
+
+def check_lock_table(plan: Plan, memory: Memory, found: Followed) -> None:
+    """The original's entries with the addresses of moved instructions replaced, and each a LOCK prefix."""
+    table = plan.lock_table
+    if table is None:
+        return
+    size = 4 * table.count
+    before, after = (
+        [
+            (word + (table.start + 4 * number if table.relative else 0)) % (1 << 32)
+            for number, word in enumerate(struct.unpack(f"<{table.count}I", raw))
+        ]
+        for raw in (plan.image.read(table.start, size), memory.read(table.start, size))
+    )
+    check(
+        after == [_moved_to(found, at) for at in before] and all(memory.read(at, 1) == LOCK for at in after),
+        "the table of LOCK prefixes doesn't name them where they are",
+    )
 
 
 def _entries(table: FaultTable, raw: bytes) -> list[tuple[int, ...]]:

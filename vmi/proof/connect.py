@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from vmi.abi import CALLS, Call, Reloc
 from vmi.rom.build import Rom
+from vmi.rom.layout import Promise
 from vmi.sitetable import INLINE, NO_CALL, SiteFlag, SiteTable
 
 _CALL, _JUMP, _NOP = 0xE8, 0xE9, 0x90
@@ -32,9 +33,12 @@ def connect(table: SiteTable, rom: Rom) -> Connected:
     entries = {
         base + offset: CALLS[n] for n, (kind, offset) in enumerate(rom.calls) if kind is not Reloc.NONE
     }
+    promised = rom.promises & Promise.FAULTS_AT_CALL
     slots = set()
     for record in table.sites:
-        if record.call == NO_CALL or record.flags & SiteFlag.RECOVERED:
+        if record.call == NO_CALL or record.flags & SiteFlag.ISOLATED:
+            continue
+        if record.flags & SiteFlag.RECOVERED and (record.adaptor or not promised):
             continue
         if record.call == INLINE:
             kind, target = Reloc.CALL_REL, record.adaptor

@@ -17,7 +17,7 @@ from vmi.errors import AssembleError, RomError
 from vmi.rom import layout
 from vmi.rom.assemble import assemble
 from vmi.rom.flavours import FLAVOURS, get
-from vmi.rom.layout import PciData, PnpData, RomHeader
+from vmi.rom.layout import NO_PROMISES, PciData, PnpData, Promise, RomHeader
 from vmi.rom.template import Flavour
 
 __all__ = ["FLAVOURS", "MAX_SIZE", "Rom", "build"]
@@ -42,6 +42,7 @@ class Rom:
     flavour: str
     calls: tuple[tuple[Reloc, int], ...]
     data_page: int | None
+    promises: Promise = NO_PROMISES
 
     def __repr__(self) -> str:
         offered = sum(kind != Reloc.NONE for kind, _ in self.calls)
@@ -80,6 +81,7 @@ def build_flavour(flavour: Flavour, virtual_top: int = 0) -> Rom:
         gates=layout.GATES if flavour.gate_interrupt is not None else 0,
         data_page=layout.DATA_PAGE if flavour.words else 0,
         types=tuple(int(flavour.template(call).relocation) for call in abi.CALLS),
+        promises=flavour.promises,
     )
     image = bytearray(_code(flavour, table))
     image += bytes(-len(image) % layout.PAGE)
@@ -90,7 +92,7 @@ def build_flavour(flavour: Flavour, virtual_top: int = 0) -> Rom:
     _describe(image, flavour, virtual_top)
     image[layout.CHECKSUM] = -sum(image) & 0xFF
     calls = tuple(table.entry(call.number) for call in abi.CALLS)
-    return Rom(bytes(image), flavour.name, calls, table.data_page or None)
+    return Rom(bytes(image), flavour.name, calls, table.data_page or None, table.promises)
 
 
 def _code(flavour: Flavour, table: layout.CallTable) -> bytes:
@@ -125,7 +127,12 @@ def _source(flavour: Flavour, table: layout.CallTable) -> Iterator[str]:
     yield f".org {abi.ROM_HEADER_SIZE}, {_FILL}"
     yield f".org {layout.GATES}"
     if flavour.gate_interrupt is not None:
-        for name in (*(f"{call.name}_gate" for call in abi.CALLS), *flavour.special_gates):
+        for call in abi.CALLS:
+            if flavour.template(call).leaves:
+                yield f"{call.name}_gate: int {flavour.gate_interrupt}\nret\nnop"
+            else:
+                yield f".byte {', '.join([str(_FILL)] * layout.GATE_SIZE)}"
+        for name in flavour.special_gates:
             yield f"{name}: int {flavour.gate_interrupt}\nret\nnop"
     yield f".org {layout.CALL_TABLE}"
     yield f"call_table: .byte {', '.join(map(str, table.pack()))}"

@@ -18,7 +18,7 @@ from vmi.abi import Reloc
 from vmi.errors import RomError
 from vmi.rom import layout
 from vmi.rom.build import MAX_SIZE, PRODUCT
-from vmi.rom.layout import CallTable, PciData, PnpData, RomHeader
+from vmi.rom.layout import CallTable, PciData, PnpData, Promise, RomHeader
 
 Facts = tuple[tuple[str, str], ...]
 _UNKNOWN = "unknown without running it"
@@ -304,4 +304,6 @@ def _calls(image: bytes, table: CallTable, found: _Findings) -> None:
         found.facts.append(("gates", f"{table.gates:#06x}"))
     if table.data_page:
         found.facts.append(("data page", f"{table.data_page:#06x}"))
+    if table.promises & Promise.FAULTS_AT_CALL:
+        found.facts.append(("promises", "a fault of a call is reported at the call"))
     found.calls = tuple(entries)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
+from enum import IntFlag
 
 from vmi import abi
 from vmi.abi import Field, Reloc
@@ -169,12 +170,22 @@ class PnpData:
         return bytes(data)
 
 
+class Promise(IntFlag):
+    """What a ROM undertakes beyond the interface; a guest that doesn't look loses nothing but speed."""
+
+    FAULTS_AT_CALL = 1
+    """A fault of a call that `call rel32` makes to its entry is reported at that instruction."""
+
+
+NO_PROMISES = Promise(0)
+
+
 @dataclass(frozen=True, repr=False)
 class CallTable:
     """Our record at CALL_TABLE: where slots, gates and data page are, and each call's relocation type.
 
     16 bytes: "VMIR", version 1 (u8), number of calls (u8), offset of the slots, their size, offset of
-    the gates, offset of the data page (u16 each, 0 = none), u16 0; then one type byte per call.
+    the gates, offset of the data page (u16 each, 0 = none), promises (u16); then one type byte per call.
     """
 
     slots: int
@@ -182,9 +193,11 @@ class CallTable:
     gates: int
     data_page: int
     types: tuple[int, ...]
+    promises: Promise = NO_PROMISES
 
     MAGIC = b"VMIR"
     VERSION = 1
+    PROMISES = 14  # offset of the promises
     TYPES = 16  # offset of the type bytes
 
     def __repr__(self) -> str:
@@ -200,14 +213,14 @@ class CallTable:
         types = image[start : start + count]
         if len(types) < count:
             return None
-        slots, slot_size, gates, data_page = (
-            int.from_bytes(head[at : at + 2], "little") for at in (6, 8, 10, 12)
+        slots, slot_size, gates, data_page, promises = (
+            int.from_bytes(head[at : at + 2], "little") for at in (6, 8, 10, 12, cls.PROMISES)
         )
-        return cls(slots, slot_size, gates, data_page, tuple(types))
+        return cls(slots, slot_size, gates, data_page, tuple(types), Promise(promises))
 
     def pack(self) -> bytes:
         """The record's bytes."""
-        words = (self.slots, self.slot_size, self.gates, self.data_page, 0)
+        words = (self.slots, self.slot_size, self.gates, self.data_page, int(self.promises))
         head = self.MAGIC + bytes([self.VERSION, len(self.types)])
         return head + b"".join(word.to_bytes(2, "little") for word in words) + bytes(self.types)
 

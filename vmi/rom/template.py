@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from vmi import abi
 from vmi.abi import Reloc
 from vmi.errors import RomError
+from vmi.rom.layout import NO_PROMISES, Promise
 
 
 @dataclass(frozen=True, repr=False)
@@ -28,6 +29,11 @@ class Template:
     in_slot: bool = True
     is_gate: bool = False
     reason: str = ""
+
+    @property
+    def leaves(self) -> bool:
+        """The call may go to its gate."""
+        return "@gate" in self.source
 
     def __repr__(self) -> str:
         how = "gate" if self.is_gate else "code" if self.source else "absent"
@@ -60,7 +66,8 @@ class Flavour:
 
     `init` is the source of VMI_Init (at most 8 bytes). `gate_interrupt` is the vector of the call-out
     gates, or None for a flavour without a hypervisor. `special_gates` follow the calls' gates. `words`
-    are the dwords of the data page, name to offset in it; without any there is no data page.
+    are the dwords of the data page, name to offset in it; without any there is no data page. `promises`
+    are the hypervisor's to keep.
     """
 
     name: str
@@ -70,6 +77,7 @@ class Flavour:
     gate_interrupt: int | None = None
     special_gates: tuple[str, ...] = ()
     words: Mapping[str, int] = field(default_factory=dict)
+    promises: Promise = NO_PROMISES
 
     def __repr__(self) -> str:
         return f"<Flavour {self.name}>"

@@ -12,17 +12,19 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from vmi.errors import UsageError
+from vmi.hypervisor import DEFAULT_MMU as DEFAULT
 from vmi.hypervisor.mmu import direct, shadow
 from vmi.hypervisor.mmu.notices import Notices
 from vmi.native.machine import Machine
 from vmi.native.walks import Walked
+
+__all__ = ["DEFAULT", "STRATEGIES", "Mmu", "create"]
 
 #: Name of the strategy -> how it is made.
 STRATEGIES: dict[str, Callable[[Machine, Notices, int], Mmu]] = {
     "direct": direct.DirectMmu,
     "shadow": shadow.ShadowMmu,
 }
-DEFAULT = "direct"
 
 
 class Mmu(Protocol):
@@ -80,8 +82,11 @@ class Mmu(Protocol):
     def entry_changed(self, entry: int) -> None:
         """The guest says that it has changed the page-table entry at an address."""
 
-    def faulted(self, linear: int) -> None:
-        """The guest is told of a page fault at this address."""
+    def faulted(self, linear: int, base: int | None) -> None:
+        """The guest is told of a page fault at this address.
+
+        :param base: where the segments begin that its handler has, None if that isn't known.
+        """
 
     def catch_up(self) -> None:
         """All that the guest has said of page-table entries counts from now on."""

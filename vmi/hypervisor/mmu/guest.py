@@ -40,7 +40,7 @@ class GuestTables:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
         return self._cpu.efer
 
-    def faulted(self, linear: int) -> None:
+    def faulted(self, linear: int, base: int | None) -> None:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
 
     def _is_paged(self) -> bool:

@@ -44,6 +44,7 @@ from vmi.x86 import (
 PAGES = 2048
 # Page faults of one instruction that the guest never sees; each makes an entry that stays.
 _MOST_FAULTS = 256
+_FLUSHING = Cr4.PGE | Cr4.PSE | Cr4.PAE
 _ABOVE = PTE_RW | PTE_US | PTE_NX
 
 
@@ -132,6 +133,8 @@ class ShadowMmu(GuestTables):
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
         self.catch_up()
         cpu, state = self._cpu, self.state
+        # a change of these drops all cached translations, global ones too: kernels flush that way
+        flushes = number == 3 or (number == 4 and (self.read(4) ^ value) & _FLUSHING)
         self._loading = True
         if number == 0:
             state.protects = bool(value & Cr0.WP)
@@ -142,11 +145,7 @@ class ShadowMmu(GuestTables):
             state.wide = bool(value & Cr4.PAE)
             cpu.set_cr(4, value | (Cr4.PAE if self._root is not None else 0))
         self._loading = False
-        if (
-            number == 3
-            or self._mode != self._mode_now()
-            or bool(cpu.cr(0) & Cr0.PG) != (self._root is not None)
-        ):
+        if flushes or self._mode != self._mode_now() or bool(cpu.cr(0) & Cr0.PG) != (self._root is not None):
             self._load()
 
     def write_efer(self, value: int) -> None:

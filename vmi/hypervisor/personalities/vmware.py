@@ -24,6 +24,7 @@ _TOLD = {what: flavour.FLAVOUR.words[what.name] // 4 for what in Told}
 _WORDS = flavour.QUEUE // 4  # dwords that belong to one CPU
 _LINEAR = range(flavour.LINEAR // 4, flavour.LINEAR // 4 + 3 * abi.LINEAR_SLOTS, 3)
 
+_GATE = bytes((0xCD, flavour.GATE_INTERRUPT))
 _SPECIAL = {flavour.INIT_GATE: Gate.INIT, flavour.PENDING_GATE: Gate.PENDING}
 
 
@@ -45,6 +46,8 @@ class Vmware:
         self._code = image[: table.data_page]
         self._size = len(image)
         self._data = table.data_page
+        numbers = range(layout.MAX_GATES)
+        self._gates = {n for n in numbers if image.startswith(_GATE, layout.gate_offset(n))}
         self._slots = range(table.slots, table.slots + table.slot_size * len(abi.CALLS), table.slot_size)
         self._base: int | None = None
         self._words = memoryview(bytearray(PAGE_SIZE)).cast("I")  # until a copy is in use
@@ -77,7 +80,7 @@ class Vmware:
     def gate(self, address: int) -> abi.Call | Gate | None:
         """See :class:`vmi.hypervisor.personality.Personality`."""
         number = layout.gate_number(address - self.base)
-        if number is None:
+        if number not in self._gates:
             return None
         return abi.CALLS[number] if number < len(abi.CALLS) else _SPECIAL.get(number)
 
@@ -181,10 +184,11 @@ class Vmware:
         """See :class:`vmi.hypervisor.personality.Personality`."""
         self._words[:_WORDS] = memoryview(words.ljust(4 * _WORDS, b"\0")).cast("I")
 
-    def undo_iret(self) -> int:
+    def undo_iret(self) -> tuple[int, bool]:
         """See :class:`vmi.hypervisor.personality.Personality`."""
-        self.set(bool(self._words[flavour.IRET_VIF // 4] & IF_BIT))
-        return self._words[flavour.IRET_SITE // 4]
+        word = self._words[flavour.IRET_VIF // 4]
+        self.set(bool(word & IF_BIT))
+        return self._words[flavour.IRET_SITE // 4], bool(word & flavour.IRET_RAISED)
 
 
 def product(image: bytes) -> str | None:

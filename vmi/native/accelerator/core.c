@@ -22,6 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "flags.h"
 #include "straight.h"
 
 #define EXPORT __attribute__((visibility("default")))
@@ -99,6 +100,7 @@ struct core {
     uint32_t tells_of_blocks;
     uint32_t tells_of_control;
     uint32_t op_movi, op_ld, op_st, op_add, op_set_label; /* the library's numbers */
+    struct flag_operations flag_operations;
     uint32_t tsc_steady;  /* the time stamp counter counts instructions as long as Python is asked nothing */
     uint32_t tsc_known;
     uint64_t tsc_origin;  /* what it was when this run began, if it is known */
@@ -290,6 +292,7 @@ static void (*call_n)(void *context, void *function, char *result, int count, ch
 static void (*translate)(void *cpu, struct block *block, int most);
 static void (*check_exit_request)(void *engine, uint32_t delayed);
 static void *debug_helper;
+static void *compute_all_helper;
 
 /* A block has begun with fewer instructions left than it has. */
 static void NORETURN expired(struct core *core, uintptr_t back)
@@ -398,6 +401,7 @@ static void on_translate(void *cpu, struct block *block, int most)
     translate(cpu, block, most < MOST_INSTRUCTIONS ? most : MOST_INSTRUCTIONS);
     /* the library counts the instruction that a breakpoint is in front of, which is not executed */
     block->count -= (uint16_t)core->breaks;
+    flags_first(AT(core->engine, ENGINE_CONTEXT, void *), &core->flag_operations, compute_all_helper);
     if (core->charge)
         AT(core->charge, OP_ARGS + 8, uintptr_t) = (uintptr_t)(-(intptr_t)block->count);
 }
@@ -762,6 +766,7 @@ static void on_interrupt(void *engine, uint32_t vector, struct core *core)
     int gate;
 
     core->walking = 0;
+    core->tsc_known = 0;
     if (op != CC_OP_EFLAGS) {
         AT(env, ENV_CC_SRC, uint64_t) = compute_flags(env, op);
         AT(env, ENV_CC_OP, int) = CC_OP_EFLAGS;
@@ -769,20 +774,23 @@ static void on_interrupt(void *engine, uint32_t vector, struct core *core)
     counter = core->budget - (uint64_t)*left_of(core);
     if (straight_report(core->straight, vector, counter, &core->budget)) {
         *left_of(core) = (int64_t)(core->budget - counter);
-        core->tsc_origin += (uint64_t)(core->straight->ns_event / core->straight->ns_each);
         if (core->budget == counter)
             emu_stop(engine);
         return;
     }
     gate = straight_gate(core->straight, vector, counter, core->budget);
     if (gate >= 0) {
+        bool served;
+
         show(core);
-        core->straight->called((uint32_t)gate);
-        straight_spend(core->straight, core->counter, &core->budget);
+        served = core->straight->called((uint32_t)gate);
+        if (served)
+            straight_spend(core->straight, core->counter, &core->budget);
         take(core);
-        if (core->budget == core->counter)
+        if (served && core->budget == core->counter)
             emu_stop(engine);
-        return;
+        if (served)
+            return;
     }
     show(core);
     core->interrupt(engine, vector, NULL);
@@ -997,14 +1005,16 @@ EXPORT bool vmi_core_put_behind(const char *name, void *function)
     return false;
 }
 
-/* Say where the library's functions are, in the order of the two tables, and of one more. */
-EXPORT void vmi_core_install(void *const *imported, void *const *originals, void *helper_debug)
+/* Say where the library's functions are, in the order of the two tables, and two more. */
+EXPORT void vmi_core_install(void *const *imported, void *const *originals, void *helper_debug,
+                             void *helper_cc_compute_all)
 {
     for (unsigned i = 0; i < COUNT(imports); i++)
         *(void **)imports[i].variable = imported[i];
     for (unsigned i = 0; i < COUNT(replaced); i++)
         *(void **)replaced[i].original = originals[i];
     debug_helper = helper_debug;
+    compute_all_helper = helper_cc_compute_all;
 }
 
 /* Serve a CPU from now on. */

@@ -23,7 +23,7 @@ BUILD = "44285d3e80527122e9e361928189385906ec813e"
 PAGE_HOLDS_CODE, PAGE_IS_WATCHED = 1, 2
 
 _POINTER, _U64, _U32 = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32
-_DEBUG_HELPER = "helper_debug_x86_64"
+_HELPERS = "helper_debug_x86_64", "helper_cc_compute_all_x86_64"
 
 #: Python functions that C calls: all that a CPU is asked while it runs.
 ASKED = (
@@ -36,6 +36,8 @@ ASKED = (
 OPERATIONS = {
     "op_movi": "movi_i64", "op_ld": "ld_i64", "op_st": "st_i64", "op_add": "add_i64",
     "op_set_label": "set_label",
+    "flag_movi_i32": "movi_i32", "flag_movi_i64": "movi_i64", "flag_call": "call",
+    "flag_discard": "discard", "flag_insn_start": "insn_start",
 }  # fmt: skip
 
 
@@ -136,10 +138,10 @@ class Library:
             raise EngineError(f"the CPU emulator should be build {BUILD}, but it is {found}")
         imports = [pointers.original(library, name) for name in self._imports]
         originals = [pointers.current(library, name) for name in self._replaced]
-        debug_helper = pointers.original(library, _DEBUG_HELPER)
+        helpers = [pointers.original(library, name) for name in _HELPERS]
         replacement = self._function("replacement", _POINTER, ctypes.c_uint)
-        install = self._function("install", None, _POINTER, _POINTER, _POINTER)
-        install((_U64 * len(imports))(*imports), (_U64 * len(originals))(*originals), debug_helper)
+        install = self._function("install", None, _POINTER, _POINTER, _POINTER, _POINTER)
+        install((_U64 * len(imports))(*imports), (_U64 * len(originals))(*originals), *helpers)
         targets = {name: replacement(number) for number, name in enumerate(self._replaced)}
         pointers.exchange(library, targets)
         _installed = self

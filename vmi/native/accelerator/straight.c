@@ -178,14 +178,25 @@ static inline uint32_t privilege(uint32_t high)
     return high >> 13 & 3;
 }
 
-/* A descriptor of the GDT as the guest wrote it: one that was raised shows ring 0. */
-static bool descriptor(struct straight *s, uint32_t selector, struct descriptor *found)
+static inline uint32_t base_of(const struct descriptor *from)
+{
+    return from->low >> 16 | (from->high & 0xff) << 16 | (from->high & 0xff000000);
+}
+
+/* Any descriptor of the GDT, as it is. */
+static bool raw_descriptor(struct straight *s, uint32_t selector, struct descriptor *found)
 {
     uint32_t base = AT(s->env, ENV_GDT + 8, uint32_t), limit = AT(s->env, ENV_GDT + 16, uint32_t);
 
     if (selector & 4 || !(selector & 0xfffc) || (selector & ~7u) + 7 > limit)
         return false;
-    if (!load(s, base + (selector & ~7u), 8, found))
+    return load(s, base + (selector & ~7u), 8, found);
+}
+
+/* A descriptor of a segment that is there, as the guest wrote it: one that was raised shows ring 0. */
+static bool descriptor(struct straight *s, uint32_t selector, struct descriptor *found)
+{
+    if (!raw_descriptor(s, selector, found))
         return false;
     if (s->compressed && found->high & SEGMENT && privilege(found->high) == KERNEL_RING)
         found->high &= ~0x6000u;
@@ -201,7 +212,7 @@ static struct segment loaded(const struct straight *s, uint32_t selector, const 
         ring = s->compressed;
     return (struct segment){
         .selector = (selector & ~3u) | ring,
-        .base = from->low >> 16 | (from->high & 0xff) << 16 | (from->high & 0xff000000),
+        .base = base_of(from),
         .limit = from->high & PAGES ? limit << 12 | 0xfff : limit,
         .flags = (from->high & ~0x6000u) | ring << 13 | ACCESSED,
     };
@@ -369,18 +380,36 @@ static bool goes_straight(struct straight *s, uint32_t vector, bool software)
     return !(s->compressed && ring == KERNEL_RING && s->asked_in_rom >> vector & 1 && in_rom(s));
 }
 
-static void page_fault_at(struct straight *s, uint32_t linear)
+/* Where the segments begin that the handler of page faults has. */
+static bool handler_base(struct straight *s, uint32_t *base)
 {
+    struct descriptor found;
+    uint32_t low;
+
+    if (!load(s, s->idt_base + 8 * PF, 4, &low) || !raw_descriptor(s, low >> 16, &found))
+        return false;
+    *base = base_of(&found);
+    return true;
+}
+
+/* A page fault is about to be delivered; false if that has to be left to Python. */
+static bool page_fault_at(struct straight *s, uint32_t linear)
+{
+    uint32_t base, page = linear & -(uint32_t)PAGE;
+
+    if (s->compressed && !handler_base(s, &base))
+        return false;
     *s->told_cr2 = linear;
     if (!s->compressed)
-        return;
+        return true;
     if (s->cr2)
         *s->cr2 = linear;
     s->flush_page(s->cpu, linear);
     if (s->uncached_word) {
-        *s->uncached = linear & -(uint32_t)PAGE;
-        *s->uncached_word = (linear & -(uint32_t)PAGE) | s->uncached_known;
+        *s->uncached = page;
+        *s->uncached_word = base % PAGE ? 0 : (page - base) | s->uncached_known;
     }
+    return true;
 }
 
 bool straight_report(struct straight *s, uint32_t vector, uint64_t counter, uint64_t *budget)
@@ -392,8 +421,8 @@ bool straight_report(struct straight *s, uint32_t vector, uint64_t counter, uint
     /* at the end of a run there may be more to it */
     if (!s->reports || counter >= *budget || !goes_straight(s, vector, software))
         return false;
-    if (!software && vector == PF)
-        page_fault_at(s, AT(env, ENV_CR2, uint32_t));
+    if (!software && vector == PF && !page_fault_at(s, AT(env, ENV_CR2, uint32_t)))
+        return false;
     if (!software && WITH_ERROR >> vector & 1)
         error = AT(env, ENV_ERROR_CODE, uint32_t);
     if (!enter(s, vector, software, error, true))

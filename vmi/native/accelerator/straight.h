@@ -58,7 +58,7 @@ struct straight {
     uint32_t *kernel_esp;
     uint32_t kernel_ss_given;  /* bit of kernel_ss that says whether it did */
     uint32_t uncached_known;   /* bit of uncached_word that says that there is such a page */
-    void (*called)(uint32_t number); /* who is told of INTs from the gates in the ROM; NULL for nobody */
+    int (*called)(uint32_t number); /* who is told of INTs from the gates in the ROM; NULL for nobody; 0: it wants none of it */
     uint64_t gates_start;      /* guest-physical */
     uint32_t gate_size;
     uint32_t gate_count;

@@ -68,11 +68,11 @@ _TEMPLATES: dict[str, Template] = {
     "RDPMC": code("rdpmc\nret"),
     "RDTSC": code("rdtsc\nret"),
     "CLTS": code("clts\nret"),
-    "EnableInterrupts": code("sti\nret"),
+    "EnableInterrupts": code("sti\nnop\nret"),
     "DisableInterrupts": code("cli\nret"),
     "GetInterruptMask": code(f"pushfd\npop eax\nand eax, {INTERRUPT_FLAG}\nret"),
     # Not popf: the argument promises nothing about the other flags.
-    "SetInterruptMask": code(f"test eax, {INTERRUPT_FLAG}\njz short @off\nsti\nret\n@off: cli\nret"),
+    "SetInterruptMask": code(f"test eax, {INTERRUPT_FLAG}\njz short @off\nsti\nnop\nret\n@off: cli\nret"),
     "IRET": code("lea esp, [esp + 4]\niretd"),
     "SYSEXIT": code("sti\nsysexit"),
     "Halt": code("sti\nhlt\nret"),

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One run, told in each form."""
+
+from __future__ import annotations
+
+import json
+from xml.etree import ElementTree
+
+from tests.conformance.test_waivers import result
+from vmi.conformance.layout import Paging
+from vmi.conformance.page import to_html
+from vmi.conformance.report import Report, to_junit, to_tap, to_text
+from vmi.conformance.subject import Environment
+from vmi.conformance.verdict import Verdict
+
+OFF, SHADOW = Environment(), Environment(Paging.PAE, "shadow")
+REPORT = Report(
+    {"ROM": "<mine>"},
+    "vmi conform --rom mine",
+    (
+        result("GetTR/relocation", Verdict.PASS, OFF),
+        result("SetCR0/TS", Verdict.FAIL, OFF),
+        result("SetCR0/WP", Verdict.SKIP, OFF),
+        result("SetCR0/WP", Verdict.CRASH, SHADOW),
+        result("IRET/IOPL", Verdict.WAIVED, SHADOW),
+        result("IRET/pending", Verdict.ERROR, SHADOW),
+    ),
+    ("the waiver for X was not needed",),
+)
+
+
+def test_sums() -> None:
+    assert REPORT.verdict is Verdict.CRASH
+    assert REPORT.counts == {"CRASH": 1, "FAIL": 1, "ERROR": 1, "SKIP": 1, "WAIVED": 1, "PASS": 1}
+    rows = REPORT.requirement_verdicts()
+    assert rows["VMI-SetCR0-03"] == {"off": Verdict.SKIP, "pae shadow": Verdict.CRASH}
+
+
+def test_skipped_cases_hide_nothing() -> None:
+    both = Report(
+        {}, "", (result("GetTR/relocation", Verdict.PASS, OFF), result("SetCR0/WP", Verdict.SKIP, OFF))
+    )
+    assert both.verdict is Verdict.PASS
+    assert Report({}, "", both.results[1:]).verdict is Verdict.SKIP
+    assert Report({}, "", both.results, ("unused",)).verdict is Verdict.ERROR
+
+
+def test_text() -> None:
+    assert to_text(REPORT).splitlines() == [
+        "FAIL    SetCR0/TS (off)",
+        "        it is broken",
+        "        VMI-SetCR0-02, VMI-CLTS-01, VMI-CLTS-02",
+        "        vmi conform --rom mine --paging off SetCR0/TS",
+        "CRASH   SetCR0/WP (pae shadow)",
+        "        it is broken",
+        "        VMI-SetCR0-03",
+        "        vmi conform --rom mine --paging pae --mmu shadow SetCR0/WP",
+        "WAIVED  IRET/IOPL (pae shadow)",
+        "        it is broken",
+        "ERROR   IRET/pending (pae shadow)",
+        "        it is broken",
+        "        VMI-IRET-03",
+        "        vmi conform --rom mine --paging pae --mmu shadow IRET/pending",
+        "ERROR   the waiver for X was not needed",
+        "CRASH: 1 CRASH, 1 FAIL, 1 ERROR, 1 SKIP, 1 WAIVED, 1 PASS; 6 assertions",
+    ]
+
+
+def test_tap() -> None:
+    lines = to_tap(REPORT).splitlines()
+    assert lines[:2] == ["TAP version 14", "1..6"]
+    assert lines[2] == "ok 1 - GetTR/relocation (off)"
+    assert lines[3] == "not ok 2 - SetCR0/TS (off)"
+    assert "ok 3 - SetCR0/WP (off) # SKIP it is broken" in lines
+    assert "ok 5 - IRET/IOPL (pae shadow) # TODO it is broken" in lines
+
+
+def test_junit() -> None:
+    suites = ElementTree.fromstring(to_junit(REPORT)).findall("testsuite")
+    assert [(each.get("name"), each.get("tests"), each.get("failures")) for each in suites] == [
+        ("off", "3", "1"),
+        ("pae shadow", "3", "1"),
+    ]
+    assert suites[1].get("errors") == "1" and suites[1].get("skipped") == "1"
+    assert [child.tag for case in suites[1] for child in case] == ["failure", "skipped", "error"]
+
+
+def test_html_is_one_page_and_escapes() -> None:
+    page = to_html(REPORT)
+    assert "&lt;mine&gt;" in page and "<mine>" not in page
+    assert "http" not in page and "<script" not in page
+    assert '<td class="v CRASH">CRASH</td>' in page and "VMI-SetCR0-03" in page
+
+
+def test_json_says_it_all() -> None:
+    data = json.loads(json.dumps(REPORT.to_json()))
+    assert data["verdict"] == "CRASH" and len(data["cases"]) == 6
+    assert data["cases"][3]["repro"] == "vmi conform --rom mine --paging pae --mmu shadow SetCR0/WP"

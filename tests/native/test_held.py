@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What objects held goes back into the same objects."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, deque
+from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+from vmi.native.clock import Clock
+from vmi.native.held import Held
+
+
+class Thing:
+    """An object of this package, with any attributes."""
+
+    def __init__(self, **attributes: Any) -> None:
+        vars(self).update(attributes)
+
+    def method(self) -> None:
+        """Something to refer to it by."""
+
+
+class Slotted:
+    __slots__ = ("absent", "one")
+
+    def __init__(self) -> None:
+        self.one: Any = 1
+
+
+class Both(Slotted):
+    __slots__ = ("two",)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    inside: list[int] = field(default_factory=list)
+
+
+def test_attributes():
+    thing = Thing(kept=1, changed=2, gone=3)
+    held = Held([thing], ())
+    thing.changed, thing.new = 5, 6
+    del thing.gone
+    held.put_back()
+    assert vars(thing) == {"kept": 1, "changed": 2, "gone": 3}
+    del thing.gone
+    thing.other = 7  # as many as there were
+    held.put_back()
+    assert vars(thing) == {"kept": 1, "changed": 2, "gone": 3}
+
+
+def test_slots():
+    thing, both = Slotted(), Both()
+    both.two = [1]
+    held = Held([thing, both], ())
+    inside = both.two
+    both.two.append(2)
+    both.one, both.two, thing.absent = 8, 9, 1
+    del thing.one
+    held.put_back()
+    assert thing.one == 1 and not hasattr(thing, "absent")
+    assert both.one == 1 and both.two is inside and inside == [1]
+
+
+def test_containers_stay_the_same_objects():
+    made = {
+        "list": [1, 2], "dict": {"b": 1, "a": 2}, "set": {1, 2}, "bytearray": bytearray(b"abc"),
+        "deque": deque([1, 2, 3], maxlen=3), "Counter": Counter(a=3), "OrderedDict": OrderedDict(z=1, y=2),
+    }  # fmt: skip
+    thing = Thing(**made)
+    texts = {name: repr(value) for name, value in made.items()}
+    held = Held([thing], ())
+    for _ in range(2):
+        made["list"].append(3)
+        made["dict"].clear()
+        made["set"].discard(1)
+        made["bytearray"] += b"def"
+        made["deque"].append(4)
+        made["Counter"].update("aab")
+        made["OrderedDict"].move_to_end("z")
+        thing.list = thing.dict = None
+        held.put_back()
+        assert {name: repr(value) for name, value in made.items()} == texts
+        assert all(getattr(thing, name) is value for name, value in made.items())
+
+
+def test_whatever_leads_there():
+    """Tuples, frozen objects, keys, methods, functions with what they close over, and parts of calls."""
+    lists: list[list[int]] = [[] for _ in range(9)]
+    one, two, three, four, five, six, seven, eight, nine = lists
+
+    holder = Thing(x=six)
+
+    def default(_=holder) -> object:
+        return seven, unset
+
+    if not lists:
+        unset = 1
+
+    thing = Thing(
+        a=((one,),),
+        b=Frozen(two),
+        c={Thing(x=three): 1},
+        d=Thing(x=four).method,
+        e=lambda: five,
+        f=default,
+        g=partial(print, eight, end=nine),
+        h=seven.append,
+    )
+    held = Held([thing], ())
+    for each in lists:
+        each.append(1)
+    held.put_back()
+    assert lists == [[]] * 9
+
+
+def test_circles_and_what_is_shared():
+    shared: list[Any] = []
+    one, two = Thing(x=shared), Thing(x=shared)
+    one.other, two.other = two, one
+    shared.append(one)
+    held = Held([one], ())
+    two.other, two.x = None, [5]
+    shared.clear()
+    held.put_back()
+    assert two.other is one and two.x is shared and shared == [one]
+
+
+def test_what_is_somebody_elses_is_left_alone():
+    theirs, known = SimpleNamespace(x=[1]), Clock()
+    thing = Thing(theirs=theirs, clock=known, exempt=Slotted())
+    held = Held([thing], (Slotted,))
+    theirs.x.append(2)
+    known.fired = 5
+    thing.exempt.one = 2
+    thing.theirs = None
+    held.put_back()
+    assert thing.theirs is theirs and theirs.x == [1, 2]
+    assert known.fired == 5  # of another package than what was begun with
+    assert thing.exempt.one == 2
+
+
+def test_packages_are_those_of_what_is_begun_with():
+    class Mine(Clock):
+        """Derived from a class of the package."""
+
+    clock, other = Mine(), Clock()
+    thing = Thing(clock=clock)
+    held = Held([thing, other, None, len], ())
+    clock.fired = other.fired = 5
+    held.put_back()
+    assert (clock.fired, other.fired) == (0, 0)
+    assert repr(held) == "<Held 5 objects>"

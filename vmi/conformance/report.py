@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a run of the suite found, as JSON first; text, TAP, JUnit and HTML say the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from xml.sax.saxutils import escape, quoteattr
+
+from vmi import abi
+from vmi.conformance.runner import Result
+from vmi.conformance.subject import Environment
+from vmi.conformance.verdict import Verdict, worst
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Report:
+    """Results with what they are about.
+
+    :ivar facts: of the subject, one row of (what, value) for all environments.
+    :ivar command: how to run the suite again; a case's own is ``command`` with its name and environment.
+    :ivar troubles: what is wrong with waivers; makes the whole an ERROR.
+    """
+
+    facts: dict[str, str]
+    command: str
+    results: tuple[Result, ...]
+    troubles: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """The most severe of all."""
+        found = [result.verdict for result in self.results]
+        return worst([_decided(found), Verdict.ERROR] if self.troubles else [_decided(found)])
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Cases by verdict, most severe first, those that occur."""
+        counted = Counter(result.verdict for result in self.results)
+        return {verdict.value: counted[verdict] for verdict in reversed(Verdict) if counted[verdict]}
+
+    @property
+    def assertions(self) -> int:
+        """Things looked at."""
+        return sum(result.assertions for result in self.results)
+
+    def requirement_verdicts(self) -> dict[str, dict[str, Verdict]]:
+        """For each requirement that a case decides: its verdict by environment, SKIP where none did."""
+        found: dict[str, dict[str, list[Verdict]]] = {}
+        for result in self.results:
+            for requirement in result.case.requirements:
+                found.setdefault(requirement, {}).setdefault(str(result.environment), []).append(
+                    result.verdict
+                )
+        return {
+            requirement: {name: _decided(verdicts) for name, verdicts in found[requirement].items()}
+            for requirement in abi.ALL_REQUIREMENTS
+            if requirement in found
+        }
+
+    def repro(self, result: Result) -> str:
+        """A command that runs exactly this case again."""
+        environment = result.environment
+        mmu = f" --mmu {environment.mmu}" if environment.mmu else ""
+        return f"{self.command} --paging {environment.paging.value}{mmu} {_quoted(result.case.name)}"
+
+    def to_json(self) -> dict[str, object]:
+        """Everything; the other forms are made from the same."""
+        return {
+            "schema": SCHEMA,
+            "verdict": self.verdict.value,
+            "facts": self.facts,
+            "counts": self.counts,
+            "assertions": self.assertions,
+            "troubles": list(self.troubles),
+            "requirements": {
+                requirement: {name: verdict.value for name, verdict in row.items()}
+                for requirement, row in self.requirement_verdicts().items()
+            },
+            "cases": [
+                {
+                    "id": result.case.name,
+                    "requirements": list(result.case.requirements),
+                    "group": result.case.group,
+                    "level": result.case.level,
+                    "paging": result.environment.paging.value,
+                    "mmu": result.environment.mmu,
+                    "verdict": result.verdict.value,
+                    "reasons": list(result.reasons),
+                    "assertions": result.assertions,
+                    "seconds": round(result.seconds, 6),
+                    "repro": self.repro(result),
+                }
+                for result in self.results
+            ],
+        }
+
+
+def _decided(verdicts: Sequence[Verdict]) -> Verdict:
+    """Skipped cases don't hide that others have passed."""
+    asked = [verdict for verdict in verdicts if verdict is not Verdict.SKIP]
+    return worst(asked) if asked else Verdict.SKIP
+
+
+def _quoted(name: str) -> str:
+    return f"'{name}'" if " " in name else name
+
+
+def to_text(report: Report, *, verbose: bool = False) -> str:
+    """For a terminal: what is not good, each with how to see it again; then the sums."""
+    lines = []
+    for result in report.results:
+        if verbose or not result.verdict.good or result.verdict is Verdict.WAIVED:
+            lines.append(f"{result.verdict.value:<8}{result.case.name} ({result.environment})")
+            lines += [f"        {reason}" for reason in result.reasons]
+            if not result.verdict.good:
+                ids = ", ".join(result.case.requirements)
+                lines += [f"        {ids}", f"        {report.repro(result)}"]
+    lines += [f"ERROR   {trouble}" for trouble in report.troubles]
+    sums = ", ".join(f"{count} {name}" for name, count in report.counts.items())
+    lines.append(f"{report.verdict.value}: {sums or 'no cases'}; {report.assertions} assertions")
+    return "\n".join(lines) + "\n"
+
+
+def to_tap(report: Report) -> str:
+    """TAP version 14."""
+    lines = ["TAP version 14", f"1..{len(report.results)}"]
+    for number, result in enumerate(report.results, 1):
+        word = "ok" if result.verdict.good else "not ok"
+        line = f"{word} {number} - {result.case.name} ({result.environment})".replace("#", "\\#")
+        if result.verdict in (Verdict.SKIP, Verdict.WAIVED):
+            directive = "SKIP" if result.verdict is Verdict.SKIP else "TODO"
+            line += f" # {directive} {result.reasons[0] if result.reasons else ''}".rstrip()
+        lines.append(line)
+        if not result.verdict.good:
+            lines += ["  ---", f"  verdict: {result.verdict.value}", "  reasons:"]
+            lines += [f'    - "{reason}"' for reason in result.reasons]
+            lines.append("  ...")
+    return "\n".join(lines) + "\n"
+
+
+def to_junit(report: Report) -> str:
+    """JUnit XML: one suite for each environment."""
+    lines = ['<?xml version="1.0" encoding="UTF-8"?>', "<testsuites>"]
+    for environment in dict.fromkeys(result.environment for result in report.results):
+        lines += _junit_suite(report, environment)
+    return "\n".join([*lines, "</testsuites>"]) + "\n"
+
+
+def _junit_suite(report: Report, environment: Environment) -> list[str]:
+    results = [result for result in report.results if result.environment == environment]
+    bad = sum(not result.verdict.good and result.verdict is not Verdict.ERROR for result in results)
+    errors = sum(result.verdict is Verdict.ERROR for result in results)
+    skipped = sum(result.verdict in (Verdict.SKIP, Verdict.WAIVED) for result in results)
+    seconds = sum(result.seconds for result in results)
+    lines = [
+        f'  <testsuite name={quoteattr(str(environment))} tests="{len(results)}" failures="{bad}" '
+        f'errors="{errors}" skipped="{skipped}" time="{seconds:.3f}">'
+    ]
+    for result in results:
+        head = f"    <testcase classname={quoteattr(result.case.subject)} name={quoteattr(result.case.name)} "
+        head += f'time="{result.seconds:.6f}"'
+        text = escape("; ".join(result.reasons))
+        if result.verdict is Verdict.PASS:
+            lines.append(f"{head}/>")
+        elif result.verdict in (Verdict.SKIP, Verdict.WAIVED):
+            lines.append(f"{head}><skipped message={quoteattr('; '.join(result.reasons))}/></testcase>")
+        else:
+            tag = "error" if result.verdict is Verdict.ERROR else "failure"
+            lines.append(f"{head}><{tag} type={quoteattr(result.verdict.value)}>{text}</{tag}></testcase>")
+    return [*lines, "  </testsuite>"]
