@@ -828,8 +828,7 @@ TOPICS: tuple[Topic, ...] = (
         "other one's tables.",
         "VMI-Sequence-07: A store to a page that was read-only and then exchanged by the guest goes to "
         "the new page alone.",
-        "VMI-Sequence-08: Interrupts are delivered while user code runs, and it goes on as if none had "
-        "been.",
+        "VMI-Sequence-08: Interrupts are delivered while user code runs, and it goes on as if none had been.",
     ),
 )
 

@@ -10,14 +10,15 @@ import pytest
 from tests.native.bare import Recorder
 from vmi.errors import EngineError, ExitCode
 from vmi.memory import PhysicalMemory
-from vmi.native import engine, interpose, layout, registers, selftest
+from vmi.native import engine, interpose, layout, pointers, registers, selftest
+from vmi.native.accelerator import core
 from vmi.native.cpu import Cpu
 
 PLACE = "0x[0-9a-f]+"
 
 
 @pytest.fixture(autouse=True)
-def unproven(monkeypatch):
+def unproven(monkeypatch, plain_cpus):
     """Each test starts as a new process would."""
     monkeypatch.setattr(Cpu, "_proven", False)
 
@@ -276,7 +277,8 @@ def test_refused_outs_has_moved_on(monkeypatch):
 def test_functions_that_cannot_be_exchanged(monkeypatch):
     """Each CPU is refused, the second as well as the first."""
     monkeypatch.setattr(interpose, "_installed", [])
-    monkeypatch.setattr(interpose, "_data_of_library", lambda inside: iter(()))
+    monkeypatch.setattr(core, "_installed", None)
+    monkeypatch.setattr(pointers, "_data_of_library", lambda inside: iter(()))
     sentence = (
         r"the CPU emulator is not as expected: (\d+) of \1 functions to replace are reached in a way that "
         "can't be changed"

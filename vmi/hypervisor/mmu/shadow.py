@@ -144,11 +144,7 @@ class ShadowMmu(GuestTables):
             state.wide = bool(value & Cr4.PAE)
             cpu.set_cr(4, value | (Cr4.PAE if self._root is not None else 0))
         self._loading = False
-        if (
-            flushes
-            or self._mode != self._mode_now()
-            or bool(cpu.cr(0) & Cr0.PG) != (self._root is not None)
-        ):
+        if flushes or self._mode != self._mode_now() or bool(cpu.cr(0) & Cr0.PG) != (self._root is not None):
             self._load()
 
     def write_efer(self, value: int) -> None:
