@@ -768,7 +768,6 @@ static void on_interrupt(void *engine, uint32_t vector, struct core *core)
     int op = AT(env, ENV_CC_OP, int);
 
     core->walking = 0;
-    core->tsc_known = 0;
     if (op != CC_OP_EFLAGS) {
         AT(env, ENV_CC_SRC, uint64_t) = compute_flags(env, op);
         AT(env, ENV_CC_OP, int) = CC_OP_EFLAGS;
