@@ -69,8 +69,7 @@ STRUCTURE = {
     ("ENGINE_BUDGET", 8): "the count of instructions after a budget of 5 should be 0x5, but it is 0x6",
     ("CPU_HALTED", 8): "the end of a run that uses up its budget should be BUDGET, but it is HALTED",
     ("CPU_NEXT_BLOCK", 8): (
-        "where code faults that runs on into an absent page should be 0xe, 0x191000, 0x3, "
-        "but it is 0x1, 0x190ffe, 0x1"
+        "IN and OUT should be 0x74, 0x4, 0x40073, 0x40073, but it is 0x1, 0x0, 0x0, 0x1002, 0x71"
     ),
     ("CPU_INTERRUPT_REQUEST", 8): (
         "the end of a run when interrupts become acceptable should be WINDOW, 0x1003, "
