@@ -6,7 +6,9 @@ PYTHON ?= python3
 WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
-INPUTS := pyproject.toml vmi/version.py
+INPUTS := pyproject.toml vmi/version.py hatch_build.py $(wildcard vmi/native/accelerator/*.[ch])
+# pip says nothing of what its build hook says, so which engine it became is asked for afterwards
+ENGINE = $(BIN)/vmi version | sed -n 's/^engine */the CPU is run by: /p'
 
 .PHONY: demo test lint types bench clean help
 .DEFAULT_GOAL := help
@@ -19,7 +21,7 @@ help:
 	@echo "make bench KERNEL=FILE  patch it, run it in every mode, print figures (see bench/kernel.py)"
 	@echo "make bench PATCH=FILE  what patching it takes, becomes and costs; ARGS=--run boots it (see bench/patch.py)"
 	@echo "make bench EXITS=1  what paravirtualization gains, workload by workload (see bench/hypervisor.py)"
-	@echo "make bench  the machine against QEMU: loops, and kernels that ARGS name (see bench/machine.py)"
+	@echo "make bench  the engine against QEMU: loops, round trips, start-up, and kernels that ARGS name (see bench/engine.py)"
 	@echo "make clean  remove everything that make made"
 
 # An interrupted installation leaves no stamp, so the next make starts it again.
@@ -35,18 +37,22 @@ $(VENV)/.made:
 $(VENV)/.user: $(VENV)/.made $(INPUTS)
 	@echo "installing vmi into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@$(ENGINE)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.made $(INPUTS)
 	@echo "installing vmi and its test tools into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(ENGINE)
 	@touch $@ $(VENV)/.user
 
 demo: $(VENV)/.user
 	@$(BIN)/vmi demo
 
+# Once with the accelerator, if there is a C compiler, and what it has a part in once more without.
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS)
+	VMI_ACCELERATOR=0 $(BIN)/python -m pytest -n $(WORKERS) tests/native tests/hypervisor
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -54,12 +60,13 @@ lint: $(VENV)/.dev
 
 # The kernel to measure is yours to name: make bench KERNEL=vmlinux ARGS='--until login:'
 # And what patching costs: make bench PATCH="'vmlinuz,console=ttyS0 quiet,initrd' other" ARGS='--run --until login:'
-# EXITS=1 measures what paravirtualization gains. Without any, the machine is measured against QEMU.
-MEASURE = $(if $(EXITS),bench/hypervisor.py,bench/machine.py)
+# EXITS=1 measures what paravirtualization gains. Without any, the engine is measured against QEMU.
+MEASURE = $(if $(EXITS),bench/hypervisor.py,bench/engine.py)
 PROGRAM = $(if $(PATCH),bench/patch.py $(PATCH),$(if $(KERNEL),bench/kernel.py $(KERNEL),$(MEASURE)))
 bench: $(VENV)/.user
 	$(BIN)/python $(PROGRAM) $(ARGS)
 
 clean:
+	rm -f vmi/native/accelerator/*.so vmi/native/accelerator/not-built.txt
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find vmi tests sample_kernels -name __pycache__ -type d -prune -exec rm -rf {} +

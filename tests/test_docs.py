@@ -16,7 +16,7 @@ from tests.cli.conftest import surroundings
 from vmi.cli import app
 from vmi.cli.guest import TIMEOUT
 from vmi.errors import ExitCode
-from vmi.native import machine
+from vmi.native import machine, traffic
 from vmi.native.boot.loader import PROTOCOLS
 from vmi.native.boot.memory_map import memory_map
 from vmi.native.cpuid import MODELS
@@ -138,6 +138,7 @@ def test_memory() -> None:
 def test_figures() -> None:
     assert f"An instruction takes {machine.NS_PER_INSTRUCTION} ns" in PAGE
     assert f"an exception or interrupt {machine.EVENT_NS // 1000} µs more" in PAGE
+    assert traffic.PORT_NS == machine.EVENT_NS  # the text says so
     assert f"The TSC counts {machine.TSC_HZ // 10**6} MHz" in PAGE
     assert f"needs {ide.BUSY_NS // 1000} µs for each command" in PAGE
     assert ps2_keyboard.KEY_NS == 10**6

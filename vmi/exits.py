@@ -23,7 +23,7 @@ class Cause(StrEnum):
     PORT = "port"  # IN and OUT
     DEVICE = "device"  # device memory, ROM, model-specific registers
     HALT = "halt"
-    PROCESSOR = "processor"  # it is another processor's turn
+    PROCESSOR = "processor"  # it is another processor's turn, or another domain's
 
 
 #: What is there only because the kernel is de-privileged.
@@ -44,7 +44,7 @@ _BEGINNINGS = (
     ("ROM write", Cause.DEVICE),
     ("MSR ", Cause.DEVICE),
     ("halt", Cause.HALT),
-    ("processor switch", Cause.PROCESSOR),
+    ("processor ", Cause.PROCESSOR),
 )
 
 

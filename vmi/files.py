@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import secrets
 import stat
 from pathlib import Path
 from typing import cast
@@ -88,7 +87,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 def _replace(target: Path, data: bytes, mode: int | None) -> None:
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}")
+    temporary = target.with_name(f".{target.name[:200]}.{os.urandom(4).hex()}")
     # 0o666 lets the user's umask decide, as for any other new file.
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from vmi.errors import ExitCode, UsageError
 from vmi.exits import price
 from vmi.hypervisor import DEFAULT_MMU
+from vmi.hypervisor.share import WHOLE
 from vmi.native.boot.state import Module
 from vmi.native.cpuid import I686, I686_APIC, CpuModel
 from vmi.native.disk import Disk
@@ -143,6 +144,7 @@ class Setup:
     :ivar bios: firmware to start instead of a kernel.
     :ivar video_bios: its option ROM for the VGA.
     :ivar cpus: processors.
+    :ivar share: percent of each that a hypervisor leaves the guest, 1 to 100; the rest is another domain's.
     """
 
     image: bytes | None = None
@@ -160,6 +162,7 @@ class Setup:
     bios: bytes | None = None
     video_bios: bytes | None = None
     cpus: int = 1
+    share: int = WHOLE
 
     def __repr__(self) -> str:
         return f"<Setup {self.mode} {self.name!r}, {self.memory >> 20} MiB>"
@@ -313,6 +316,8 @@ def prepare(setup: Setup) -> Guest:
         raise UsageError("firmware boots from a disk here, so it can't be combined with a kernel")
     if setup.full and setup.image is None:
         raise UsageError("full virtualization starts with a kernel, so it can't begin with firmware")
+    if setup.share not in range(1, WHOLE + 1):
+        raise UsageError(f"a guest's share must be 1 to {WHOLE} percent, but it is {setup.share}")
     _check_mmu(setup.mmu)
     if setup.rom is not None:
         from vmi.rom.inspect import check
@@ -348,6 +353,10 @@ def prepare(setup: Setup) -> Guest:
             domain = take_over(machine, setup.mmu)
     if domain is not None:
         _check_served(model)
+    if setup.share != WHOLE:
+        if domain is None:
+            raise UsageError("only a hypervisor shares processors out, and there is none")
+        domain.share_processors(setup.share)
     return Guest(machine, domain, setup.mode)
 
 

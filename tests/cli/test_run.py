@@ -29,7 +29,7 @@ from vmi.rom.build import build
 DEFAULTS = {
     "image": b"some kernel", "rom": None, "memory": 64 << 20, "append": "", "modules": [],
     "protocol": None, "address": None, "full": False, "mmu": "direct", "model": None, "disks": [],
-    "bios": None, "video_bios": None, "cpus": 1, "timeout_ns": 60 * 10**9, "until": None,
+    "bios": None, "video_bios": None, "cpus": 1, "share": 100, "timeout_ns": 60 * 10**9, "until": None,
 }  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def test_every_option(vmi: Vmi, fake_run: FakeRun, kernel: Path, tmp_path: Path)
     result = vmi(
         *("run", kernel, "--rom", tmp_path / "rom.bin", "-m", "8M", "--append", "a=1 b"),
         *("--initrd", disk, "--initrd", f"{disk},x y,z", "--timeout", "1.5ms"),
-        *("--mmu", "shadow"),
+        *("--mmu", "shadow", "--share", "75"),
     )
     assert result.exit_code == 0, result.stderr
     assert fake_run.seen == DEFAULTS | {
@@ -56,6 +56,7 @@ def test_every_option(vmi: Vmi, fake_run: FakeRun, kernel: Path, tmp_path: Path)
         "modules": [Module(b"disk", str(disk)), Module(b"disk", f"{disk} x y,z")],
         "timeout_ns": 1_500_000,
         "mmu": "shadow",
+        "share": 75,
     }
 
 

@@ -137,6 +137,27 @@ def test_code_in_the_bay_is_not_writable() -> None:
     assert lab.memory.read(0xC0000, 0x2000) == ROM.image[:0x2000]
 
 
+def test_a_data_page_in_the_bay_costs_no_more_than_one_elsewhere() -> None:
+    """The first store opens it, and its neighbours stay ROM."""
+    assert ROM.data_page is not None
+    page = 0xC0000 + ROM.data_page
+    names = "EnableInterrupts", "DisableInterrupts"
+    calls = "\n".join(f"call {0xC0000 + ROM.offset(name):#x}" for name in names)
+    around = f"mov dword ptr [{page - 4:#x}], 0\nmov dword ptr [{page + 0x1000:#x}], 0"
+    lab = standing_by(f"start: mov ecx, 1000\nagain: {calls}\ndec ecx\njnz again\n{around}\n{DONE}")
+    lab.cpu.write_memory(0xC0000, ROM.image.ljust(0x8000, b"\xff"))
+    lab.initialise(0xC0000)
+    lab.cpu.eip = lab.labels["start"]
+    assert lab.domain is not None
+    stores, write = [], lab.domain.memory_write
+    lab.domain.memory_write = lambda *store: stores.append(store[0]) or write(*store)  # type: ignore[func-returns-value, method-assign]
+    assert exit_value(lab) == 1
+    assert [at for at in stores if at & -4096 == page] == stores[:1]
+    assert stores[1:] == [page - 4, page + 0x1000]
+    assert lab.memory.read(page - 4, 4) == ROM.image[ROM.data_page - 4 : ROM.data_page]
+    assert lab.u32(page + 0x1000) == 0xFFFFFFFF and not lab.virtual_if
+
+
 def test_a_guest_that_never_asks_runs_natively() -> None:
     lab = standing_by(f"start: cli\nsti\nint 0x82\nback: {DONE}")
     lab.memory.write(IDT + 8 * 0x82, gate(CODE0, lab.labels["back"]))
@@ -216,7 +237,7 @@ def test_the_time_stamp_counter_is_readable_in_every_way() -> None:
     lab = Lab(source, mode="full", model=I686_APIC)
     lab.cpu.set_cr(4, 4)  # TSD: RDTSC is refused outside ring 0
     assert exit_value(lab) == 1
-    assert lab.cpu.ebx < lab.cpu.esi <= lab.machine.tsc()
+    assert lab.cpu.ebx < lab.cpu.esi <= lab.machine.msr.tsc()
     lab = Lab("start: nop", mode="paravirt")
     lab.cpu.set_cr(4, 4)
     assert call(lab, "RDTSC").returned

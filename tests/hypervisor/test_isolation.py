@@ -10,7 +10,7 @@ import pytest
 from tests.hypervisor import storm
 from tests.hypervisor.lab import ROM, ROM_AT, Lab, call, exit_value
 from tests.hypervisor.test_transfer import DONE, fault_frame, to_user
-from tests.native.guest import CODE3
+from tests.native.guest import CODE0, CODE3
 from vmi.abi import BY_NAME
 from vmi.native.event_log import EventLog
 from vmi.native.machine import Outcome
@@ -68,6 +68,20 @@ def test_a_gate_for_user_code_leads_to_the_guests_own_handler() -> None:
     lab.handle(0x82, "fault", access=0xEE)
     assert exit_value(lab) == 1
     assert fault_frame(lab, 2) == [lab.labels["after"], CODE3]
+
+
+def test_what_the_rom_does_itself_has_no_gate() -> None:
+    """A kernel that gets lost there meets a breakpoint; with an INT of its own it makes no call either."""
+    gate = ROM_AT + layout.gate_offset(BY_NAME["CPUID"].number)
+    lab = Lab(f"start: mov eax, {gate:#x}\njmp eax\nfault: {DONE}", {3: "fault"}, "paravirt")
+    assert exit_value(lab) == 1
+    assert fault_frame(lab, 2) == [gate + 1, CODE0]
+    lab = Lab(f"start: mov eax, {gate:#x}\njmp eax\nown: {DONE}", mode="paravirt")
+    lab.handle(0x82, "own")
+    lab.memory.write(gate, b"\xcd\x82")
+    names = logged(lab)
+    assert exit_value(lab) == 1
+    assert names == ["a call-out from outside the ROM"]
 
 
 def test_the_kernel_makes_no_call_from_outside_the_rom() -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.hypervisor.lab import Lab, exit_value
-from tests.native.guest import DONE, PAGES
+from tests.native.guest import DATA0, DONE, FREE, IDT, PAGES, descriptor, gate
 from vmi.rom.flavours.vmware import UNCACHED, UNCACHED_KNOWN
 from vmi.x86 import Cr4
 
@@ -109,3 +109,56 @@ def test_another_processor_knows_nothing_of_it() -> None:
     assert word() == VA | UNCACHED_KNOWN
     domain.leave_processor()
     assert word() == 0
+
+
+BASE, BASED_CODE, BASED_DATA = 0x4000, FREE, FREE + 8
+
+
+def based(address: int, mmu: str, use: str = "") -> Lab:
+    """A handler in segments that begin elsewhere flushes ``address`` in them, and reads the page."""
+    handler = f"""
+            {MAP_FIRST}
+            mov eax, {BASED_DATA}
+            mov ds, eax
+            sub esp, {BASE}
+            mov ss, eax
+            {use}
+            mov dword ptr [{ENTRY - BASE}], {SECOND | 7}
+            mov eax, {address}
+            call InvalPage
+            mov edi, [{VA + 4 - BASE}]
+            mov eax, {DATA0}
+            mov ss, eax
+            add esp, {BASE}
+            mov ds, eax
+            iretd
+    """
+    made = lab(handler, mmu)
+    made.describe(BASED_CODE, descriptor(BASE, 0xFFFFF, 0x9A))
+    made.describe(BASED_DATA, descriptor(BASE, 0xFFFFF, 0x92))
+    made.memory.write(IDT + 8 * 14, gate(BASED_CODE, made.labels["fault"] - BASE))
+    assert exit_value(made) == 1
+    return made
+
+
+@pytest.mark.parametrize("mmu", STRATEGIES)
+@pytest.mark.parametrize(("address", "flushed"), [(VA - BASE, True), (VA, False), (VA + BASE, False)])
+def test_an_address_counts_from_the_base_of_the_segments(address: int, flushed: bool, mmu: str) -> None:
+    made = based(address + 0x123, mmu, f"mov ebp, [{VA + 4 - BASE}]")
+    assert made.cpu.ebp == VALUES[FIRST]
+    assert made.cpu.edi == VALUES[SECOND if flushed else FIRST]
+    assert flushes(made) == 1
+
+
+@pytest.mark.parametrize(("address", "left"), [(VA - BASE, 0), (VA, 1), (VA + BASE, 1)])
+def test_the_page_that_a_fault_has_left_is_known_by_such_an_address(address: int, left: int) -> None:
+    made = based(address + 0x123, "direct")
+    assert (made.cpu.edi, flushes(made)) == (VALUES[SECOND], left)
+
+
+def test_no_page_is_known_where_segments_begin_within_one() -> None:
+    made = lab(f"{MAP_FIRST}\nmov eax, {VA}\ncall InvalPage")
+    made.describe(FREE, descriptor(0x4010, 0xFFFFF, 0x9A))
+    made.memory.write(IDT + 8 * 14, gate(FREE, made.labels["fault"] - 0x4010))
+    assert made.step_to(made.labels["fault"] - 0x4010)
+    assert made.word(UNCACHED) == 0

@@ -19,8 +19,9 @@ from tests.native.guest import (
 )  # fmt: skip
 from vmi.errors import BadInput, RomError
 from vmi.native.interrupts import Origin
-from vmi.native.machine import End, Machine, Outcome
+from vmi.native.machine import EVENT_NS, End, Machine, Outcome
 from vmi.native.registers import TableRegister
+from vmi.native.traffic import PORT_NS
 from vmi.native.wiring import Stop
 from vmi.x86 import Seg
 
@@ -212,11 +213,14 @@ class Watcher:
 
     def __init__(self, machine, *, takes=(), retry=0):
         self.machine, self.takes, self.retry = machine, takes, retry
-        self.seen, self.waits = [], []
+        self.seen, self.waits, self.calls = [], [], ()
 
     def event(self, event):
         self.seen.append((event.vector, event.origin))
         return event.vector in self.takes
+
+    def call_out(self, vector):
+        return vector in self.calls
 
     def accepts_interrupts(self):
         return False
@@ -237,6 +241,15 @@ def test_monitor_sees_events_first():
     guest.exit_value()
     assert monitor.seen == [(0x30, Origin.SOFTWARE), (6, Origin.EXCEPTION)]
     assert guest.machine.exits == {"#UD": 1, "port write": 1}
+
+
+def test_a_call_out_is_no_event():
+    guest = Guest(f"int 0x30 | {DONE}")
+    monitor = guest.machine.monitor = Watcher(guest.machine)
+    monitor.calls = (0x30,)
+    guest.exit_value()
+    assert monitor.seen == [] and guest.machine.exits == {"port write": 1}
+    assert guest.machine.clock.now() == guest.machine.instructions * 10 + EVENT_NS + PORT_NS
 
 
 @pytest.mark.parametrize(("retry", "runs"), [(1, 1000), (100, 1), (None, 1)])

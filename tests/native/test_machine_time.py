@@ -21,8 +21,10 @@ from tests.native.guest import (
     timed,
     timer,
 )  # fmt: skip
+from vmi.native.cpuid import MODELS
 from vmi.native.machine import EVENT_NS, NS_PER_INSTRUCTION, End, Outcome
 from vmi.native.registers import Segment
+from vmi.native.traffic import PORT_NS
 from vmi.x86 import Seg
 
 # -- time ---------------------------------------------------------------------------------------
@@ -33,7 +35,7 @@ def test_an_instruction_is_ten_nanoseconds():
     guest.exit_value()
     machine = guest.machine
     assert machine.instructions == 1 + 1000 + 4
-    assert machine.clock.now() == machine.instructions * NS_PER_INSTRUCTION
+    assert machine.clock.now() == machine.instructions * NS_PER_INSTRUCTION + PORT_NS
     assert guest.cpu.esi == 1 + 1000 + 1
 
 
@@ -88,7 +90,44 @@ def test_halt_with_a_limit_and_interrupts_on_times_out():
 def test_an_event_takes_time():
     guest = Guest("int 0x30 | mov al,1 | out 0xf4,al | h: iretd", {0x30: "h"})
     guest.exit_value()
-    assert guest.machine.clock.now() == guest.machine.instructions * NS_PER_INSTRUCTION + EVENT_NS
+    instructions = guest.machine.instructions * NS_PER_INSTRUCTION
+    assert guest.machine.clock.now() == instructions + EVENT_NS + PORT_NS
+
+
+@pytest.mark.parametrize(
+    ("source", "ns"),
+    [
+        ("in al,0x80", PORT_NS),
+        ("in eax,0x80", PORT_NS),
+        ("out 0x80,al", PORT_NS),
+        ("mov ecx,3 | mov edx,0x1234 | mov edi,0x20000 | rep insb", 3 * PORT_NS),
+        ("rdtsc", 0),
+        ("mov ecx,0x10 | rdmsr", 0),
+        ("mov eax,[0xfee00020]", 0),
+    ],
+)
+def test_what_takes_longer_than_an_instruction(source, ns):
+    guest = Guest(f"{source} | {DONE}", model=MODELS["i686-apic"])
+    guest.exit_value()
+    machine = guest.machine
+    assert machine.clock.now() == machine.instructions * NS_PER_INSTRUCTION + ns + PORT_NS
+
+
+def test_a_refused_access_to_a_port_reaches_no_bus():
+    guest = Guest(f"user: in al,0x80 | h: {DONE}", {13: "h"})
+    guest.user("user")
+    guest.exit_value()
+    assert guest.machine.clock.now() == guest.machine.instructions * NS_PER_INSTRUCTION + EVENT_NS + PORT_NS
+
+
+def test_a_timer_is_met_while_ports_are_waited_on():
+    """A loop of so many accesses takes 20 ms by the timer, too."""
+    wait = "mov ecx,20000 | l: in al,0x80 | loop l"
+    guest = timed(
+        f"{timer(1193, 0x34)} | sti | {wait} | {DONE} | h: push eax | inc ebx | {EOI} | pop eax | iretd"
+    )
+    guest.exit_value(200)
+    assert 20 <= guest.cpu.ebx <= 21
 
 
 @pytest.mark.parametrize("vector", [6, 14])

@@ -6,7 +6,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import lzma
+import random
 import struct
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +18,7 @@ from tests.patcher.bzimages import COMPRESSIONS, Image, words
 from tests.patcher.elfs import small_kernel
 from vmi import samples
 from vmi.errors import BadInput
-from vmi.patcher import Options, compression, patch, undo
+from vmi.patcher import Options, compression, patch, twoblocks, undo
 from vmi.patcher.container import in_gzip, open_container
 
 ORIGINAL = samples.get("sched").path.read_bytes()
@@ -24,6 +26,10 @@ PATCHED = patch(ORIGINAL, Options(undo=False)).data
 NONE = "the file has no record for taking a patch back"
 CHANGED = "the file was changed after it was patched, so the patch can't be taken back"
 DAMAGED = "the file's record for taking its patch back is damaged"
+OTHERWISE = (
+    "the original's compression can't be had again here, so the patch can't be taken back: another program "
+    "made it, or the file's record is damaged"
+)
 
 
 def sealed(original: bytes, output: bytes) -> undo.Sealed:
@@ -123,6 +129,23 @@ def test_bzimage_of_another_encoder() -> None:
     )
 
 
+def test_only_the_beginning_is_tried_unless_all_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second block of this kernel was made by another encoder."""
+    monkeypatch.setattr(compression, "_STEP", 1 << 12)
+    monkeypatch.setattr(undo, "PROOF", 1 << 14)
+    chance = random.Random(3)
+    image = Image()
+    kernel = image.unpacked + chance.randbytes(1 << 18)
+    made = [
+        lzma.compress(part, preset=preset, check=lzma.CHECK_CRC32)
+        for part, preset in ((kernel[: 1 << 18], 6), (kernel[1 << 18 :], 0))
+    ]
+    packed = twoblocks.joined(made)
+    most = compression.find(kernel, packed, compression.Format.XZ, undo.PROOF)
+    assert most is not None
+    assert compression.find(kernel, packed, compression.Format.XZ) is None
+
+
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
@@ -165,6 +188,24 @@ def forged(body: bytes) -> bytes:
     return OUTPUT + packed + sums + struct.pack("<I", len(packed)) + undo.MAGIC
 
 
+def test_an_original_that_comes_out_otherwise_is_refused() -> None:
+    container = open_container(IMAGE)
+    settings = undo.recipe(container)
+    assert settings is not None
+    done = undo.seal(container, OUTPUT, replace(settings, literal=(0, 0, 0)))
+    with pytest.raises(BadInput, match=f"^{OTHERWISE}$"):
+        undo.restore(done.data)
+
+
+def test_what_was_not_tried_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert undo.untried(open_container(ORIGINAL)) == undo.untried(open_container(IMAGE)) == ""
+    monkeypatch.setattr(undo, "PROOF", 1 << 10)
+    assert undo.untried(open_container(IMAGE)) == (
+        "that the original's compression can be had again was tried on the first 0 MiB of its kernel (on all "
+        "of it with --prove-undo)"
+    )
+
+
 def test_forged_as_it_was() -> None:
     assert undo.restore(forged(BODY)) == IMAGE
 
@@ -177,7 +218,7 @@ def test_forged_records(at: int, flip: int) -> None:
     try:
         assert undo.restore(forged(body)) == IMAGE
     except BadInput as error:
-        assert str(error) == DAMAGED
+        assert str(error) in (DAMAGED, OTHERWISE)
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ __all__ = ["app", "main"]
 
 _ROM = "rom"
 VERBS = (
-    _ROM, "patch", "unpatch", "prove", "inspect", "run", "compare", "stat", "conform", "demo", "header",
-    "abi", "version",
+    _ROM, "patch", "unpatch", "prove", "inspect", "run", "compare", "stat", "conform", "fuzz", "demo",
+    "header", "abi", "version",
 )  # fmt: skip
 
 

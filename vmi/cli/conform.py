@@ -145,7 +145,7 @@ def _run(
     results, unused = waivers.apply(results, granted)
     name = f"--backend {target.backend}" if target.backend else f"--rom {target.name}"
     made = Report(
-        target.make(environments[0]).facts(),
+        target.facts(),
         f"vmi conform {name}",
         tuple(results),
         tuple(f"the waiver for {waiver} was not needed" for waiver in unused),

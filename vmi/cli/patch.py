@@ -60,6 +60,12 @@ def command(
     no_undo: Annotated[
         bool, typer.Option("--no-undo", help="Without the record that `vmi unpatch` needs.")
     ] = False,
+    prove_undo: Annotated[
+        bool,
+        typer.Option(
+            "--prove-undo", help="Try all of what `vmi unpatch` will do; some seconds for a bzImage."
+        ),
+    ] = False,
     allow_empty: Annotated[
         bool, typer.Option("--allow-empty", help="Accept a kernel without any sensitive instruction.")
     ] = False,
@@ -99,6 +105,7 @@ def command(
         symbols=None if symbols is None else read_input(symbols, "symbol file", _LARGEST_SYMBOLS),
         profile=None if profile is None else read_input(profile, "profile"),
         undo=not (no_undo or looked_at),
+        prove_undo=prove_undo,
     )
     with ui.phases(f"patching {image.name}") as phase:
         done = patch(image.data, options, progress=lambda name: phase(_PHASES.get(name, name)))

@@ -59,6 +59,12 @@ def command(
     memory: RunMemoryOption = None,
     cpu: CpuOption = None,
     smp: SmpOption = 1,
+    share: Annotated[
+        int,
+        typer.Option(
+            "--share", metavar="PERCENT", help="Of each processor; the rest is another domain's, and stolen."
+        ),
+    ] = 100,
     append: AppendOption = "",
     initrd: InitrdOption = None,
     protocol: ProtocolOption = None,
@@ -133,7 +139,7 @@ def command(
     }  # fmt: skip
     for_machine = {
         "--rom": rom, "--memory": memory, "--cpu": cpu, "--video-bios": video_bios, "--smp": smp > 1,
-        "--mmu": mmu != MMU,
+        "--mmu": mmu != MMU, "--share": share != 100,
     }  # fmt: skip
     _check_start(kernel, bios, restore, for_kernel, for_machine)
     check_hypervisor(full, rom, mmu)
@@ -176,6 +182,7 @@ def command(
                 bios=None if bios is None else values.firmware(bios),
                 video_bios=None if video_bios is None else values.video_bios(video_bios),
                 cpus=smp,
+                share=share,
             )
             guest = prepare(setup)
         if save is not None and guest.domain is not None:

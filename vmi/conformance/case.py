@@ -53,7 +53,8 @@ class Case:
     :ivar requirements: ids of what it decides.
     :ivar subject: the call or topic.
     :ivar paging: where it makes sense.
-    :ivar oracle: the body is run on the oracle too, with findings of its own; they must be none.
+    :ivar begun: the guest has been activated when the body is called.
+    :ivar cpus: how many processors it needs, no more and no less.
     """
 
     name: str
@@ -63,7 +64,8 @@ class Case:
     level: int
     body: Body
     paging: frozenset[Paging] = ALL_PAGING
-    begun: bool = True  # the rig has begun when the body is called
+    begun: bool = True
+    cpus: int = 1
 
     def __repr__(self) -> str:
         return f"<Case {self.name}>"
@@ -84,6 +86,7 @@ def case(
     more: tuple[str, ...] = (),
     paging: frozenset[Paging] = ALL_PAGING,
     begun: bool = True,
+    cpus: int = 1,
 ) -> Callable[[Body], Body]:
     """Register a hand-written case about a call or topic.
 
@@ -97,7 +100,7 @@ def case(
 
     def register(body: Body) -> Body:
         _registered.append(
-            Case(f"{subject}/{name}", requirements, subject, group, level, body, paging, begun)
+            Case(f"{subject}/{name}", requirements, subject, group, level, body, paging, begun, cpus)
         )
         return body
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from vmi.conformance.layout import RAM, Paging
 from vmi.conformance.subject import End, Environment, Stop
@@ -31,6 +31,15 @@ _ENDS = {
 }
 
 
+def _several(environment: Environment) -> str | None:
+    """Several processors need APICs."""
+    return (
+        _MODELS[Paging.PAE if environment.paging is Paging.PAE else Paging.PSE]
+        if environment.cpus > 1
+        else None
+    )
+
+
 class MachineSubject:
     """A ROM image on our machine. :raises VmiError: it can't be plugged in, or its hypervisor is none."""
 
@@ -40,7 +49,7 @@ class MachineSubject:
         self.name = name
         self._rom = rom
         self._environment = environment
-        self._model = model or MODELS[_MODELS.get(environment.paging, "i686")]
+        self._model = model or MODELS[_several(environment) or _MODELS.get(environment.paging, "i686")]
         self._machine: Machine
         self._domain: Domain | None
         self.reset()
@@ -50,7 +59,7 @@ class MachineSubject:
 
     def reset(self) -> None:
         """See :class:`vmi.conformance.subject.Subject`."""
-        machine = self._machine = Machine(ram=RAM, model=self._model)
+        machine = self._machine = Machine(ram=RAM, model=self._model, cpus=self._environment.cpus)
         machine.plug(self._rom)
         self._domain = attach(machine, self._rom, self._environment.mmu or DEFAULT)
         start.at_kernel(machine.cpu, BootState(eip=0, kernel=range(0), end=0))
@@ -100,6 +109,17 @@ class MachineSubject:
         wire = self._machine.board.interrupts.line(line)
         wire.set(False)
         wire.set(True)  # it stays up: a request that is withdrawn is forgotten
+
+    def mark(self) -> Callable[[], None]:
+        """See :class:`vmi.conformance.subject.Subject`."""
+        machine, domain = self._machine, self._domain
+        checkpoint = machine.checkpoint()
+
+        def back() -> None:
+            self._machine, self._domain = machine, domain
+            checkpoint.restore()
+
+        return back
 
     def facts(self) -> dict[str, str]:
         """See :class:`vmi.conformance.subject.Subject`."""

@@ -19,7 +19,7 @@ from vmi.conformance.layout import LOG, LOG_ENTRY, STACK, WORDS
 from vmi.conformance.subject import End, Environment, Stop, Subject
 from vmi.x86 import U32
 
-LIMIT_NS = 50_000_000  # guest time that any one step may take
+LIMIT_NS = 20_000_000  # guest time that any one step may take
 CALL_LENGTH = 5
 _FRAME = Struct("<16I")
 
@@ -84,6 +84,21 @@ class Called:
     frames: tuple[Frame, ...]
     stop: Stop
 
+    @property
+    def first(self) -> Frame:
+        """The first event. :raises Broken: there was none."""
+        return self._frame(0)
+
+    @property
+    def last(self) -> Frame:
+        """The last event. :raises Broken: there was none."""
+        return self._frame(-1)
+
+    def _frame(self, index: int) -> Frame:
+        if not self.frames:
+            raise Broken(self.stop, "waiting for an event, which did not come")
+        return self.frames[index]
+
 
 class Rig:
     """A guest on a subject. :meth:`begin` makes it anew; everything else is for after that."""
@@ -93,6 +108,7 @@ class Rig:
         self.environment = environment
         self.labels = agent.load().labels
         self.rom = 0
+        self.limit_ns = LIMIT_NS
         self.own_exits = 0  # that one run with nothing in it takes, for the port it ends with
         self._entries: dict[str, tuple[Reloc, int]] = {}
 
@@ -104,8 +120,6 @@ class Rig:
     def begin(self) -> None:
         """Power on, start the guest, find the ROM and let the hypervisor take over."""
         self.power_on()
-        if not self.rom:
-            raise Broken(Stop(End.REFUSED), "looking for a ROM between C0000h and DFFFFh")
         answer = self.initialise()
         if answer.registers["eax"]:
             raise Broken(answer.stop, f"VMI_Init, which answered {answer.registers['eax']:#x}")
@@ -142,6 +156,8 @@ class Rig:
 
     def initialise(self, **registers: int) -> Called:
         """Call VMI_Init, without a table of sites unless EBX is given."""
+        if not self.rom:
+            raise Broken(Stop(End.REFUSED), "looking for a ROM between C0000h and DFFFFh")
         return self.call_address(self.rom + abi.INIT_OFFSET, **{"ebx": 0, **registers})
 
     # -- memory -----------------------------------------------------------------------------
@@ -177,8 +193,19 @@ class Rig:
             kind = answer["edx"] & 0xFF
             if kind not in {int(each) for each in Reloc}:
                 raise Broken(Stop(End.REFUSED), f"asking for {name}: the unknown relocation type {kind}")
-            self._entries[name] = Reloc(kind), answer["eax"]
+            address = answer["eax"]
+            if kind in (Reloc.CALL_REL, Reloc.JUMP_REL) and not self._may_hold_code(address):
+                raise Broken(
+                    Stop(End.REFUSED),
+                    f"asking for {name}: its entry {address:#x} is in the guest's own memory",
+                )
+            self._entries[name] = Reloc(kind), address
         return self._entries[name]
+
+    def _may_hold_code(self, address: int) -> bool:
+        """An entry lies in the ROM, or in what a hypervisor keeps for itself."""
+        size = abi.ROM_UNIT * self.read(self.rom + 2, 1)[0]
+        return self.rom <= address < self.rom + size or address >= layout.RAM
 
     def relocation(self, number: int) -> dict[str, int]:
         """Registers after GetRelocationInfo for a call number."""
@@ -223,7 +250,7 @@ class Rig:
         esp = registers.setdefault("esp", STACK)
         seen, exits = self.word(WORDS["LOG_COUNT"]), subject.exits()
         subject.set_registers({**registers, "eip": at})
-        stop = subject.run(LIMIT_NS)
+        stop = subject.run(self.limit_ns)
         left = subject.registers()
         return Called(
             returned=stop.end is End.DONE,

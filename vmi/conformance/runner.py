@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from vmi.conformance.case import Case, Findings
 from vmi.conformance.rig import Broken, Rig, Unfit
-from vmi.conformance.subject import End, Environment, Maker, Stop
+from vmi.conformance.subject import End, Environment, Maker, Stop, Subject
 from vmi.conformance.verdict import Verdict
-from vmi.errors import VmiError
+from vmi.errors import RomError, VmiError
 
 _ENDS = {End.TIMEOUT: Verdict.TIMEOUT, End.CRASHED: Verdict.CRASH, End.UNKNOWN: Verdict.ERROR}
 
@@ -33,40 +33,72 @@ class Result:
 
 def run(cases: Iterable[Case], maker: Maker, environment: Environment) -> Iterator[Result]:
     """Run cases one after the other, each on a guest of its own."""
-    subject = maker(environment)
-    stuck: Broken | None = None  # a guest that can't begin can't begin the next time either
+    try:
+        subject = maker(environment)
+    except RomError as error:  # the ROM is none that can be plugged in: no case holds
+        for case in cases:
+            if case.cpus == environment.cpus and environment.paging in case.paging:
+                yield Result(case, environment, Verdict.FAIL, (str(error),), 1, 0.0)
+        return
+    beginning = _Beginning(subject, environment)
     for case in cases:
+        if case.cpus != environment.cpus:
+            continue
         started = time.perf_counter()
-        rig = Rig(subject, environment)
-        if case.begun and stuck is None and environment.paging in case.paging:
-            stuck = _begin(rig)
-        verdict, reasons, assertions = _run_one(case, rig, stuck if case.begun else None)
+        verdict, reasons, assertions = _run_one(case, beginning)
         yield Result(case, environment, verdict, reasons, assertions, time.perf_counter() - started)
 
 
-def _begin(rig: Rig) -> Broken | None:
-    try:
-        rig.begin()
-    except Broken as trouble:
-        return trouble
-    except Exception as error:
-        return Broken(Stop(End.UNKNOWN, f"{type(error).__name__}: {error}"), "beginning")
-    return None
+class _Beginning:
+    """A guest that has been activated, again for each case.
+
+    One that can't begin can't begin the next time either, so it is not tried again.
+    """
+
+    def __init__(self, subject: Subject, environment: Environment) -> None:
+        self.subject, self.environment = subject, environment
+        self._stuck: Broken | None = None
+        self._rig: Rig | None = None
+        self._back: Callable[[], None] | None = None
+
+    def fresh(self) -> Rig:
+        """A guest that has not begun."""
+        return Rig(self.subject, self.environment)
+
+    def begun(self) -> Rig:
+        """A guest that has begun. :raises Broken: it can't."""
+        if self._stuck is not None:
+            raise self._stuck
+        if self._rig is not None and self._back is not None:
+            self._back()
+            return self._rig
+        rig = self.fresh()
+        try:
+            rig.begin()
+        except Broken as trouble:
+            self._stuck = trouble
+            raise
+        except Exception as error:
+            self._stuck = Broken(Stop(End.UNKNOWN, f"{type(error).__name__}: {error}"), "beginning")
+            raise self._stuck from None
+        self._rig, self._back = rig, self.subject.mark()
+        return rig
 
 
-def _run_one(case: Case, rig: Rig, stuck: Broken | None) -> tuple[Verdict, tuple[str, ...], int]:
-    if rig.environment.paging not in case.paging:
-        return Verdict.SKIP, (f"it makes no sense with paging {rig.environment.paging.value}",), 0
+def _run_one(case: Case, beginning: _Beginning) -> tuple[Verdict, tuple[str, ...], int]:
+    paging = beginning.environment.paging
+    if paging not in case.paging:
+        return Verdict.SKIP, (f"it makes no sense with paging {paging.value}",), 0
     found = Findings()
     try:
-        if stuck is not None:
-            raise stuck
-        case.body(rig, found)
+        case.body(beginning.begun() if case.begun else beginning.fresh(), found)
     except Unfit as reason:
         return Verdict.SKIP, (str(reason),), found.assertions
     except Broken as trouble:
         verdict = _ENDS.get(trouble.stop.end, Verdict.FAIL)
         return verdict, (*found.faults, str(trouble)), found.assertions
+    except RomError as error:  # what it says of itself can't be read
+        return Verdict.FAIL, (*found.faults, str(error)), found.assertions + 1
     except VmiError as error:
         return Verdict.ERROR, (*found.faults, str(error)), found.assertions
     except Exception as error:  # a subject of somebody's, or a case, that raises what it should not

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What is under test, as far as the suite can see it: a machine with a ROM in it.
 
-Whoever has a hypervisor of their own writes these nine methods and a class that makes it, and names the class
+Whoever has a hypervisor of their own writes these ten methods and a class that makes it, and names the class
 with ``--backend package.module:Class``. Nothing else of the suite knows what runs the guest.
 """
 
@@ -24,13 +24,16 @@ class Environment:
 
     :ivar paging: what the guest itself has switched on.
     :ivar mmu: what the hypervisor does about it, in its own words; "" where there is no choice.
+    :ivar cpus: processors.
     """
 
     paging: Paging = Paging.OFF
     mmu: str = ""
+    cpus: int = 1
 
     def __str__(self) -> str:
-        return f"{self.paging.value} {self.mmu}".rstrip()
+        several = f", {self.cpus} processors" if self.cpus > 1 else ""
+        return f"{self.paging.value} {self.mmu}".rstrip() + several
 
 
 class End(StrEnum):
@@ -85,6 +88,13 @@ class Subject(Protocol):
 
     def interrupt(self, line: int) -> None:
         """Pulse an ISA interrupt line, 0 to 15."""
+
+    def mark(self) -> Callable[[], None] | None:
+        """Keep the machine as it is between two runs; gives what brings it back, None if it can't be kept.
+
+        It makes the suite quicker, nothing else. What it gives is called again and again, after a
+        :meth:`reset` too.
+        """
 
     def facts(self) -> dict[str, str]:
         """What it is, for the report."""

@@ -13,12 +13,12 @@ from multiprocessing import get_context
 
 from vmi import abi
 from vmi.conformance import cases, generated, runner
-from vmi.conformance.case import Case, Findings, registered
+from vmi.conformance.case import PAGED, Case, Findings, registered
 from vmi.conformance.layout import Paging
 from vmi.conformance.rig import Rig
 from vmi.conformance.runner import Result
 from vmi.conformance.subject import Environment, Subject
-from vmi.errors import BadInput, UsageError
+from vmi.errors import BadInput, RomError, UsageError
 
 MMUS = ("direct", "shadow")
 _CHUNK = 40  # cases that a process is given at once
@@ -111,10 +111,18 @@ class Target:
     def environments(self) -> list[Environment]:
         """Where it can be tested: each paging, and each MMU where a hypervisor of ours is behind the ROM."""
         mmus: Sequence[str] = MMUS if not self.backend and self._is_ours() else ("",)
-        return [Environment(paging, mmu) for paging in Paging for mmu in mmus]
+        several = [Environment(paging, mmu, 2) for paging in sorted(PAGED) for mmu in mmus]
+        return [*(Environment(paging, mmu) for paging in Paging for mmu in mmus), *several]
 
     def _is_ours(self) -> bool:
-        return self.make(Environment()).facts().get("hypervisor", "none") != "none"
+        return self.facts().get("hypervisor", "none") != "none"
+
+    def facts(self) -> dict[str, str]:
+        """What the subject says of itself; a ROM that can't be plugged in says nothing."""
+        try:
+            return self.make(Environment()).facts()
+        except RomError:
+            return {"ROM": self.name}
 
 
 def backend(name: str) -> Callable[[Environment], Subject]:

@@ -43,7 +43,7 @@ class Breakpoints:
     def plant(self, addresses: Iterable[int]) -> None:
         """Put breakpoints at guest-physical addresses, but outside RAM and where one stands already."""
         memory = self._cpu.memory
-        places = sorted({at for at in addresses if 0 <= at < memory.size and not self._stands(at)})
+        places = sorted({at for at in addresses if 0 <= at < memory.size and not self.stands(at)})
         for at in places:
             covered = memory.read(at, min(MAX_LENGTH, memory.size - at))
             self._cover(at, covered, decode(covered).len)
@@ -61,7 +61,7 @@ class Breakpoints:
 
     def _remove_all(self) -> None:
         for at, covered in self._covered.items():
-            if self._stands(at):
+            if self.stands(at):
                 self._cpu.write_memory(at, covered[:1])
         self._covered.clear()
         self._behind.clear()
@@ -69,10 +69,11 @@ class Breakpoints:
     def stands_at(self, linear: int) -> bool:
         """A breakpoint is at a linear address, or can't be."""
         at = self._physical(linear)
-        return at is None or self._stands(at)
+        return at is None or self.stands(at)
 
-    def _stands(self, at: int) -> bool:
-        return self._cpu.memory.ram[at] == _INT3 and self.covers(at)
+    def stands(self, at: int) -> bool:
+        """One of ours is at a guest-physical address."""
+        return self.covers(at) and self._cpu.memory.ram[at] == _INT3
 
     def original_of(self, linear: int) -> bytes:
         """What a breakpoint covers that was copied with the code around it, by the guest; b"" if none was."""
@@ -119,6 +120,10 @@ class Breakpoints:
             at = self._linear.physical(linear)
         except GuestFault:
             return decode(b"", bits)
+        return self.instruction_at(at, linear, bits)
+
+    def instruction_at(self, at: int, linear: int, bits: int) -> Instruction:
+        """As :meth:`instruction`, for whoever knows where in guest-physical memory that is."""
         found = self._decoded.get((at, bits))
         if found is not None and self._cpu.memory.ram[at : at + len(found[0])] == found[0]:
             return found[1]

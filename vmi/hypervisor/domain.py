@@ -21,14 +21,16 @@ from vmi.hypervisor.callsite import CALL_LENGTH, CallSites, reaches_out
 from vmi.hypervisor.emulate import Emulator
 from vmi.hypervisor.mmu import DEFAULT, create
 from vmi.hypervisor.operands import M, undefined
+from vmi.hypervisor.passing import ROM_FAULTS, Passing
 from vmi.hypervisor.personality import Gate, Personality
 from vmi.hypervisor.privilege import KERNEL_RING, USER_RING, CompressedPrivilege
 from vmi.hypervisor.processors import Processors
+from vmi.hypervisor.share import Share
 from vmi.hypervisor.tasks import finish_switch
 from vmi.hypervisor.vcpu import VirtualCpu
 from vmi.native.interrupts import Delivery, Event, Origin, TripleFault
 from vmi.native.machine import Machine, Outcome
-from vmi.x86 import D_BIT, IF_BIT, IOPL_MASK, Cr0, Eflags, GuestFault, Seg, Vector
+from vmi.x86 import IF_BIT, IOPL_MASK, Cr0, Eflags, GuestFault, Seg, Vector
 
 _GATE_LENGTH = 2  # INT n
 _SYSEXIT_FRAME = 24  # EIP, CS, EFLAGS, ESP and SS, and EAX, which is loaded already
@@ -41,9 +43,7 @@ _MNEMONICS = {number: name.lower() for name, number in vars(Mnemonic).items() if
 _CS = Seg.CS
 _GP, _BP, _DB, _TS = Vector.GP, Vector.BP, Vector.DB, Vector.TS
 _SOFTWARE, _EXCEPTION = Origin.SOFTWARE, Origin.EXCEPTION
-# What the CPU may refuse an instruction of the ROM's own with.
-_ROM_FAULTS = frozenset({_GP, Vector.NP, Vector.SS, _TS, Vector.PF})
-_PRIVILEGED = "privileged instruction"
+_PRIVILEGED, _PLANTED = "privileged instruction", "breakpoint"
 
 
 class Domain(Beginning):
@@ -54,6 +54,8 @@ class Domain(Beginning):
     machine's ``exits`` count everything by reason.
     """
 
+    lets_pass = True  # it has told the CPU which events go straight to the guest
+
     def __init__(self, machine: Machine, rom: Personality, mmu: str = DEFAULT) -> None:
         self.machine = machine
         self.rom = rom
@@ -63,17 +65,25 @@ class Domain(Beginning):
         self.breakpoints = Breakpoints(machine.cpu, self.vcpu.linear)
         self.taken = self.active = False
         self.calls: dict[str, int] = {}
+        self._gates: dict[int, abi.Call] = {}  # by guest-physical address, those that were called from
         self.emulator = Emulator(self.vcpu)
         self._sites = CallSites(self.vcpu, self.emulator.transfers, rom)
         self._delivery = Delivery(self.privilege)
         self._native = machine.privilege, machine.cpu.enter_kernel
         self.processors = Processors(machine, rom, self.vcpu, self._activate)
+        self._share: Share | None = None
         self.vcpu.on_tsc = self.publish
         self._context = calls.CallContext(self.vcpu, self.emulator.transfers, self.processors)
         self._handlers = calls.load_all()
         machine.monitor = self
+        machine.cpu.on_gate(self._called)
+        self._passing = Passing(machine.cpu.straight, rom, self.mmu)
         if machine.turns is not None:
             machine.cpu.on_control = self.control_changed
+
+    def share_processors(self, percent: int) -> None:
+        """Leave the guest so much of each processor, 1 to 100, from now on."""
+        self._share = Share(self.machine, self.processors, percent)
 
     def __repr__(self) -> str:
         return f"<Domain {self.rom.name} {'active' if self.active else 'waiting for VMI_Init'}>"
@@ -85,6 +95,23 @@ class Domain(Beginning):
         if not self.active:
             return self._native_event(event)
         return not self._stay_compressed() or self._handle(event)
+
+    def call_out(self, vector: int) -> bool:
+        """See :class:`vmi.native.monitor.Monitor`: from gates that have been used before, and breakpoints."""
+        if not self.active or self.machine.cpu.cpl != KERNEL_RING:
+            return False
+        if vector == _BP:
+            return self._breakpoint()
+        if vector != self.rom.interrupt:
+            return False
+        try:
+            call = self._gates.get(self._physical_eip(-_GATE_LENGTH))
+        except GuestFault:
+            return False
+        if call is None:
+            return False
+        self._call(call)
+        return True
 
     def accepts_interrupts(self) -> bool:
         """See :class:`vmi.native.monitor.Monitor`."""
@@ -99,11 +126,6 @@ class Domain(Beginning):
             return True
         return self.rom.get() and (self.machine.halted or not self._in_rom())
 
-    def interrupt_waits(self, waits: bool) -> None:
-        """See :class:`vmi.native.monitor.Monitor`."""
-        if self.active:
-            self.rom.set_pending(waits)
-
     def retry_after(self) -> int | None:
         """See :class:`vmi.native.monitor.Monitor`: ROM code and a shadow last a few instructions."""
         if not self.active:
@@ -113,18 +135,13 @@ class Domain(Beginning):
 
     def deliver(self, event: Event) -> None:
         """Deliver an event to the guest's own handler, on the ring the guest runs on now."""
+        if self._share is not None and event.origin is Origin.EXTERNAL:
+            self._share.woken()
         delivery = self._delivery if self.active else self.machine.delivery
         try:
             delivery.deliver(event)
         except TripleFault:
             self.machine.triple_fault()
-
-    def memory_write(self, address: int, size: int, value: int) -> bool:
-        """See :class:`vmi.native.monitor.Monitor`: a ROM that runs in place has its data page in the bay."""
-        if not self.active or not self.rom.holds_data(address):
-            return False
-        self.machine.memory.write(address, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
-        return True
 
     def _deliver_waiting(self) -> None:
         interrupts = self.machine.interrupts
@@ -194,6 +211,7 @@ class Domain(Beginning):
         native_privilege, native_entry = self._native
         self.machine.privilege = self.privilege if active else native_privilege
         self.machine.cpu.enter_kernel = self.privilege.enter_by_sysenter if active else native_entry
+        self._passing.update(taken=self.taken, active=active)
 
     def _stay_compressed(self) -> bool:
         """Bring a guest back that got to the real ring 0, by a gate to a descriptor that nothing had raised.
@@ -228,8 +246,7 @@ class Domain(Beginning):
     # -- where the guest is -----------------------------------------------------------------
 
     def _physical_eip(self, offset: int = 0) -> int:
-        cpu = self.machine.cpu
-        return self.vcpu.linear.physical(cpu.segment(_CS).base + cpu.eip + offset)
+        return self.mmu.translate(self.machine.cpu.code_address(offset))
 
     def _in_rom(self) -> bool:
         try:
@@ -244,8 +261,7 @@ class Domain(Beginning):
     def instruction(self) -> Instruction:
         """The instruction at EIP; an invalid one if nothing is mapped there."""
         cpu = self.machine.cpu
-        code = cpu.segment(_CS)
-        return self.breakpoints.instruction(code.base + cpu.eip, 32 if code.flags & D_BIT else 16)
+        return self.breakpoints.instruction(cpu.code_address(), cpu.code_bits)
 
     # -- events -----------------------------------------------------------------------------
 
@@ -256,10 +272,10 @@ class Domain(Beginning):
         if event.origin is _SOFTWARE:
             if event.vector == self.rom.interrupt:
                 return self._gate()
-            return event.vector == _BP and event.length == 1 and self._breakpoint()
+            return event.vector == _BP and self._breakpoint()
         if event.vector == _DB:
             return self._step_in_rom()
-        if event.vector in _ROM_FAULTS and self._in_rom() and self._fault_in_rom(event):
+        if event.vector in ROM_FAULTS and self._in_rom() and self._fault_in_rom(event):
             return True
         return event.vector == _GP and self._refused()
 
@@ -283,12 +299,26 @@ class Domain(Beginning):
 
     def _gate(self) -> bool:
         try:
-            gate = self.rom.gate(self._physical_eip(-_GATE_LENGTH))
+            at = self._physical_eip(-_GATE_LENGTH)
         except GuestFault:
             return False
+        gate = self.rom.gate(at)
         if gate is None:
             self._refuse("a call-out from outside the ROM")
             return False
+        if isinstance(gate, abi.Call):
+            self._gates[at] = gate
+        self._pass_gate(gate)
+        return True
+
+    def _called(self, number: int) -> bool:
+        """As :meth:`_gate`, by the number of the gate."""
+        gate = self._passing.gates[number]
+        if gate is not None:
+            self._pass_gate(gate)
+        return gate is not None
+
+    def _pass_gate(self, gate: abi.Call | Gate) -> None:
         if gate is Gate.PENDING:
             self._count("pending interrupt")
             self._deliver_waiting()
@@ -297,10 +327,11 @@ class Domain(Beginning):
             self.machine.cpu.eax = 1  # the machine is taken over already
         else:
             self._call(gate)
-        return True
 
     def _call(self, call: abi.Call) -> None:
-        self._count(call.name)
+        name = call.name
+        self.calls[name] = self.calls.get(name, 0) + 1
+        self.machine.exits["VMI call"] += 1
         handler = self._handlers.get(call.number)
         if handler is None:
             self.machine.finish(
@@ -358,7 +389,7 @@ class Domain(Beginning):
     def _iret_in_rom(self) -> bool:
         """The ROM's IRETD was refused: do as ring 0 would, or report the fault at the site, frame intact."""
         cpu, transfers = self.machine.cpu, self.emulator.transfers
-        behind = self.rom.undo_iret()
+        behind, raised = self.rom.undo_iret()
         if not behind:
             self._sysexit_in_rom()
             return True
@@ -366,7 +397,7 @@ class Domain(Beginning):
         try:
             shown = transfers.stack_address(4)  # the ROM has put ring 1 into the frame
             cs = self.vcpu.linear.u32(shown)
-            self.vcpu.linear.put_u32(shown, self.privilege.frame_selector(cs))
+            self.vcpu.linear.put_u32(shown, cs & ~3 if raised else self.privilege.frame_selector(cs))
             transfers.iret(resume=behind, take_iopl=self.privilege.iopl_from_frames)
         except GuestFault as fault:
             self._deliver_fault(fault)
@@ -387,12 +418,14 @@ class Domain(Beginning):
         """A planted breakpoint: do the instruction it stands for."""
         cpu = self.machine.cpu
         try:
-            if not self.breakpoints.covers(self._physical_eip(-1)):
-                return False
+            at = self._physical_eip(-1)
         except GuestFault:
             return False
+        if not self.breakpoints.stands(at):
+            return False
         cpu.eip -= 1
-        if not self._emulate(self.instruction(), "breakpoint"):
+        instruction = self.breakpoints.instruction_at(at, cpu.code_address(), cpu.code_bits)
+        if not self._emulate(instruction, _PLANTED):
             self.machine.finish(
                 Outcome.CRASHED,
                 f"the instruction behind the breakpoint at {cpu.eip:#x} is none that needs one",
@@ -457,7 +490,7 @@ class Domain(Beginning):
 
     def _count(self, call: str) -> None:
         self.calls[call] = self.calls.get(call, 0) + 1
-        self._count_exit("VMI call")
+        self.machine.exits["VMI call"] += 1
 
     def _count_exit(self, reason: str) -> None:
         self.machine.exits[reason] += 1

@@ -35,6 +35,9 @@ class Told(Enum):
     AVAILABLE = auto()  # the same of the available counter
     STOLEN = auto()  # the stolen counter, 64 bits
 
+    # looked up for each page fault, and an enumeration's own hash is a function in Python
+    __hash__ = object.__hash__
+
 
 NO_TABLE = 0xFFFFFFFF  # no address of a table: entries there would not be aligned
 

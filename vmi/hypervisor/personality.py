@@ -9,6 +9,7 @@ from typing import Protocol
 from vmi import abi
 from vmi.hypervisor.mmu.notices import Notices
 from vmi.hypervisor.privilege import FlagWords
+from vmi.native.straight import Cells
 
 
 class Gate(Enum):
@@ -46,14 +47,18 @@ class Personality(FlagWords, Notices, Protocol):
     def set_pending(self, waits: bool) -> None:
         """Tell the ROM whether an interrupt waits."""
 
+    def cells(self) -> Cells:
+        """Where the words are that events need, of the copy in use."""
+
     def save_words(self) -> bytes:
         """All words that are shared, for :meth:`load_words`: they belong to the virtual CPU that runs."""
 
     def load_words(self, words: bytes) -> None:
         """Put words there that were saved; those of a virtual CPU that begins for none."""
 
-    def undo_iret(self) -> int:
+    def undo_iret(self) -> tuple[int, bool]:
         """The ROM's own iretd was refused: take its effect back.
 
-        Gives the address behind the IRET call, or 0 if it was the end of SYSEXIT.
+        Gives the address behind the IRET call, or 0 if it was the end of SYSEXIT; and whether the frame's CS
+        had level 0 before the ROM put the kernel's there.
         """

@@ -20,6 +20,7 @@ from vmi.native.cpu import Cpu
 from vmi.native.linear import Linear
 from vmi.native.privilege import Privilege
 from vmi.native.registers import Segment, TableRegister
+from vmi.native.walks import Walked
 from vmi.x86 import IF_BIT, IOPL_MASK, U32, Descriptor, Eflags, GuestFault, Seg, Vector
 
 KERNEL_RING = 1
@@ -61,6 +62,10 @@ class GuestLinear(Linear):
         """See :class:`vmi.native.linear.Linear`."""
         return self._mmu.translate(linear & U32, write=write, user=user)
 
+    def walked(self, linear: int, *, write: bool = False) -> Walked | None:
+        """See :class:`vmi.native.linear.Linear`."""
+        return self._mmu.walked(linear & U32, write=write)
+
 
 class CompressedPrivilege(Privilege):
     """The view of a kernel on ring 1.
@@ -69,20 +74,40 @@ class CompressedPrivilege(Privilege):
     kernel that speaks the interface itself sets it by SetIOPLMask alone; a patched one has no idea.
 
     ``running_task`` is the task register, as the hypervisor loaded it.
-
-    ``shown_ring`` is the ring that the kernel sees itself on: 0, or the real one for a kernel that
-    speaks the interface.
     """
+
+    _shown_ring = 0
 
     def __init__(self, cpu: Cpu, words: FlagWords, mmu: Mmu) -> None:
         super().__init__(cpu, GuestLinear(cpu, mmu))
         self._mmu = mmu
         self.words = words
+        self._straight = cpu.straight
         self.virtual_idt = TableRegister(0, 0)
         self.iopl_from_frames = True
         self.shown_ring = 0
         self.running_task = cpu.tr
         self.mirror = Mirror(cpu, mmu, words)
+
+    @property
+    def virtual_idt(self) -> TableRegister:
+        """The guest's IDT."""
+        return self._virtual_idt
+
+    @virtual_idt.setter
+    def virtual_idt(self, table: TableRegister) -> None:
+        self._virtual_idt = table
+        self._straight.show(table, self._shown_ring)
+
+    @property
+    def shown_ring(self) -> int:
+        """The ring that the kernel sees itself on: 0, or the real one for one that speaks the interface."""
+        return self._shown_ring
+
+    @shown_ring.setter
+    def shown_ring(self, ring: int) -> None:
+        self._shown_ring = ring
+        self._straight.show(self._virtual_idt, ring)
 
     @property
     def iopl(self) -> int:
@@ -156,6 +181,14 @@ class CompressedPrivilege(Privilege):
             return found.with_dpl(0)
         return found
 
+    def given_stack(self) -> tuple[int, int] | None:
+        """What UpdateKernelStack said last."""
+        return self.words.kernel_stack()
+
+    def stamp(self) -> object:
+        """The guest's IDT is not by itself the CPU's, nor are its page tables."""
+        return self.virtual_idt, self._mmu.stamp()
+
     def kernel_stack(self, ring: int) -> tuple[int, int]:
         """What UpdateKernelStack said last, else what the guest's TSS says; RPL 1 counts as 0."""
         given = self.words.kernel_stack() if ring == 0 else None
@@ -177,7 +210,15 @@ class CompressedPrivilege(Privilege):
         """CR2, as the guest sees it."""
         super().page_fault_at(address)
         self.mirror.control(2)
-        self._mmu.faulted(address)
+        self._mmu.faulted(address, self._handler_base())
+
+    def _handler_base(self) -> int | None:
+        """Base of the segments that the handler of page faults has, None if that isn't to be found."""
+        try:
+            gate = self.linear.read(self.virtual_idt.base + 8 * Vector.PF, 4)
+            return super().descriptor(int.from_bytes(gate[2:], "little")).base
+        except GuestFault:
+            return None
 
     def task_changed(self) -> None:
         """CR0, CR3 and LDTR may be others."""

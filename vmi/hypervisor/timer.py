@@ -4,7 +4,8 @@
 Each virtual CPU has one. Its real counter is the machine's virtual time. While it is ready to run and
 something else runs in its place, that time is stolen from it: the stolen counter grows, and the available
 one, which is the difference, stands still. Whoever schedules virtual CPUs says when, by :meth:`suspend`
-and :meth:`resume`; a CPU that has the machine for itself never waits, and one that halts is not waiting.
+and :meth:`resume`, or how long, by :meth:`lose` (:mod:`vmi.hypervisor.share`); a CPU that has the machine for
+itself never waits, and one that halts is not waiting.
 
 An alarm comes as an edge on interrupt line 0, where the guest has programmed the interrupt controllers to
 bring it, or as the local APIC's own timer would, by the entry that the guest has written for that.
@@ -21,7 +22,7 @@ from vmi.native.clock import NS_PER_S, Event
 from vmi.native.devices.lapic import Lapic
 from vmi.native.machine import TSC_HZ, Machine
 
-_NS_PER_CYCLE = NS_PER_S // TSC_HZ
+NS_PER_CYCLE = NS_PER_S // TSC_HZ
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class VirtualTimer:
     # -- counters ---------------------------------------------------------------------------
 
     def _now(self) -> int:
-        return self._machine.clock.now() // _NS_PER_CYCLE
+        return self._machine.clock.now() // NS_PER_CYCLE
 
     def count(self, counter: int) -> int:
         """A counter's value; an unknown one reads as 0."""
@@ -108,7 +109,7 @@ class VirtualTimer:
 
     def publish(self) -> None:
         """Tell the ROM what the counters are more than the time stamp counter, which it reads itself."""
-        ahead = self._now() - self._machine.tsc()
+        ahead = self._now() - self._machine.msr.tsc()
         self._tell(Told.HERTZ, self.frequency)
         self._tell(Told.REAL, ahead)
         self._tell(Told.AVAILABLE, ahead - self._stolen)
@@ -127,6 +128,12 @@ class VirtualTimer:
             self._waits_since = None
             self._schedule(Counter.AVAILABLE)
             self.publish()
+
+    def lose(self, cycles: int) -> None:
+        """The virtual CPU is ready and will not run for so many cycles: they are stolen from it."""
+        self._stolen += cycles
+        self._forget(Counter.AVAILABLE)
+        self._schedule(Counter.AVAILABLE)
 
     # -- alarms -----------------------------------------------------------------------------
 
@@ -161,7 +168,7 @@ class VirtualTimer:
             return
         real = alarm.expiry + (self._stolen if counter is Counter.AVAILABLE else 0)
         self._events[counter] = self._machine.clock.schedule(
-            real * _NS_PER_CYCLE, lambda _due: self._fire(counter, alarm)
+            real * NS_PER_CYCLE, lambda _due: self._fire(counter, alarm)
         )
 
     def _fire(self, counter: Counter, alarm: Alarm) -> None:

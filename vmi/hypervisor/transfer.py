@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from struct import Struct
 
+from vmi.hypervisor.returns import IMAGE_FLAGS, Returns
 from vmi.hypervisor.vcpu import VirtualCpu
 from vmi.memory import PAGE_SIZE
 from vmi.native.registers import NULL_SEGMENT, Segment
@@ -31,10 +32,8 @@ from vmi.x86 import (
     Vector,
 )
 
-# What IRET at ring 0 takes from the image: all but VM, VIF and VIP
-_IMAGE_FLAGS = 0x257FD5
 # on the way to virtual-8086 mode these too; the CPU core takes no RF there
-_VIRTUAL_8086_FLAGS = _IMAGE_FLAGS & ~Eflags.RF | Eflags.VM | Eflags.VIF | Eflags.VIP
+_VIRTUAL_8086_FLAGS = IMAGE_FLAGS & ~Eflags.RF | Eflags.VM | Eflags.VIF | Eflags.VIP
 _SEP = 1 << 11  # of CPUID leaf 1, EDX
 _LONGEST_SEARCH = 0x400  # bytes of a GDT
 _CALL_GATE_16, _CALL_GATE_32 = 4, 12
@@ -52,6 +51,7 @@ class Transfers:
         self._p = vcpu.privilege
         self._linear = vcpu.linear
         self._fast_return_selectors = vcpu.fast_return_selectors
+        self._returns = Returns(vcpu.privilege, self._outer_stack, self._drop_inner_segments)
 
     # -- the stack --------------------------------------------------------------------------
 
@@ -87,6 +87,8 @@ class Transfers:
         :param take_iopl: IOPL comes from the image, as it does at ring 0.
         :raises GuestFault: as the instruction; nothing has changed then.
         """
+        if size == 4 and self._returns.go(skip, take_iopl=take_iopl):
+            return
         if self._cpu.eflags & Eflags.NT:
             self._return_to_task(skip, resume)
             return
@@ -175,7 +177,7 @@ class Transfers:
         loaded = p.loaded(cs, code)
         p.raise_descriptor(cs)
         if image is not None:
-            p.restore_flags(image & _IMAGE_FLAGS)
+            p.restore_flags(image & IMAGE_FLAGS)
         if stack is None:
             self.move_esp(dropped)
         else:

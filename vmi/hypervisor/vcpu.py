@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from vmi.hypervisor.mmu import Mmu
 from vmi.hypervisor.privilege import KERNEL_RING, USER_RING, CompressedPrivilege
+from vmi.native import control
 from vmi.native.machine import Machine, Outcome
 from vmi.native.msr import EFER, SYSENTER_CS, TSC
 from vmi.native.registers import Segment, TableRegister
@@ -33,11 +34,6 @@ _DR_ONES = {6: 0xFFFF0FF0, 7: 0x400}
 _DR6_BD = 1 << 13
 _DR7_GD = 1 << 13
 
-# CR4 bit -> the bit of CPUID leaf 1, EDX, that offers it. PCE needs none: RDPMC exists, and faults.
-_CR4_FEATURES = {
-    Cr4.VME: 1, Cr4.PVI: 1, Cr4.DE: 2, Cr4.PSE: 3, Cr4.TSD: 4, Cr4.PAE: 6, Cr4.MCE: 7, Cr4.PGE: 13,
-    Cr4.OSFXSR: 24, Cr4.OSXMMEXCPT: 25,
-}  # fmt: skip
 # Found quickly: an enumeration's own members are looked up by a function.
 _CS, _SS = Seg.CS, Seg.SS
 _GP = Vector.GP
@@ -52,10 +48,8 @@ class VirtualCpu:
         self.cpu = machine.cpu
         self.privilege = privilege
         self.linear = privilege.linear
-        offered = machine.cpuid(1, 0)[3]
-        known = (bit for bit, feature in _CR4_FEATURES.items() if offered >> feature & 1)
+        self._features = machine.cpuid(1, 0)[3]
         self.on_tsc: Callable[[], None] = lambda: None  # the time stamp counter was written
-        self._cr4 = sum(known) | Cr4.PCE
 
     # -- descriptor tables ------------------------------------------------------------------
 
@@ -104,14 +98,11 @@ class VirtualCpu:
 
     def write_cr(self, number: int, value: int) -> None:
         """MOV to a control register; CR0, CR3 and CR4 go to where translation is decided."""
-        if number == 0:
-            if value & (Cr0.PG | Cr0.PE) == Cr0.PG or value & (Cr0.NW | Cr0.CD) == Cr0.NW:
-                raise GuestFault(_GP)
-            if not value & Cr0.PE:
-                self.end_in_real_mode()
-                return
-        elif number == 4 and value & ~self._cr4:
+        if not control.takes(number, value, self._features):
             raise GuestFault(_GP)
+        if number == 0 and not value & Cr0.PE:
+            self.end_in_real_mode()
+            return
         if number == 2:
             self.cpu.cr2 = value
         else:

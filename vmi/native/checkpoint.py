@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING
 from vmi.errors import UsageError
 from vmi.memory import PAGE_SIZE, PhysicalMemory
 from vmi.native import cpu_state
-from vmi.native.devices.pci_functions import HostBridge
 from vmi.native.engine import Engine
 from vmi.native.event_log import EventLog
 from vmi.native.held import Held
@@ -65,7 +64,7 @@ class Checkpoint:
         self._cpu = cpu_state.keep(cpu)
         monitor = () if machine.monitor is None else (machine.monitor,)
         self._held = Held((machine, *monitor, *self._cpu.asked()), _OTHERS)
-        self._rom_area = machine.rom_area_told
+        self._rom_area = machine.rom_area.told
         self._forget_blocks()
 
     def __repr__(self) -> str:
@@ -81,8 +80,7 @@ class Checkpoint:
         machine = self._machine
         _between_runs(machine)
         self._restore_memory()
-        if machine.rom_area_told != self._rom_area:
-            machine.protect(self._rom_area or HostBridge().segments)
+        machine.rom_area.put_back(self._rom_area)
         self._held.put_back()
         cpu_state.put_back(machine.cpu, self._cpu)
         self._forget_blocks()

@@ -22,7 +22,8 @@ tables there, not this page.
 
 `vmi run --cpu MODEL` chooses what CPUID tells a guest. It tells only of what works: an instruction of a
 feature that is not promised is an invalid opcode where the emulator knows the difference, and a
-model-specific register that is not in the list below is a general protection fault.
+model-specific register that is not in the list below is a general protection fault, as is a bit of CR4 whose
+feature is not promised (QEMU's translator takes those).
 
 Without `--cpu` a guest gets {usual}. A kernel that a hypervisor runs gets {served}; `--cpu` may name another
 model then if hypervisors here serve all that it promises: {served}-apic has an APIC, {served}-pae PAE and NX.

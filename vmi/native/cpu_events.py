@@ -22,6 +22,8 @@ from vmi.native.wiring import Bus, StoreWatch
 from vmi.x86 import U32, Eflags, GuestFault, Seg, Vector
 
 _LIBRARY_CALLS = "interrupt", "invalid", "cpuid", "rdtsc", "rom_write", "breakpoint"
+# Found quickly: an enumeration's own members are looked up by a function.
+_PF, _DB = Vector.PF.value, Vector.DB.value
 ONE_INSTRUCTION = 1  # the library's name for "a block of one instruction"
 
 
@@ -117,6 +119,16 @@ class Events(Translation):
         made["memory_write"] = callback((None, U64, C_U32, U64), self._memory_write, None)
         served.ask(**made)
 
+    def on_gate(self, function: Callable[[int], bool]) -> None:
+        """Have a function told of INTs that come from gates of a ROM, by the gate's number.
+
+        That is as far as :attr:`straight` says where the gates are and that events may go straight. Others,
+        and those for which it gives False, are reported as any.
+        """
+        if self._served is not None:
+            made = self._engine.callback((I32, C_U32), function, 1)
+            self.straight.parameters.called = ctypes.cast(made, PTR).value
+
     def _memory_read(self, address: int, size: int) -> int:
         # looked up each time, like the other requests: somebody may measure them
         return self.bus.memory_read(address, size)
@@ -138,16 +150,16 @@ class Events(Translation):
             self._engine.leave()
 
     def _on_interrupt(self, _uc: int, vector: int, _user: int) -> None:
-        error = self.error_code
-        fetch = vector == Vector.PF and self.faulted_in_fetch
-        if not fetch and vector != Vector.DB:
-            self._settle()
-        if vector == Vector.PF and self._refused is None and not self.exception_is_int:
+        is_int, error = self.exception_is_int, self.error_code
+        fetch = vector == _PF and self.faulted_in_fetch
+        if self._core is None and not fetch and vector != _DB:
+            self.settle_flags()
+        if vector == _PF and self._refused is None and not is_int:
             found = self._ask_pager(error, begun=not fetch)
             if found is None or (fetch and self._runs_on()):
                 return
             error = found
-        self._report(vector, self.exception_is_int, error)
+        self._report(vector, is_int, error)
 
     def _runs_on(self) -> bool:
         """Have one instruction done alone if it may not be the one that needs the page it runs on into.
@@ -278,9 +290,9 @@ class Events(Translation):
         return 1
 
     def _on_rdtsc(self, _uc: int, _user: int) -> int:
-        self._settle()
-        value = self.bus.tsc()
-        self.eax, self.edx = value & U32, value >> 32 & U32
+        if self._core is None:
+            self.settle_flags()
+        self.set_pair(self.bus.tsc())
         return 1
 
     def refuse(self, fault: GuestFault | None = None) -> None:

@@ -43,6 +43,7 @@ _ARMED = 0xFF  # bits of DR7 that enable breakpoints
 _BESIDES = (
     "instructions", "failure", "bus", "pager", "store_watch", "enter_kernel", "on_pause", "on_control",
     "hidden_from", "nowhere", "uncached", "_on_cached", "_code_watch", "_code_changes", "told_cr2",
+    "straight_image",
 )  # fmt: skip
 
 
@@ -173,6 +174,7 @@ def put_back(cpu: Cpu, kept: Kept) -> None:
     cpu.set_a20(kept.a20)
     for name, value in zip(_BESIDES, kept.besides, strict=True):
         setattr(cpu, name, value)
+    cpu.share()
     if cpu.watched_pages != kept.watched:
         cpu.watch_pages(set(kept.watched))
     cpu.flush_tlb()

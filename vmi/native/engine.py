@@ -26,7 +26,7 @@ from vmi.native.accelerator.served import Served
 
 VERSION = "2.1.4"
 
-#: The area of ROMs below 1 MiB, and the pieces that can be protected each on its own.
+#: The area of ROMs below 1 MiB, and the pieces that a chipset can protect each on its own.
 ROM_START, ROM_END = 0xC0000, 0x100000
 ROM_PIECE = 0x4000
 
@@ -131,8 +131,8 @@ class Engine:
         # The library numbers its pages of RAM in the order of mapping, and goes wrong when a block that
         # isn't the smallest so far is followed by another. In this order they have their guest addresses.
         self._uc.mem_map_ptr(0, ROM_START, _RWX, host)
-        for start in range(ROM_START, ROM_END, ROM_PIECE):
-            self._map_rom(start, ROM_PIECE, host + start)
+        for start in range(ROM_START, ROM_END, mmap.PAGESIZE):
+            self._map_rom(start, mmap.PAGESIZE, host + start)
         if size > ROM_END:
             self._uc.mem_map_ptr(ROM_END, size - ROM_END, _RWX, host + ROM_END)
         begin = _TOP - len(self._rom)
@@ -181,9 +181,9 @@ class Engine:
         )
         self.check(status, "map the space above RAM")
 
-    def set_writable(self, piece: int, writable: bool) -> None:
-        """Let the guest write to one piece of the ROM area, or not; only between runs."""
-        self._uc.mem_protect(piece, ROM_PIECE, _RWX if writable else _RX)
+    def set_writable(self, start: int, writable: bool, size: int) -> None:
+        """Let the guest write to pages of the ROM area, or not; only between runs."""
+        self._uc.mem_protect(start, size, _RWX if writable else _RX)
 
     def callback(self, signature: tuple[Any, ...], function: Callable[..., Any], otherwise: Any) -> Any:
         """A C function that calls ``function`` and gives ``otherwise`` where that raises.

@@ -30,16 +30,21 @@ from vmi.native import accelerator, pointers
 from vmi.x86 import U32
 
 _POINTER, _U64, _U32, _INT = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int
+_PAGE_SHIFT = 12
 _WRITABLE = 2  # the library's page protection bit
 
-_SET_PAGE = ctypes.CFUNCTYPE(None, _POINTER, _U64, _U64, _U32, _INT, _INT, _U64)
+_SET_PAGE_TYPES = None, _POINTER, _U64, _U64, _U32, _INT, _INT, _U64
+_SET_PAGE = ctypes.CFUNCTYPE(*_SET_PAGE_TYPES)
 _PAGE_OF_CODE = ctypes.CFUNCTYPE(None, _POINTER, _U64)
+# the library's own, which call nothing of ours: without letting other threads in between
+_OWN_SET_PAGE, _OWN_SET_DIRTY = ctypes.PYFUNCTYPE(*_SET_PAGE_TYPES), ctypes.PYFUNCTYPE(None, _POINTER, _U64)
 _WITH_STATE = ctypes.CFUNCTYPE(None, _POINTER)
 _CALL = ctypes.CFUNCTYPE(None, _POINTER, _INT)
 _RESET_DIRTY = ctypes.CFUNCTYPE(None, _POINTER, _U64, _U64)
 _LOCK = ctypes.CFUNCTYPE(_U64, _POINTER, _U64, _U64)
 _UNLOCK = ctypes.CFUNCTYPE(None, _U64)
 _CONTROL = ctypes.CFUNCTYPE(None, _POINTER, _U32)
+_TO_CONTROL = ctypes.CFUNCTYPE(None, _POINTER, _INT, _U64)
 _TIME = ctypes.CFUNCTYPE(_INT, _POINTER, _POINTER)
 _TIME_SIZE = 16  # bytes of what gettimeofday() fills
 _WITH_BLOCK = ctypes.CFUNCTYPE(None, _POINTER, _POINTER)
@@ -89,6 +94,12 @@ class Owner(Protocol):
     def storing_into_watched(self, address: int, size: int) -> None:
         """The current instruction is about to store into a watched page."""
 
+    def takes_control(self, number: int, value: int) -> bool:
+        """MOV to a control register loads it; else it is refused."""
+
+    def refuse(self) -> None:
+        """The instruction that executes has no effect but #GP."""
+
     def control_loaded(self) -> None:
         """CR0, CR3 or CR4 was loaded."""
 
@@ -101,7 +112,8 @@ _HELPERS: tuple[tuple[str, Any, Callable[[Owner], None]], ...] = (
     ("helper_wrmsr", _WITH_STATE, lambda owner: owner.write_msr()),
 )
 
-_by_cpu: WeakValueDictionary[int, Any] = WeakValueDictionary()
+# one more for what is asked most, since a WeakValueDictionary looks up in Python
+_by_cpu: dict[int, ReferenceType[Any]] = {}
 _by_state: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _by_engine: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _kept: list[Any] = []  # what C code points to must live as long as the process
@@ -126,7 +138,13 @@ def adopt(owner: Owner, *, engine: int, cpu: int, state: int) -> None:
     :param engine: host address of the library's engine structure, ``cpu`` and ``state`` likewise of its
         CPU and register state.
     """
-    _by_engine[engine] = _by_cpu[cpu] = _by_state[state] = owner
+    _by_engine[engine] = _by_state[state] = owner
+
+    def gone(reference: ReferenceType[Any]) -> None:
+        if _by_cpu.get(cpu) is reference:
+            del _by_cpu[cpu]
+
+    _by_cpu[cpu] = ref(owner, gone)
 
 
 def _put(library: Any, made: Mapping[str, Any]) -> None:
@@ -153,8 +171,8 @@ def install(library: Any) -> None:
     def own(name: str, kind: Any) -> Any:
         return _own(library, name, kind)
 
-    set_page = own("tlb_set_page_with_attrs", _SET_PAGE)
-    set_dirty = own("tlb_set_dirty", _PAGE_OF_CODE)
+    set_page = own("tlb_set_page_with_attrs", _OWN_SET_PAGE)
+    set_dirty = own("tlb_set_dirty", _OWN_SET_DIRTY)
     reset_dirty = own("tlb_reset_dirty", _RESET_DIRTY)
     protect = own("tlb_protect_code", _PAGE_OF_CODE)
     unprotect = own("tlb_unprotect_code", _PAGE_OF_CODE)
@@ -162,23 +180,26 @@ def install(library: Any) -> None:
     def on_set_page(
         cpu: int, linear: int, physical: int, attributes: int, access: int, mode: int, size: int
     ) -> None:
-        owner = _by_cpu.get(cpu)
-        if owner is not None:
-            # what a segment's base and an offset add up to may pass 4 GiB here
-            if linear & U32 >= owner.hidden_from:
-                physical = owner.nowhere
-            if not (linear & U32 ^ owner.uncached) & -size:
-                owner.cached()
+        reference = _by_cpu.get(cpu)
+        owner = None if reference is None else reference()
+        if owner is None:
+            set_page(cpu, linear, physical, attributes, access, mode, size)
+            return
+        # what a segment's base and an offset add up to may pass 4 GiB here
+        if linear & U32 >= owner.hidden_from:
+            physical = owner.nowhere
+        if not (linear & U32 ^ owner.uncached) & -size:
+            owner.cached()
         set_page(cpu, linear, physical, attributes, access, mode, size)
         if access & _WRITABLE:
-            page = physical // PAGE_SIZE
-            if owner is not None and page not in owner.code_pages and page not in owner.watched_pages:
+            page = physical >> _PAGE_SHIFT
+            if page not in owner.code_pages and page not in owner.watched_pages:
                 set_dirty(cpu, linear)  # has no effect on ROM and devices
 
     def on_set_dirty(cpu: int, linear: int) -> None:
         # The library asks for this behind the first store through a mapping that can't be executed, and
         # would miss the next one into code there. Pages without code have had it above.
-        if _by_cpu.get(cpu) is None:
+        if cpu not in _by_cpu:
             set_dirty(cpu, linear)
 
     def on_protect(engine: int, ram: int) -> None:
@@ -229,7 +250,17 @@ def install(library: Any) -> None:
 
         return _CONTROL(function)
 
+    load_control = own("helper_write_crN", _TO_CONTROL)
+
+    def on_load_control(state: int, number: int, value: int) -> None:
+        owner = _by_state.get(state)
+        if owner is None or owner.takes_control(number, value & U32):
+            load_control(state, number, value)
+        else:
+            owner.refuse()
+
     replaced = {
+        "helper_write_crN": _TO_CONTROL(on_load_control),
         "tlb_set_page_with_attrs": _SET_PAGE(on_set_page),
         "tlb_set_dirty": _PAGE_OF_CODE(on_set_dirty),
         "tlb_protect_code": _PAGE_OF_CODE(on_protect),

@@ -11,18 +11,21 @@ Error codes never carry the EXT bit: QEMU, whose behaviour counts as native here
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum, auto
+from typing import NamedTuple
 
+from vmi.native.cpu import Cpu
+from vmi.native.linear import Linear
 from vmi.native.privilege import Privilege
 from vmi.native.registers import NULL_SEGMENT, Segment
 from vmi.native.tasks import switch_task
+from vmi.native.ways import Ways
 from vmi.x86 import (
     CONTRIBUTORY,
     HAS_ERROR_CODE,
     U32,
     Cr0,
-    Descriptor,
     Eflags,
     Gate,
     GateType,
@@ -48,11 +51,11 @@ class Origin(Enum):
     EXTERNAL = auto()
 
 
+_ONE_BYTE = {int(Vector.BP): 0xCC, int(Vector.OF): 0xCE}  # INT3 and INTO
 _EXCEPTION, _SOFTWARE = Origin.EXCEPTION, Origin.SOFTWARE
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """One event to deliver.
 
     ``error`` is the error code for vectors that push one, ``address`` is CR2 of a page fault,
@@ -66,6 +69,18 @@ class Event:
     length: int = 0
 
 
+def int_length(vector: int, cpu: Cpu, linear: Linear) -> int:
+    """Bytes of the INT instruction that ends at EIP: INT3 and INTO have one, INT n has two."""
+    opcode = _ONE_BYTE.get(vector)
+    if opcode is None:
+        return 2
+    try:
+        last = linear.physical(cpu.code_address(-1))
+    except GuestFault:
+        return 1  # its page is gone from the tables, but not from the CPU's own memory of them
+    return 1 if cpu.memory.read(last, 1)[0] == opcode else 2
+
+
 class TripleFault(Exception):
     """A fault while a double fault was delivered: the CPU shuts down."""
 
@@ -77,15 +92,27 @@ class Delivery:
         self._p = privilege
         self._cpu = privilege.cpu
         self._linear = privilege.linear
+        self._straight = privilege.cpu.straight.enter
+        self._ways = Ways(privilege)
 
     def deliver(self, event: Event) -> None:
         """Enter the handler of an event, or of the fault that its delivery raises.
 
         :raises TripleFault: a double fault could not be delivered either.
         """
+        vector, origin, error, address, _ = event
+        exception = origin is _EXCEPTION
+        if exception and vector == _PF:
+            self._p.page_fault_at(address)
+        software, pushed = origin is _SOFTWARE, error if exception and vector in HAS_ERROR_CODE else -1
+        straight = self._straight
+        if straight is not None and straight(vector, software, pushed, self._cpu.running):
+            return
+        if not self._ways.enter(vector, software, None if pushed < 0 else pushed):
+            self._deliver(event)
+
+    def _deliver(self, event: Event) -> None:
         cpu = self._cpu
-        if event.origin is _EXCEPTION and event.vector == _PF:
-            self._p.page_fault_at(event.address)
         resume, task = cpu.eip, cpu.tr
         while True:
             try:
@@ -182,7 +209,7 @@ class Delivery:
         if pushes_error:
             frame.append(event.error)
         esp = p.push_frame(stack, esp, frame, 4 if gate.type & 8 else 2)
-        new_cs = self._handler_code(gate.selector, code, target)
+        new_cs = p.handler_code(gate.selector, code, target)
         # nothing below can fault: the guest's state changes from here on
         if virtual_8086:
             for seg in (Seg.ES, Seg.DS, Seg.FS, Seg.GS):
@@ -193,10 +220,3 @@ class Delivery:
         cpu.set_segment(_CS, new_cs)
         cpu.eip = gate.offset
         cpu.irq_shadow = False
-
-    def _handler_code(self, selector: int, code: Descriptor, ring: int) -> Segment:
-        """CS for a handler: a conforming segment keeps the ring it is entered from."""
-        loaded = self._p.loaded(selector, code)
-        if not code.conforming:
-            return loaded
-        return Segment(selector & ~3 | self._p.ring(ring), loaded.base, loaded.limit, loaded.flags)

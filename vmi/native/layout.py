@@ -114,8 +114,13 @@ def locate(engine: int, function: Callable[[str], int]) -> Places:
     )
 
 
+_operations: dict[int, dict[str, int]] = {}  # what was read, by the address of the table
+
+
 def operations(engine: int) -> dict[str, int]:
     """What the library makes code of: its numbers by name.
+
+    They are the same for all engines of a process, so they are read once.
 
     :raises EngineError: there is no such table where it must be.
     """
@@ -123,6 +128,8 @@ def operations(engine: int) -> dict[str, int]:
     with _Peek() as peek:
         context = peek.word(engine + ENGINE_CONTEXT, 8) or 0
         table = peek.word(context + CONTEXT_OPERATIONS, 8) or 0
+        if table in _operations:
+            return _operations[table]
         for number in range(_MOST_OPERATIONS):
             text = peek.bytes(peek.word(table + _OPERATION_SIZE * number, 8) or 0, _NAME_SIZE) or b""
             name = text.partition(b"\0")[0]
@@ -132,6 +139,7 @@ def operations(engine: int) -> dict[str, int]:
     first = min(found, key=found.__getitem__, default="nothing")
     if first != "discard":
         raise unsuitable("the first operation", "discard", first)
+    _operations[table] = found
     return found
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from vmi.memory import PAGE_SIZE
 from vmi.native.cpu import Cpu
-from vmi.native.walks import Walks
+from vmi.native.walks import Walked, Walks
 from vmi.x86 import U32, Cr0, Descriptor, GuestFault, Paging, Vector, translate
 
 _GP = Vector.GP
@@ -40,6 +40,16 @@ class Linear:
             user,
             lambda memory: translate(memory, paging, linear, write=write, user=user, store=cpu.put_u32),
         )
+
+    def walked(self, linear: int, *, write: bool = False) -> Walked | None:
+        """What :meth:`physical` finds and what it was found by; None if that is not known.
+
+        :raises GuestFault: #PF.
+        """
+        physical = self.physical(linear, write=write)
+        if not self._cpu.cr(0) & Cr0.PG:
+            return physical & -PAGE_SIZE, ()
+        return self._walks.made(linear, write)
 
     def _pieces(self, linear: int, size: int, write: bool, user: bool) -> list[tuple[int, int]]:
         pieces = []

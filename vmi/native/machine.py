@@ -28,17 +28,19 @@ from vmi.native.devices.pci_functions import Segment
 from vmi.native.devices.rtc import DEFAULT_EPOCH
 from vmi.native.disk import MOST_DISKS, Disk
 from vmi.native.ends import End, Outcome, code_address, lost
-from vmi.native.engine import ROM_END, ROM_PIECE, ROM_START
-from vmi.native.interrupts import Delivery, Event, Origin, TripleFault
+from vmi.native.engine import ROM_END, ROM_START
+from vmi.native.interrupts import Delivery, Event, Origin, TripleFault, int_length
 from vmi.native.linear import Linear
 from vmi.native.monitor import Monitor
 from vmi.native.msr import MsrFile
 from vmi.native.privilege import Privilege
 from vmi.native.processor import live_registers
+from vmi.native.rom_area import RomArea
+from vmi.native.straight import fault_name
 from vmi.native.traffic import Traffic
 from vmi.native.turns import MOST_CPUS, Turns
 from vmi.native.wiring import Stop
-from vmi.x86 import IF_BIT, GuestFault, Seg, Vector
+from vmi.x86 import IF_BIT, Seg
 
 __all__ = ["End", "Machine", "Outcome"]
 
@@ -54,8 +56,8 @@ DEFAULT_MODEL = MODELS["qemu32"]
 MP_TABLE = 0xF5000
 _SHADOW = 0x20000  # bytes of the firmware that show below 1 MiB too
 
-_FAULT_NAMES = {int(vector): f"#{vector.name}" for vector in Vector}
-_ONE_BYTE = {int(Vector.BP): 0xCC, int(Vector.OF): 0xCE}  # INT3 and INTO
+# Found quickly: an enumeration's own members are looked up by a function.
+_SOFTWARE, _EXCEPTION = Origin.SOFTWARE, Origin.EXCEPTION
 
 
 class Machine(Traffic):
@@ -110,21 +112,22 @@ class Machine(Traffic):
         self.monitor: Monitor | None = None
         self.exits: Counter[str] = Counter()
         self.end: End | None = None
-        self._idle_ns = 0  # what the clock of the processor that runs has besides its instructions
+        # what the clock of the processor that runs has besides its instructions, and when the run of the CPU
+        # in progress ends at the latest, ns
+        self._time = self.cpu.straight.time
+        self.cpu.straight.set_prices(instruction=NS_PER_INSTRUCTION, event=EVENT_NS)
         self._retry: int | None = None
-        self._run_ends = 0  # when the run of the CPU in progress ends at the latest, ns
         self.halted = False
         self._rom_top = ROM_BAY.start
-        self._rom_area: tuple[Segment, ...] = ()  # what the CPU has not been told yet
-        self.rom_area_told: tuple[Segment, ...] = ()  # and what it has, if it was told anything
+        self.rom_area = RomArea(self.cpu)
         self.board = Board(
             self.memory, self.clock, model, self, epoch=epoch, disks=disks, video_bios=video_bios, cpus=cpus
         )
         self.console = self.board.console
         self.interrupts = self.board.interrupts
+        cycles = self._cycles if cpus == 1 else lambda: self.clock.now() // NS_PER_INSTRUCTION
         msrs = [
-            MsrFile(model, lambda: self.clock.now() // NS_PER_INSTRUCTION, live_registers(self.cpu, lapic))
-            for lapic in self.board.lapics or (None,)
+            MsrFile(model, cycles, live_registers(self.cpu, lapic)) for lapic in self.board.lapics or (None,)
         ]
         self.msr = msrs[0]  # those of the processor that runs
         self.turns = None if cpus == 1 else Turns(self, msrs)
@@ -221,7 +224,11 @@ class Machine(Traffic):
     # -- time -------------------------------------------------------------------------------
 
     def _now(self) -> int:
-        return self.cpu.now_instructions() * NS_PER_INSTRUCTION + self._idle_ns
+        return self.cpu.now_instructions() * NS_PER_INSTRUCTION + self._time[0]
+
+    def _cycles(self) -> int:
+        # the same in cycles, for RDTSC, which some guests execute millions of times
+        return self.cpu.now_instructions() + self._time[0] // NS_PER_INSTRUCTION
 
     def own_time(self) -> int:
         """What the clock of the processor that runs shows, ns."""
@@ -229,7 +236,7 @@ class Machine(Traffic):
 
     def set_own_time(self, ns: int) -> None:
         """Set the clock of the processor that runs; only between runs."""
-        self._idle_ns = ns - self.cpu.now_instructions() * NS_PER_INSTRUCTION
+        self._time[0] = ns - self.cpu.now_instructions() * NS_PER_INSTRUCTION
 
     @property
     def instructions(self) -> int:
@@ -255,7 +262,7 @@ class Machine(Traffic):
         """What belongs to no part of the machine: time, and how far it has come."""
         return {
             "instructions": self.cpu.instructions,
-            "idle_ns": self._idle_ns,
+            "idle_ns": self._time[0],
             "halted": self.halted,
             "rom_top": self._rom_top,
             "exits": dict(self.exits),
@@ -263,7 +270,7 @@ class Machine(Traffic):
 
     def set_progress(self, state: State) -> None:
         """Take over what :meth:`progress` gave."""
-        self.cpu.instructions, self._idle_ns = state["instructions"], state["idle_ns"]
+        self.cpu.instructions, self._time[0] = state["instructions"], state["idle_ns"]
         self.halted, self._rom_top = state["halted"], state["rom_top"]
         self.exits.clear()
         self.exits.update(state["exits"])
@@ -274,11 +281,15 @@ class Machine(Traffic):
         """See :class:`vmi.native.wiring.Bus`."""
         if self.end is not None:
             return  # the instruction behind the last one can't be fetched: no event of this run
+        monitor = self.monitor
         if is_int:
-            event = Event(vector, Origin.SOFTWARE, length=self._int_length(vector))
+            if monitor is not None and monitor.call_out(vector):
+                self.spend(EVENT_NS)
+                return
+            event = Event(vector, _SOFTWARE, 0, 0, int_length(vector, self.cpu, self.linear))
         else:
-            event = Event(vector, Origin.EXCEPTION, error, self.cpu.cr2)
-        if self.monitor is None or not self.monitor.event(event):
+            event = Event(vector, _EXCEPTION, error, self.cpu.cr2)
+        if monitor is None or not monitor.event(event):
             if is_int:
                 self.exits["software interrupt"] += 1
             else:
@@ -290,30 +301,22 @@ class Machine(Traffic):
 
     def count_fault(self, vector: int) -> None:
         """Count an exception that goes to the guest."""
-        self.exits[_FAULT_NAMES.get(vector) or f"exception {vector}"] += 1
+        self.exits[fault_name(vector)] += 1
 
-    def _int_length(self, vector: int) -> int:
-        """Bytes of the INT instruction that ends at EIP: INT3 and INTO have one, INT n has two."""
-        opcode = _ONE_BYTE.get(vector)
-        if opcode is None:
-            return 2
-        try:
-            last = self.linear.physical(self.cpu.segment(Seg.CS).base + self.cpu.eip - 1)
-        except GuestFault:
-            return 1  # its page is gone from the tables, but not from the CPU's own memory of them
-        return 1 if self.memory.read(last, 1)[0] == opcode else 2
-
-    def meet_deadline(self) -> None:
+    def meet_deadline(self, ns: int = 0) -> None:
         """See :class:`vmi.native.traffic.Traffic`."""
         deadline = self.clock.next_deadline()
-        if deadline is not None and deadline < self._run_ends:
-            self._run_ends = deadline
-            self.spend(0)
+        if deadline is not None and deadline < self._time[1]:
+            self._time[1] = deadline
+        elif not ns:
+            return
+        self.spend(ns)
 
     def spend(self, ns: int) -> None:
         """Let time pass without instructions; the run in progress ends as planned, or at once."""
-        self._idle_ns += ns
-        self.cpu.stop_within(max(0, -(-(self._run_ends - self._now()) // NS_PER_INSTRUCTION)))
+        self._time[0] = idle = self._time[0] + ns
+        left = self._time[1] - idle - self.cpu.now_instructions() * NS_PER_INSTRUCTION
+        self.cpu.stop_within(-(-left // NS_PER_INSTRUCTION) if left > 0 else 0)
 
     # -- ends -------------------------------------------------------------------------------
 
@@ -357,19 +360,7 @@ class Machine(Traffic):
 
     def rom_area_changed(self, segments: tuple[Segment, ...]) -> None:
         """The chipset was told which pieces of the ROM area are RAM; reads come from there in any case."""
-        self._rom_area = segments
-        self.cpu.stop_soon()
-
-    def _protect_rom_area(self) -> None:
-        self.protect(self._rom_area)
-        self._rom_area = ()
-
-    def protect(self, segments: tuple[Segment, ...]) -> None:
-        """Let the CPU write to the pieces of the ROM area that are RAM; only between runs."""
-        for segment in segments:
-            for piece in range(segment.start, segment.start + segment.size, ROM_PIECE):
-                self.cpu.set_writable(piece, segment.writes)
-        self.rom_area_told = segments
+        self.rom_area.change(segments)
 
     def load_memory(self, address: int, size: int) -> bytes:
         """Read guest-physical memory for a device."""
@@ -426,10 +417,15 @@ class Machine(Traffic):
                 budget = min(budget, max(1, -(-(deadline - self._now()) // NS_PER_INSTRUCTION)))
             if self._retry:
                 budget = min(budget, self._retry)
-            if self._rom_area:
-                self._protect_rom_area()
-            self._run_ends = self._now() + budget * NS_PER_INSTRUCTION
-            self._act_on(self.cpu.run(budget, stop_when_interruptible=window))
+            self.rom_area.settle()
+            self._time[1] = self._now() + budget * NS_PER_INSTRUCTION
+            straight = self.cpu.straight
+            straight.allow(self.nobody_looks())
+            try:
+                stop = self.cpu.run(budget, stop_when_interruptible=window)
+            finally:
+                straight.collect(self.exits)
+            self._act_on(stop)
             if on_slice is not None:
                 on_slice()
 
@@ -492,7 +488,7 @@ class Machine(Traffic):
         if ns is None or not accepts:
             self.finish(Outcome.HALTED, f"the guest halted for ever at {self.cpu.eip:#x}")
             return
-        self._idle_ns += ns
+        self._time[0] += ns
 
 
 def _seconds(ns: int | None) -> str:

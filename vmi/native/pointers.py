@@ -25,6 +25,7 @@ _POINTER = ctypes.c_void_p
 _HEADER_SIZE, _PROGRAM_HEADERS = 64, Struct("<32xQ14xHH")
 _PROGRAM_HEADER = Struct("<IIQQQQ16x")  # kind, flags, place in the file, address twice, bytes there
 _LOADED, _NOTES, _WRITABLE_SEGMENT = 1, 4, 2
+_AT_ONCE = 512  # words of it that are looked through together
 
 #: What is in the library's data now, by name, where that is not what the linker has put there.
 _replaced: dict[str, int] = {}
@@ -51,15 +52,16 @@ def exchange(library: Any, targets: Mapping[str, int]) -> None:
     """
     wanted = {current(library, name): target for name, target in targets.items()}
     places: dict[int, list[tuple[int, bool]]] = {pointer: [] for pointer in wanted}
+    pointers = frozenset(wanted)
     for start, size, writable in _data_of_library(original(library, "uc_open")):
-        data = ctypes.string_at(start, size)
-        for pointer, found in places.items():
-            pattern = pointer.to_bytes(8, "little")
-            at = data.find(pattern)
-            while at >= 0:
-                if not at % 8:
-                    found.append((start + at, writable))
-                at = data.find(pattern, at + 1)
+        words = memoryview(ctypes.string_at(start, size - size % 8)).cast("Q")
+        for first in range(0, len(words), _AT_ONCE):
+            some = words[first : first + _AT_ONCE]
+            if pointers.isdisjoint(some):  # many times as quick as a look at each word, and nearly always so
+                continue
+            for number, word in enumerate(some, first):
+                if word in places:
+                    places[word].append((start + 8 * number, writable))
     left = sum(not found for found in places.values())
     if left:
         raise EngineError(

@@ -121,6 +121,21 @@ class Privilege:
             return int.from_bytes(data[4:], "little"), int.from_bytes(data[:4], "little")
         return self.linear.u16(base + 2), self.linear.u16(base)
 
+    def given_stack(self) -> tuple[int, int] | None:
+        """SS and ESP for entry to ring 0 if the kernel gives them other than by the TSS."""
+        return None
+
+    def stamp(self) -> object:
+        """What entries to handlers depend on besides the CPU's registers, memory and :meth:`given_stack`."""
+        return None
+
+    def handler_code(self, selector: int, code: Descriptor, ring: int) -> Segment:
+        """CS for a handler: a conforming segment keeps the ring it is entered from."""
+        loaded = self.loaded(selector, code)
+        if not code.conforming:
+            return loaded
+        return Segment(selector & ~3 | self.ring(ring), loaded.base, loaded.limit, loaded.flags)
+
     def inner_stack(self, ring: int) -> tuple[Segment, int]:
         """SS loaded for entry to an inner ring, and ESP. :raises GuestFault: #TS, #SS."""
         selector, esp = self.kernel_stack(ring)

@@ -11,8 +11,10 @@ The arithmetic flags are not here: the emulator computes them lazily, see :meth:
 from __future__ import annotations
 
 import ctypes
+from array import array
 from dataclasses import dataclass
 from functools import lru_cache
+from struct import Struct
 
 from vmi.x86 import D_BIT, TSS_AVAILABLE_32, Seg
 
@@ -41,18 +43,29 @@ _DR = 5400 // 4
 _OLD_EXCEPTION = 5496 // 4
 _RETURN_ADDRESS = 5560 // 4  # where in translated code the last page walk was asked for
 
+#: What matters for the entry to a handler, from the start of the state structure: ESP, EIP, EFLAGS, mode
+#: flags, selectors of CS and SS, base and flags of SS; TR, GDTR, IDTR and CR0; CR3 and CR4; EFER.
+ENTRY = Struct("<32xI92xI4xI36xI28xI20xI4xI8xI96x88s8x16s128x4s")
+
 _CC_OP_EFLAGS = 1
 
 TSS_AVAILABLE_16, TSS_BUSY_BIT = 1, 2
 _PG_AND_WP = 1 << 31 | 1 << 16  # of CR0
 # Found quickly: an enumeration's own members are looked up by a function.
 _CS, _SS = Seg.CS, Seg.SS
+_CS_PLACE = _SEGS + 6
+
+_DATA = Struct(  # selector, base, limit and flags of ES, DS, FS and GS
+    "<184xI4xI4xII48xI4xI4xIII4xI4xIII4xI4xII"
+)
+_DPL = 3 << 13  # of a descriptor's upper dword
 
 HF_CPL = 3
 HF_INHIBIT_IRQ = 1 << 3
 HF_CS32 = 1 << 4
 HF_SS32 = 1 << 5
 HF_ADDSEG = 1 << 6
+_NO_MODE = ~(HF_CPL | HF_INHIBIT_IRQ | HF_CS32 | HF_SS32 | HF_ADDSEG)
 
 
 @dataclass(frozen=True)
@@ -82,6 +95,11 @@ class TableRegister:
 _table = lru_cache(maxsize=256)(TableRegister)
 
 
+def segment_words(segment: Segment) -> array[int]:
+    """A segment register with its hidden part, as the state structure has it: 6 dwords."""
+    return array("I", (segment.selector, 0, segment.base, 0, segment.limit, segment.flags))
+
+
 class Registers:
     """General, segment and table registers at a given host address of the state structure.
 
@@ -92,8 +110,10 @@ class Registers:
 
     def __init__(self, address: int) -> None:
         self._raw = (ctypes.c_uint32 * (ENV_SIZE // 4)).from_address(address)
-        self._d = memoryview(self._raw).cast("B").cast("I")
-        self.told_cr2 = 0  # what CR2 was set to, not counting the page faults that the CPU finds itself
+        self.raw = memoryview(self._raw).cast("B")  # the whole state structure
+        self._d = self.raw.cast("I")
+        self._told = ctypes.c_uint64()
+        self._told_cr2 = memoryview(self._told).cast("B").cast("Q")
 
     def freeze(self) -> bytes:
         """The whole state structure, for :meth:`thaw` of the same CPU; only between runs.
@@ -105,7 +125,7 @@ class Registers:
     def thaw(self, state: bytes) -> None:
         """Put back what :meth:`freeze` gave; only between runs."""
         ctypes.memmove(self._raw, state, ENV_SIZE)
-        self.told_cr2 = self.cr2
+        self._told_cr2[0] = self.cr2
 
     def gpr(self, number: int) -> int:
         """General register by encoding number (0 EAX, 1 ECX, 2 EDX, 3 EBX, 4 ESP, 5 EBP, 6 ESI, 7 EDI)."""
@@ -114,6 +134,11 @@ class Registers:
     def set_gpr(self, number: int, value: int) -> None:
         """Set a general register by encoding number."""
         self._d[2 * number] = value & 0xFFFFFFFF
+
+    def set_pair(self, value: int) -> None:
+        """EDX:EAX := the low 64 bits of a number."""
+        d = self._d
+        d[0], d[4] = value & 0xFFFFFFFF, value >> 32 & 0xFFFFFFFF
 
     @property
     def eax(self) -> int:
@@ -195,6 +220,15 @@ class Registers:
     @eip.setter
     def eip(self, value: int) -> None:
         self._d[_EIP] = value & 0xFFFFFFFF
+
+    def code_address(self, offset: int = 0) -> int:
+        """Linear address of EIP plus ``offset``."""
+        return self._d[_CS_PLACE + 2] + self._d[_EIP] + offset & 0xFFFFFFFF
+
+    @property
+    def code_bits(self) -> int:
+        """Size of operands and addresses in the code segment, 32 or 16."""
+        return 32 if self._d[_CS_PLACE + 5] & D_BIT else 16
 
     @property
     def eip_marked(self) -> bool:
@@ -281,6 +315,27 @@ class Registers:
         )
         self.hflags = flags & ~HF_ADDSEG | (HF_ADDSEG if segmented else 0)
 
+    def enter(self, segments: memoryview, mode: int, esp: int, eip: int) -> None:
+        """Go to a handler in protected mode, nothing of which is checked.
+
+        :param segments: CS, or CS and SS, as :func:`segment_words` gives them.
+        :param mode: CPL and the sizes of code and stack, as mode flags.
+        """
+        d = self._d
+        d[_CS_PLACE : _CS_PLACE + len(segments)] = segments
+        d[8], d[_EIP] = esp, eip
+        if not mode & HF_CS32 or d[_SEGS + 2] | d[_SEGS + 12 + 2] | d[_SEGS + 18 + 2]:
+            mode |= HF_ADDSEG
+        d[_HFLAGS] = d[_HFLAGS] & _NO_MODE | mode
+
+    def data_segments_suit_users(self) -> bool:
+        """ES, DS, FS and GS are each of ring 3, or null with nothing behind it."""
+        words = _DATA.unpack_from(self.raw)
+        return all(
+            flags & _DPL == _DPL or not selector | base | limit | flags
+            for selector, base, limit, flags in (words[:4], words[4:8], words[8:12], words[12:])
+        )
+
     @property
     def ldt(self) -> Segment:
         """LDTR."""
@@ -343,7 +398,16 @@ class Registers:
 
     @cr2.setter
     def cr2(self, value: int) -> None:
-        self._d[_CR + 4] = self.told_cr2 = value & 0xFFFFFFFF
+        self._d[_CR + 4] = self._told_cr2[0] = value & 0xFFFFFFFF
+
+    @property
+    def told_cr2(self) -> int:
+        """What CR2 was set to, not counting the page faults that the CPU finds itself."""
+        return self._told_cr2[0]
+
+    @told_cr2.setter
+    def told_cr2(self, value: int) -> None:
+        self._told_cr2[0] = value
 
     def dr(self, number: int) -> int:
         """Debug register 0 to 7."""

@@ -24,6 +24,9 @@ from vmi.x86 import GuestFault
 if TYPE_CHECKING:
     from vmi.native.event_log import EventLog
 
+# What an access to a port takes: a cycle of the ISA bus, as kernels that wait by such accesses count on.
+PORT_NS = 1_000
+
 
 class Traffic(ABC):
     """The machine's answers to its CPU, less exceptions; see :class:`vmi.native.wiring.Bus`.
@@ -43,8 +46,25 @@ class Traffic(ABC):
     log: EventLog | None = None
 
     @abstractmethod
-    def meet_deadline(self) -> None:
-        """End the run of the CPU in time for an event that is due earlier than planned."""
+    def meet_deadline(self, ns: int = 0) -> None:
+        """End the run of the CPU in time for an event that is due earlier than planned.
+
+        :param ns: how long what may have brought it about takes.
+        """
+
+    @abstractmethod
+    def spend(self, ns: int) -> None:
+        """Let time pass without instructions; the run in progress ends as planned, or at once."""
+
+    def nobody_looks(self) -> bool:
+        """No one wants to see each event, so that those that are the guest's may go straight to it."""
+        monitor = self.monitor
+        return (
+            self.log is None
+            and self.cpu.store_watch is None
+            and (monitor is None or getattr(monitor, "lets_pass", False))
+            and type(self.exits) is Counter
+        )
 
     def port_read(self, port: int, size: int) -> int:
         """See :class:`vmi.native.wiring.Bus`."""
@@ -55,9 +75,9 @@ class Traffic(ABC):
             return 0
         self.exits["port read"] += 1
         value = self.board.ports.read(port, size)
-        self.meet_deadline()
         if self.log is not None:
             self.log.port_read(port, size, value)
+        self.meet_deadline(PORT_NS)
         return value
 
     def port_write(self, port: int, size: int, value: int) -> None:
@@ -71,7 +91,7 @@ class Traffic(ABC):
         if self.log is not None:
             self.log.port_write(port, size, value)
         self.board.ports.write(port, size, value)
-        self.meet_deadline()
+        self.meet_deadline(PORT_NS)
 
     def memory_read(self, address: int, size: int) -> int:
         """See :class:`vmi.native.wiring.Bus`."""

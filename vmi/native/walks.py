@@ -20,6 +20,10 @@ _MOST = 4096
 _Walk = tuple[int, int, int, int, tuple[tuple[int, int], ...], int]
 
 
+# A guest-physical page, and the dwords of memory, by number, that it was found by.
+Walked = tuple[int, tuple[tuple[int, int], ...]]
+
+
 class _Seen(PhysicalMemory):
     """Memory as a walk sees it; ``places`` are the dwords that it has read, by number."""
 
@@ -65,6 +69,14 @@ class Walks:
         if more and any(dwords[place] != value for place, value in more):
             return None
         return page | linear & _OFFSET
+
+    def made(self, linear: int, write: bool) -> Walked | None:
+        """The walk for an access of the kernel that was found or made last, None if it was not remembered."""
+        found = self._found.get((linear & _PAGE) << 2 | write << 1)
+        if found is None:
+            return None
+        at, entry, at2, entry2, more, page = found
+        return page, ((at, entry), (at2, entry2), *more)
 
     def make(self, linear: int, write: bool, user: bool, walk: Callable[[PhysicalMemory], int]) -> int:
         """Let ``walk`` read the tables in the memory that it gets, and remember what it gives."""

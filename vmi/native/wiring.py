@@ -39,7 +39,7 @@ class Bus(Protocol):
         """EAX, EBX, ECX, EDX of CPUID with ``leaf`` in EAX and ``subleaf`` in ECX."""
 
     def tsc(self) -> int:
-        """Time stamp counter."""
+        """Time stamp counter, for RDTSC."""
 
     def read_msr(self, index: int) -> int | None:
         """RDMSR at CPL 0; None if there is no such register."""

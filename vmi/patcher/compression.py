@@ -107,10 +107,15 @@ class Recipe:
         encoder = self.encoder()
         return encoder.compress(data) + encoder.flush()
 
-    def makes(self, data: bytes, packed: bytes) -> bool:
-        """Whether ``packed`` is what this makes of ``data``; soon False when it is not."""
+    def makes(self, data: bytes, packed: bytes, most: int = LIMIT) -> bool:
+        """Whether ``packed`` is what this makes of ``data``; soon False when it is not.
+
+        Only the first ``most`` bytes of ``data`` are tried, or as many more as it takes to see any output.
+        """
         encoder, done = self.encoder(), 0
         for start in range(0, len(data), _STEP):
+            if start >= most and done:
+                return True
             made = encoder.compress(data[start : start + _STEP])
             if packed[done : done + len(made)] != made:
                 return False
@@ -195,9 +200,12 @@ def guesses(packed: bytes, kind: Format) -> Iterator[Recipe]:
             yield from (replace(base, level=level, extreme=extreme) for level, extreme in presets)
 
 
-def find(data: bytes, packed: bytes, kind: Format) -> Recipe | None:
-    """The settings that make ``packed`` of ``data``, byte for byte; None when no guess does."""
-    return next((recipe for recipe in guesses(packed, kind) if recipe.makes(data, packed)), None)
+def find(data: bytes, packed: bytes, kind: Format, most: int = LIMIT) -> Recipe | None:
+    """The settings that make ``packed`` of ``data``, byte for byte; None when no guess does.
+
+    They are tried on the first ``most`` bytes of ``data``.
+    """
+    return next((recipe for recipe in guesses(packed, kind) if recipe.makes(data, packed, most)), None)
 
 
 def better(packed: bytes, kind: Format) -> Iterator[Recipe]:

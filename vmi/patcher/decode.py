@@ -10,19 +10,21 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import accumulate, pairwise
+from operator import attrgetter
 
 from iced_x86 import Code, Decoder, Instruction, MemorySizeExt, OpKind, Register
 
-from vmi.patcher import forms
+from vmi.patcher import forms, shortcuts
+from vmi.patcher.branches import Branches
 from vmi.patcher.forms import Form
 from vmi.patcher.model import Branch, Insn
+from vmi.patcher.wordsearch import WORD, places
 
 BITS = 32
-_LARGE_GAP = 1 << 22  # bytes without text that are not worth a byte of memory each
 
 
 class Kind(IntEnum):
@@ -72,7 +74,19 @@ _STARTS = [b"\1" + bytes(max(0, length - 1)) for length in range(16)]
 _NO_STARTS = b"\x80\0" + bytes(254)
 _LEFT_OUT = bytes(range(0x80, 0x100))
 
-_BRANCH = {Kind.JMP: Branch.JMP, Kind.JCC: Branch.JCC, Kind.LOOP: Branch.LOOP, Kind.CALL: Branch.CALL}
+_BRANCH: dict[int, Branch] = {
+    Kind.JMP: Branch.JMP,
+    Kind.JCC: Branch.JCC,
+    Kind.LOOP: Branch.LOOP,
+    Kind.CALL: Branch.CALL,
+}
+_LONGEST = 15  # bytes of an instruction
+_BEHIND = 2  # bytes behind the first one that say what it starts
+_SHORT_JUMP = 2  # bytes of one with an 8-bit distance
+_PLAIN, _DIRECT = 16 * (Kind.PLAIN + 1), 16 * (max(DIRECT) + 1)
+"""Answers (see `shortcuts`) for plain instructions are below the one, those for direct branches the other."""
+_FAR = frozenset((Kind.ODD, Kind.ODD_END))
+_SMALL = 1 << 16  # what fits in less than a word
 _SENSITIVE = 0x80
 _STEP = 1 << 14
 _KIND_MASK = 0x7F
@@ -181,7 +195,7 @@ class Listing:
     starts: array[int] = field(default_factory=lambda: array("I"))
     lengths: bytearray = field(default_factory=bytearray)
     kinds: bytearray = field(default_factory=bytearray)
-    targets: dict[int, int] = field(default_factory=dict)
+    targets: Branches = field(default_factory=Branches)
     forms: dict[int, Form] = field(default_factory=dict)
     references: list[Reference] = field(default_factory=list)
     after_gaps: list[int] = field(default_factory=list)
@@ -265,10 +279,9 @@ class Listing:
     def insn(self, index: int) -> Insn:
         address = self.starts[index]
         form = self.forms.get(address)
-        branch = _BRANCH.get(Kind(self.kinds[index]))
-        return Insn(
-            address, self.raw(index), form.name if form else None, branch, self.targets.get(address, 0)
-        )
+        branch = _BRANCH.get(self.kinds[index])
+        target = 0 if branch is None else self.targets[address]
+        return Insn(address, self.raw(index), form.name if form else None, branch, target)
 
     def append(self, other: Listing) -> None:
         """Add a listing of later addresses; ``data`` stays as it is."""
@@ -278,81 +291,115 @@ class Listing:
         self.starts.extend(other.starts)
         self.lengths.extend(other.lengths)
         self.kinds.extend(other.kinds)
-        self.targets.update(other.targets)
+        self.targets.extend(other.targets)
         self.forms.update(other.forms)
         self.references.extend(other.references)
 
 
-def areas(listings: Iterable[Listing]) -> list[tuple[int, int]]:
-    """Start and end of each stretch of text, in order, in which no gap is large.
-
-    One byte for each byte of a stretch is a quick way to remember something of addresses, but a kernel that
-    starts in a segment of its own may have the rest of its text gigabytes away.
-    """
-    found: list[tuple[int, int]] = []
-    for listing in sorted(listings, key=lambda one: one.start):
-        if found and listing.start - found[-1][1] < _LARGE_GAP:
-            found[-1] = (found[-1][0], max(found[-1][1], listing.end))
-        else:
-            found.append((listing.start, listing.end))
-    return found
-
-
-def no_starts(listings: Sequence[Listing], addresses: Collection[int]) -> set[int]:
-    """Those of ``addresses`` in the text's stretches that are the start of no entry.
-
-    What `Listing.inside` would otherwise have to look at once for each listing.
-    """
-    found: set[int] = set()
-    for base, end in areas(listings):
-        mask = bytearray(end - base)
-        for listing in listings:
-            if base <= listing.start < end:
-                mask[listing.start - base : listing.end - base] = listing.starting()
-        found.update(one for one in addresses if base <= one < end and not mask[one - base])
-    return found
-
-
 def decode(data: bytes, start: int, bounds: Bounds) -> Listing:
-    """Decode ``data`` at virtual address ``start`` from its first byte to its last, in 32-bit mode."""
+    """Decode ``data`` at virtual address ``start`` from its first byte to its last, in 32-bit mode.
+
+    Of the references, those of sensitive instructions and far branches are there; `refer` adds the others.
+    """
     listing = Listing(start, data)
-    put_length, put_kind = listing.lengths.append, listing.kinds.append
-    table, targets = _TABLE, listing.targets
-    low, high, offset = bounds.start, bounds.end, bounds.offset
-    least = min(low, (low - offset) & 0xFFFFFFFF)
-    odd, direct = (int(Kind.ODD), int(Kind.ODD_END)), frozenset(map(int, DIRECT))
+    answers = bytearray()
+    put_source, put_target = listing.targets.sources.append, listing.targets.targets.append
+    put, two, three = answers.append, shortcuts.TWO, shortcuts.THREE
+    more, unknown = shortcuts.MORE, shortcuts.UNKNOWN
+    decoder = Decoder(BITS, data, ip=start)
+    at, size = 0, len(data)
+    data += bytes(_BEHIND)
     # All but the least for most instructions is left out of this loop: its length is the patcher's time.
-    for insn in Decoder(BITS, data, ip=start):
-        kind = table[insn.code]
-        length = insn.len
-        put_length(length)
-        if kind:
-            if kind & _SENSITIVE:
-                form = forms.classify(insn)
-                if form is not None:
-                    listing.forms[insn.ip32] = form
-                kind &= _KIND_MASK
-            put_kind(kind)
-            if kind in direct:
-                targets[insn.ip32] = insn.near_branch32
-                continue
-        else:
-            put_kind(0)
-        # A 32-bit displacement or immediate makes five bytes at least.
-        if length >= 5:
-            there, number = insn.memory_displacement, insn.immediate32
-            if (
-                (there >= least or number >= least)
-                and (
-                    low <= there < high
-                    or low <= number < high
-                    or low <= (there + offset) & 0xFFFFFFFF < high
-                    or low <= (number + offset) & 0xFFFFFFFF < high
-                )
-            ) or kind in odd:
-                _refer(listing.references, insn, kind, bounds)
+    while at < size:
+        answer = two[data[at]][data[at + 1]]
+        if answer < _PLAIN:
+            put(answer)
+            at += answer
+            continue
+        if answer == more:
+            answer = three[data[at]][data[at + 1]][data[at + 2]]
+        if answer == unknown:
+            decoder.position, decoder.ip = at, start + at
+            answer = _ask(decoder, listing, bounds)
+        elif _PLAIN <= answer < _DIRECT:
+            following = at + (answer & 15)
+            if answer & 15 == _SHORT_JUMP:
+                distance = data[at + 1]
+                distance -= distance << 1 & 0x100  # it is signed
+            else:
+                distance = int.from_bytes(data[following - 4 : following], "little")
+            put_source(start + at)
+            put_target(start + following + distance & 0xFFFFFFFF)
+        put(answer)
+        at += answer & 15
+    if at > size:  # the last instruction is cut off
+        at -= answers.pop() & 15
+        if start + at in listing.targets:
+            listing.targets.pop()
+        while at < size:
+            decoder.position, decoder.ip = at, start + at
+            put(_ask(decoder, listing, bounds))
+            at += answers[-1] & 15
+    listing.lengths = answers.translate(shortcuts.LENGTHS)
+    listing.kinds = answers.translate(shortcuts.KINDS)
     listing.starts.extend(accumulate(listing.lengths[:-1], initial=start) if listing.lengths else ())
     return listing
+
+
+def _ask(decoder: Decoder, listing: Listing, bounds: Bounds) -> int:
+    """The decoder's own answer where it stands."""
+    insn = decoder.decode()
+    kind, address = _TABLE[insn.code], insn.ip32
+    special = kind in _FAR
+    if kind & _SENSITIVE:
+        form = forms.classify(insn)
+        if form is not None:
+            listing.forms[address] = form
+        kind &= _KIND_MASK
+        special = True
+    answer: int = kind << 4 | insn.len
+    if kind in DIRECT:
+        listing.targets.append(address, insn.near_branch32)
+        if insn.len != _SHORT_JUMP and insn.len <= WORD:
+            return answer  # a short jump with a prefix, which `decode` would take for a long one
+    if special:
+        if insn.len > WORD:
+            _refer(listing.references, insn, kind, bounds)
+    elif kind != Kind.BAD:
+        at = address - listing.start
+        shortcuts.learn(listing.data[at : at + 3], answer)
+    return answer
+
+
+def refer(listing: Listing, bounds: Bounds, text: Sequence[tuple[int, int]]) -> None:
+    """Add the references to addresses in ``text`` that `decode` leaves out, and put all in order."""
+    known = {reference.address for reference in listing.references}
+    for at in _naming(listing, bounds, text):
+        address = listing.start + at
+        if address not in known and address not in listing.targets:
+            known.add(address)
+            insn = Decoder(BITS, listing.data[at : at + _LONGEST], ip=address).decode()
+            _refer(listing.references, insn, _TABLE[insn.code] & _KIND_MASK, bounds)
+    listing.references.sort(key=attrgetter("address"))
+
+
+def _naming(listing: Listing, bounds: Bounds, text: Sequence[tuple[int, int]]) -> Iterator[int]:
+    """Where in a listing entries start in which a word may be an address in ``text``, in either form."""
+    ranges = [*text, *((low - bounds.offset, high - bounds.offset) for low, high in text if bounds.offset)]
+    if any(-_SMALL < end < _SMALL or -_SMALL < end - (1 << 32) < _SMALL for one in ranges for end in one):
+        # Instructions name such addresses in less than a word, too.
+        yield from (
+            start - listing.start
+            for start, length in zip(listing.starts, listing.lengths, strict=True)
+            if length > WORD
+        )
+        return
+    mask = listing.starting()
+    first = int.from_bytes(mask, "little")
+    # A word of an entry is none of which another byte than the first starts one.
+    apart = first | first >> 8 | first >> 16 | first >> 24
+    for at in places(listing.data, ranges, but=apart):
+        yield mask.rfind(1, 0, at)
 
 
 # Asking the decoder's enumerations for their members each time takes longer than all the rest.

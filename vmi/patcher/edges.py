@@ -75,7 +75,7 @@ class _Ways:
                     near.add(address)
         self.sources: dict[int, list[int]] = defaultdict(list)
         for other in planner.entries.flow.codes:
-            for source, target in other.listing.targets.items():
+            for source, target in other.listing.targets.pairs():
                 if target in near:
                     self.sources[target].append(other.listing.at(source) if other is code else -1)
         # The fault table leads to these, and wherever they go: no jump needs to move for that.

@@ -8,20 +8,21 @@ function starts, tables. A label too many costs a window; one too few costs the 
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from operator import attrgetter
+from functools import cache, cached_property
+from itertools import compress
+from operator import attrgetter, not_
 
 from iced_x86 import Mnemonic, OpKind
 
 from vmi.patcher import paravirt
-from vmi.patcher.decode import FALLS_THROUGH, Bounds, Kind, Listing, Reference, Role, areas, no_starts
+from vmi.patcher.decode import FALLS_THROUGH, Bounds, Kind, Listing, Reference, Role
 from vmi.patcher.hints import Pin
 from vmi.patcher.model import Image, Skipped
 from vmi.patcher.scan import Scan
+from vmi.patcher.textmarks import Marks, marked
 from vmi.patcher.wordsearch import WORD, places
 
 R_386_32 = 1
@@ -101,75 +102,33 @@ class Flow:
 
 def flow(scan: Scan) -> Flow:
     """Find labels, reached code and pins for every listing of ``scan``."""
+    listings = scan.listings
     named = _named(scan)
-    pointers = set(word_pointers(scan))
-    jumps, calls = _branch_targets(scan)
-    values, certain, jumped = (
-        Marks(scan, pointers, _numbers(scan)),
-        Marks(scan, named, calls),
-        Marks(scan, jumps, scan.hints.fixups),
-    )
+    pointers, numbers = Marks(listings, word_pointers(scan)), Marks(listings, _numbers(scan))
+    jumped, certain = Marks(listings, scan.hints.fixups), Marks(listings, named)
+    _add_branch_targets(listings, jumped, certain)
     if not _has_relocations(scan.image):
-        labels = values | certain | jumped
-        words: set[int] = set()
-        for listing in scan.listings:
+        labels = pointers | numbers | certain | jumped
+        for listing in listings:
             reached = _reach(scan, listing, labels.of(listing))
-            words.update(_unreached_words(listing, reached, scan.bounds))
-        pointers |= words
-        values.add(words)
+            pointers.add(_unreached_words(listing, reached, scan.bounds))
+    values = pointers | numbers
     hard = values | certain
     labels = hard | jumped
-    branches = named.union(jumps, calls, scan.hints.fixups)
-    inner = no_starts(scan.listings, branches | scan.hints.locks)
-    references = [reference for listing in scan.listings for reference in listing.references]
+    inner = (certain | jumped | Marks(listings, scan.hints.locks)).no_starts(listings)
+    branches = cache(lambda: named.union(scan.hints.fixups, *(each.targets.targets for each in listings)))
+    references = [reference for listing in listings for reference in listing.references]
+    read = [reference for reference in references if reference.role is Role.ABSOLUTE]
     codes = []
     sixteen: list[Skipped] = []
-    for listing in scan.listings:
+    for listing in listings:
         mine = labels.of(listing)
         sixteen.extend(_sixteen_bit(listing))
         copied = paravirt.templates(scan.image, listing, references, branches)
-        pins = tuple(_pins(scan, listing, copied, references, inner, pointers))
+        pins = tuple(_pins(scan, listing, copied, read, inner, pointers))
         reached = _reach(scan, listing, mine)
         codes.append(Code(listing, mine, hard.of(listing), values.of(listing), reached, pins))
     return Flow(scan, tuple(codes), tuple(sixteen), frozenset(scan.hints.recovered))
-
-
-class Marks:
-    """A byte for each byte of the text's stretches, 1 at the addresses added."""
-
-    def __init__(self, scan: Scan, *addresses: Iterable[int]) -> None:
-        self.areas: list[tuple[int, bytearray]] = []
-        for start, end in areas(scan.listings):
-            self.areas.append((start, bytearray(end - start)))
-        for some in addresses:
-            self.add(some)
-
-    def __repr__(self) -> str:
-        return f"Marks({sum(marks.count(1) for _, marks in self.areas)} in {len(self.areas)} areas)"
-
-    def add(self, addresses: Iterable[int]) -> None:
-        """Mark those of ``addresses`` that lie in the text."""
-        if len(self.areas) > 1:
-            addresses = tuple(addresses)
-        for start, marks in self.areas:
-            end = start + len(marks)
-            for address in addresses:
-                if start <= address < end:
-                    marks[address - start] = 1
-
-    def __or__(self, other: Marks) -> Marks:
-        """The marks of both, which are of the same scan."""
-        found = Marks.__new__(Marks)
-        found.areas = []
-        for (start, mine), (_, its) in zip(self.areas, other.areas, strict=True):
-            both = int.from_bytes(mine, "little") | int.from_bytes(its, "little")
-            found.areas.append((start, bytearray(both.to_bytes(len(mine), "little"))))
-        return found
-
-    def of(self, listing: Listing) -> bytearray:
-        """The part for ``listing``."""
-        start, marks = next(one for one in reversed(self.areas) if one[0] <= listing.start)
-        return marks[listing.start - start : listing.end - start]
 
 
 def word_pointers(scan: Scan) -> Iterator[int]:
@@ -218,13 +177,12 @@ def _tables(scan: Scan) -> list[tuple[int, int]]:
 
 
 def _scanned(scan: Scan) -> Iterator[int]:
-    low, high = scan.bounds.start, scan.bounds.end
-    inside = sorted([*((listing.start, listing.end) for listing in scan.listings), *_tables(scan)])
+    text = [(listing.start, listing.end) for listing in scan.listings]
+    inside = sorted([*text, *_tables(scan)])
     for segment in scan.image.segments:
         for start, end in _outside(segment.vaddr, segment.end, inside):
             data = segment.data[start - segment.vaddr : end - segment.vaddr]
-            words = (int.from_bytes(data[at : at + WORD], "little") for at in places(data, [(low, high)]))
-            yield from (word for word in words if low <= word < high)
+            yield from (int.from_bytes(data[at : at + WORD], "little") for at in places(data, text))
 
 
 def _outside(start: int, end: int, inside: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -271,16 +229,15 @@ def _named(scan: Scan) -> set[int]:
     return labels
 
 
-def _branch_targets(scan: Scan) -> tuple[set[int], set[int]]:
-    """Where direct jumps of the text go to, and where direct calls do."""
-    jumps: set[int] = set()
-    calls: set[int] = set()
-    for listing in scan.listings:
+def _add_branch_targets(listings: Sequence[Listing], jumped: Marks, called: Marks) -> None:
+    """Mark where direct jumps of the text go to, and where direct calls do."""
+    for listing in listings:
         data, start = listing.data, listing.start
-        for source, target in listing.targets.items():
-            # Whatever starts with a prefix counts as a call, which is the stricter of the two.
-            (jumps if data[source - start] in _JUMP_BYTES else calls).add(target)
-    return jumps, calls
+        # Whatever starts with a prefix counts as a call, which is the stricter of the two.
+        sources, targets = listing.targets.sources, listing.targets.targets
+        jumps = [data[source - start] in _JUMP_BYTES for source in sources]
+        jumped.add(compress(targets, jumps))
+        called.add(compress(targets, map(not_, jumps)))
 
 
 def _numbers(scan: Scan) -> set[int]:
@@ -289,34 +246,34 @@ def _numbers(scan: Scan) -> set[int]:
     return {r.value for listing in scan.listings for r in listing.references if r.role in roles}
 
 
-_END, _BAD = 2, 4
-_ENDS = bytes(0 if kind in FALLS_THROUGH else _BAD if kind == Kind.BAD else _END for kind in range(256))
-_RUN = re.compile(rb"\x01[\x00\x01]*[\x02\x03]?|\x03")
-"""What a label (1 added) leads to: entries that fall through, and one that doesn't, but no bad bytes."""
+_FALLS = bytes(0xFF if kind in FALLS_THROUGH else 0 for kind in range(256))
+_GOOD = bytes(0 if kind == Kind.BAD else 0xFF for kind in range(256))
+_ANY = bytes([0]) + bytes([1]) * 255
 
 
 def _reach(scan: Scan, listing: Listing, labels: bytearray) -> bytearray:
-    """Entries that some label leads to by falling through, run by run.
+    """Entries that some label leads to by falling through: 1 for each, else 0.
 
-    A run ends with an entry that doesn't fall through, or before data. A jump that the kernel may overwrite
-    with NOPs falls through.
+    Control doesn't go on behind an entry that doesn't fall through, nor into data, nor into bad bytes. A jump
+    that the kernel may overwrite with NOPs falls through.
     """
-    reached = bytearray(len(listing))
-    ends = bytearray(listing.kinds.translate(_ENDS))
+    falls = bytearray(listing.kinds.translate(_FALLS))
+    base, end, mask = listing.start, listing.end, listing.starting()
     for address in scan.hints.rewritten:
-        index = listing.at(address) if listing.start <= address < listing.end else -1
-        if index >= 0 and ends[index] == _END:
-            ends[index] = 0
-    # Entries before a gap end a run.
-    for last in (*(index - 1 for index in listing.after_gaps), len(listing) - 1):
-        if last >= 0 and not ends[last]:
-            ends[last] = _END
-    labelled = listing.at_starts(labels)
-    both = (int.from_bytes(ends, "little") + int.from_bytes(labelled, "little")).to_bytes(len(ends), "little")
-    for match in _RUN.finditer(both):
-        first, stop = match.span()
-        reached[first:stop] = b"\1" * (stop - first)
-    return reached
+        if base <= address < end and mask[address - base]:
+            index = listing.at(address)
+            if listing.kinds[index] != Kind.BAD:
+                falls[index] = 0xFF
+    for index in listing.after_gaps:
+        falls[index - 1] = 0
+    # All entries at once, as long numbers with a byte for each. Where control may come from the entry before,
+    # there stands FF, so that a 1 that is added to it carries over into the next one, and so on.
+    good = int.from_bytes(listing.kinds.translate(_GOOD), "little")
+    labelled = int.from_bytes(listing.at_starts(labels), "little") & good
+    passing = int.from_bytes(falls, "little") << 8 & good
+    carried = passing + (labelled & passing) + ((labelled & ~passing) << 8 & passing)
+    reached = (carried ^ passing) & passing | labelled
+    return bytearray(reached.to_bytes(len(falls), "little").translate(_ANY))
 
 
 def _sixteen_bit(listing: Listing) -> list[Skipped]:
@@ -356,25 +313,28 @@ def _pins(
     scan: Scan,
     listing: Listing,
     copied: Iterable[tuple[int, int]],
-    references: Sequence[Reference],
+    read: Sequence[Reference],
     inner: Iterable[int],
-    pointers: Iterable[int],
+    pointers: Marks,
 ) -> list[Pin]:
-    """The pins of a listing. ``inner`` are the labels that may be in the middle of an instruction."""
+    """The pins of a listing.
+
+    ``read`` are absolute accesses to the text, ``inner`` the labels that may be in the middle of an
+    instruction.
+    """
     pins = [p for p in scan.hints.pins + scan.pins if p.start < listing.end and p.end > listing.start]
     pins += [Pin(start, end, paravirt.REASON, True) for start, end in copied]
     pins += [
         Pin(r.value, r.value + r.size, _MEMORY_PIN, True)
-        for r in references
-        if r.role is Role.ABSOLUTE and listing.start <= r.value < listing.end
+        for r in read
+        if listing.start <= r.value < listing.end
     ]
     for label in listing.inside(inner):
         index = listing.covering(label)
         pins.append(Pin(listing.starts[index], listing.stop(index), _INSIDE_PIN))
-    for pointer in pointers:
-        index = listing.at(pointer) if listing.start <= pointer < listing.end else -1
-        if index > 0 and listing.joined(index - 1) and _may_fault(listing, index):
-            pins.append(Pin(pointer, listing.stop(index), _FAULT_PIN))
+    for index in marked(listing.at_starts(pointers.of(listing))):
+        if index and listing.joined(index - 1) and _may_fault(listing, index):
+            pins.append(Pin(listing.starts[index], listing.stop(index), _FAULT_PIN))
     return _disjoint(pins)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -233,13 +234,13 @@ class LivenessFinder:
 
 def _callers(code: Code) -> dict[int, list[int]]:
     """The addresses of a listing's direct calls, by their targets."""
-    found: dict[int, list[int]] = {}
+    found: dict[int, list[int]] = defaultdict(list)
     listing = code.listing
     data, start = listing.data, listing.start
-    for source, target in listing.targets.items():
+    for source, target in listing.targets.pairs():
         first = data[source - start]
         if first == _CALL_BYTE or (first in _PREFIXES and listing.kinds[listing.at(source)] == Kind.CALL):
-            found.setdefault(target, []).append(source)
+            found[target].append(source)
     return found
 
 

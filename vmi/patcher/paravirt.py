@@ -17,7 +17,7 @@ instructions that the kernel copies lie in its text as bare pieces, which must n
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -107,13 +107,13 @@ def _native(image: Image, function: int) -> tuple[str, ...]:
 
 
 def templates(
-    image: Image, listing: Listing, references: Iterable[Reference], branches: set[int]
+    image: Image, listing: Listing, references: Iterable[Reference], branches: Callable[[], set[int]]
 ) -> Iterator[tuple[int, int]]:
     """The pieces [start, end) that the kernel copies, in address order.
 
     Symbols name them. Without, they are told by their look: short, with sensitive instructions in them, and
-    control could run out of their end, where another number stands for code that no branch goes to. Every
-    function ends otherwise.
+    control could run out of their end, where another number stands for code that no branch goes to (which
+    ``branches`` gives). Every function ends otherwise.
     """
     if not lengths(image):
         return
@@ -124,7 +124,7 @@ def templates(
         end = next((ends.get(e + name[len(s) :]) for s, e in _SYMBOLS if name.startswith(s)), None)
         if end is not None and start < end <= min(start + _LONGEST_TEMPLATE, listing.end):
             yield start, end
-    loose = sorted(n for n in numbers - branches if listing.start <= n <= listing.end)
+    loose = sorted(n for n in numbers - branches() if listing.start <= n <= listing.end)
     for start, end in pairwise(loose):
         if end - start <= _LONGEST_TEMPLATE and _runs_out(listing, start, end):
             yield start, end

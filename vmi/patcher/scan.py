@@ -15,9 +15,10 @@ from itertools import pairwise
 
 from vmi.errors import BadInput
 from vmi.patcher import hints
-from vmi.patcher.decode import Bounds, Listing, Reference, Role, decode, no_starts
+from vmi.patcher.decode import Bounds, Listing, Reference, Role, decode, refer
 from vmi.patcher.hints import Hints, Pin
 from vmi.patcher.model import Access, Image, Skipped, SymbolKind
+from vmi.patcher.textmarks import Marks
 from vmi.patcher.wordsearch import WORD, places
 
 MAX_ROUNDS = 8
@@ -130,7 +131,8 @@ def scan(image: Image, known: Iterable[int] = ()) -> Scan:
         data.extend(_word_tables(region, bounds, is_code))
     anchors = _first_anchors(image, facts) | set(known)
     listings: list[Listing] = []
-    sweeps = [_Sweep(region, bounds) for region in found]
+    text = [(region.start, region.end) for region in found]
+    sweeps = [_Sweep(region, bounds, text) for region in found]
     for _ in range(MAX_ROUNDS):
         ranges = hints.merged(data)
         ordered = sorted(anchors)
@@ -157,9 +159,10 @@ class _Sweep:
     """Decodes one region in chunks between anchors, and keeps chunks that did not change since the last
     run."""
 
-    def __init__(self, region: Region, bounds: Bounds) -> None:
+    def __init__(self, region: Region, bounds: Bounds, text: Sequence[tuple[int, int]]) -> None:
         self.region = region
         self.bounds = bounds
+        self.text = text
         self.chunks: dict[tuple[int, int], Listing] = {}
 
     def run(self, anchors: Sequence[int], data: Sequence[Skipped]) -> Listing:
@@ -178,6 +181,7 @@ class _Sweep:
         for low, high in pairwise(sorted(cuts)):
             if low not in inside:
                 whole.append(self._chunk(low, high))
+        refer(whole, self.bounds, self.text)
         return whole
 
     def _chunk(self, low: int, high: int) -> Listing:
@@ -281,13 +285,15 @@ def _lost(listings: list[Listing], anchors: set[int]) -> set[int]:
     and the start of its run. Otherwise the branch is the doubtful one (or skips a prefix), and it changes
     nothing.
     """
-    targets: set[int] = set().union(*(listing.targets.values() for listing in listings))
-    labels = targets | anchors
+    targets = Marks(listings, *(listing.targets.targets for listing in listings))
+    doubtful = targets.no_starts(listings)
+    if not doubtful:
+        return set()
+    labels = anchors.union(*(listing.targets.targets for listing in listings))
     for listing in listings:
         labels.update(r.value for r in listing.references if r.role in (Role.IMMEDIATE, Role.FAR))
     lost: set[int] = set()
     led: dict[int, bool] = {}
-    doubtful = no_starts(listings, targets)
     for listing in listings:
         for target in listing.inside(doubtful):
             index = listing.covering(target)

@@ -8,6 +8,11 @@ out as it was, byte for byte; that is tried when the record is made, and where i
 record. A file in gzip whose compression can't be had again (gzip's own program and zlib differ) is in the
 record whole.
 
+Trying all of a bzImage's kernel takes longer than making the patch, and an encoder that makes the same of
+the first PROOF bytes, with a hundred thousand choices among near matches, is the same encoder with the same
+settings. So that much is tried, unless all is asked for. Whatever was tried, an original is only given out if
+its SHA-256 is the one in the record; what can't be made again is refused.
+
 Behind the patched file stand the body, compressed with xz, and the end, which is found from the file's end:
 
 =====  ===============================================================================================
@@ -49,6 +54,14 @@ _SIZE = struct.Struct("<I")
 _ELF, _GZIP, _BZIMAGE, _WHOLE = 0, 1, 2, 3
 _FORMATS = tuple(Format)
 
+PROOF = 4 << 20
+"""Bytes of a kernel whose compression is tried when a record is made: as long as planning its patch takes."""
+
+_DAMAGED = "the file's record for taking its patch back is damaged"
+_OTHERWISE = (
+    "the original's compression can't be had again here, so the patch can't be taken back: another program "
+    "made it, or the file's record is damaged"
+)
 _NO_SETTINGS = "the settings of its compression can't be found out"
 
 
@@ -60,18 +73,30 @@ class Sealed:
     note: str = ""
 
 
-def recipe(original: Container) -> Recipe | None:
+def recipe(original: Container, whole: bool = False) -> Recipe | None:
     """The settings that compress the kernel of a file to what it has in it, None when there are none.
 
-    Takes as long as compressing it (some 10 s for a bzImage), most of it without the interpreter's lock.
+    ``whole``: all of a bzImage's kernel is compressed to see that, which takes some 10 s, most of them
+    without the interpreter's lock; else its first PROOF bytes are.
     """
     if isinstance(original, Gzip):
         return compression.find(original.kernel, original.data, Format.GZIP)
     if isinstance(original, Linux):
         payload = original.image.payload
         packed = original.data[payload.start : payload.end - len(_size_word(payload.format, b""))]
-        return compression.find(payload.unpacked, packed, payload.format)
+        most = compression.LIMIT if whole else PROOF
+        return compression.find(payload.unpacked, packed, payload.format, most)
     return None
+
+
+def untried(original: Container) -> str:
+    """A sentence on what :func:`recipe` does not try unless it is to try the whole; empty for nothing."""
+    if not isinstance(original, Linux) or len(original.image.payload.unpacked) <= PROOF:
+        return ""
+    return (
+        f"that the original's compression can be had again was tried on the first {PROOF >> 20} MiB of its "
+        "kernel (on all of it with --prove-undo)"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +152,12 @@ def restore(data: bytes) -> bytes:
     if size > start or hashlib.sha256(data[: start - size]).digest() != patched_sum:
         raise changed
     try:
-        original = _restored(data[: start - size], _unpacked(data[start - size : start]))
-        if hashlib.sha256(original).digest() != original_sum:
-            raise BadInput("it gives another file")
+        body = _unpacked(data[start - size : start])
+        original = _restored(data[: start - size], body)
     except (BadInput, ValueError, struct.error, IndexError) as error:
-        raise BadInput("the file's record for taking its patch back is damaged") from error
+        raise BadInput(_DAMAGED) from error
+    if hashlib.sha256(original).digest() != original_sum:
+        raise BadInput(_OTHERWISE if body[0] in (_GZIP, _BZIMAGE) else _DAMAGED)
     return original
 
 
@@ -166,8 +192,6 @@ def _restored(output: bytes, body: bytes) -> bytes:
     if kernel_size:
         kernel = kernel[:kernel_size] + displaced.append(displaced.unpack(kernel[kernel_size:]))
     payload = settings.compress(kernel) + _size_word(settings.format, kernel)
-    if len(payload) != room:
-        raise BadInput(f"the compressed kernel must have {room} bytes, but has {len(payload)}")
     frame = delta.decode(_without(output, start, room), body[at + size :])
     return frame[:start] + payload + frame[start:]
 

@@ -16,11 +16,14 @@ _HALVES = 1 << 16
 _MAY = re.compile(b"\1")
 
 
-def places(data: bytes, ranges: Iterable[tuple[int, int]], count: int = 1, step: int = 1) -> Iterator[int]:
+def places(
+    data: bytes, ranges: Iterable[tuple[int, int]], count: int = 1, step: int = 1, but: int = 0
+) -> Iterator[int]:
     """Offsets, in order, at which ``count`` words may start that all lie in the ``ranges`` [low, high).
 
     None is left out; those given are to be looked at, since only upper halves were compared. Offsets are
-    multiples of ``step``. Ranges are taken modulo 2**32, so differences of addresses will do.
+    multiples of ``step``; ``but`` is a little-endian number with bytes of 1 at those that are not wanted.
+    Ranges are taken modulo 2**32, so differences of addresses will do.
     """
     both = 0
     for lower, upper in _rows(ranges):
@@ -30,6 +33,7 @@ def places(data: bytes, ranges: Iterable[tuple[int, int]], count: int = 1, step:
     hits = both
     for number in range(1, count):
         hits &= both >> 8 * WORD * number
+    hits &= ~but
     size = max(0, len(data) - WORD * count + 1)
     flags = hits.to_bytes(len(data), "little")[:size:step]
     return (match.start() * step for match in _MAY.finditer(flags))

@@ -127,7 +127,12 @@ def _source(flavour: Flavour, table: layout.CallTable) -> Iterator[str]:
     yield f".org {abi.ROM_HEADER_SIZE}, {_FILL}"
     yield f".org {layout.GATES}"
     if flavour.gate_interrupt is not None:
-        for name in (*(f"{call.name}_gate" for call in abi.CALLS), *flavour.special_gates):
+        for call in abi.CALLS:
+            if flavour.template(call).leaves:
+                yield f"{call.name}_gate: int {flavour.gate_interrupt}\nret\nnop"
+            else:
+                yield f".byte {', '.join([str(_FILL)] * layout.GATE_SIZE)}"
+        for name in flavour.special_gates:
             yield f"{name}: int {flavour.gate_interrupt}\nret\nnop"
     yield f".org {layout.CALL_TABLE}"
     yield f"call_table: .byte {', '.join(map(str, table.pack()))}"

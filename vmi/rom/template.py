@@ -30,6 +30,11 @@ class Template:
     is_gate: bool = False
     reason: str = ""
 
+    @property
+    def leaves(self) -> bool:
+        """The call may go to its gate."""
+        return "@gate" in self.source
+
     def __repr__(self) -> str:
         how = "gate" if self.is_gate else "code" if self.source else "absent"
         return f"<Template {how} {self.relocation.name}>"

@@ -350,6 +350,22 @@ def test_frames_are_the_machines_own(name: str) -> None:
     assert guest.u32(DATA + 0x20) == 77
 
 
+@pytest.mark.parametrize("name", HYPERVISORS)
+def test_a_machine_frame_is_where_devices_find_a_page(name: str) -> None:
+    """Both ways: what a device stores there the guest sees, and finds the frame again that it asked for."""
+    guest = mapped(name)
+    frame = DATA >> 12
+    if name.startswith("paravirt"):
+        machine = guest.ask("PhysicalToMachine", eax=frame)
+        assert guest.ask("MachineToPhysical", eax=machine) == frame
+        frame = machine
+    assert guest.access("read", VA + 8) == page(0)
+    guest.machine.store_memory((frame << 12) + 8, (0xDEADBEEF).to_bytes(4, "little"))
+    assert guest.access("read", VA + 8) == 0xDEADBEEF
+    assert guest.access("write", VA + 12, value=0x12345678) == 0x12345678
+    assert guest.machine.load_memory((frame << 12) + 12, 4) == (0x12345678).to_bytes(4, "little")
+
+
 @everywhere
 def test_rights_and_faults_in_order(name: str) -> None:
     """Addresses, error codes and CR2 of faults are those of the guest's tables, in their order."""

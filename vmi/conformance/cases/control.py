@@ -62,7 +62,7 @@ def write_protection(rig: Rig, found: Findings) -> None:
         done = rig.go("store", ebx=FREE_PAGES, eax=value)
         found.equal(f"events of a store with CR0 {value:#x}", _vectors(done.frames), wanted)
         if wanted:
-            found.equal("its error code", done.frames[0].error, 3)
+            found.equal("its error code", done.first.error, 3)
 
 
 @case("SetCR2", "read back", 1, 2, more=("VMI-GetCR2-01",))
@@ -81,7 +81,7 @@ def cr2_of_a_fault(rig: Rig, found: Findings) -> None:
             rig.resume_at("done")
             done = rig.go(routine, ebx=address)
             found.equal(f"events of a {routine}", _vectors(done.frames), [_PF])
-            found.equal("the error code", done.frames[0].error if done.frames else None, error)
+            found.equal("the error code", done.first.error if done.frames else None, error)
             found.equal("CR2", rig.value("GetCR2"), address)
 
 

@@ -164,7 +164,7 @@ def io_bitmap(rig: Rig, found: Findings) -> None:
 
 def _user_entry(rig: Rig) -> Frame:
     """The frame of an INT 30h from user code."""
-    return rig.user(_INT30).frames[0]
+    return rig.user(_INT30).first
 
 
 def _frame_top(frame: Frame) -> int:
@@ -209,7 +209,7 @@ def event_in_kernel(rig: Rig, found: Findings) -> None:
     """An event while the kernel runs stays on its stack."""
     done = rig.go("int30")
     found.equal("vectors", _vectors(done), [0x30])
-    found.equal("the stack of the frame", done.frames[0].handler_esp + 20, done.registers["esp"])
+    found.equal("the stack of the frame", done.first.handler_esp + 20, done.registers["esp"])
 
 
 def _write(rig: Rig, call: str, table: int, index: int, data: bytes) -> Called:

@@ -148,7 +148,7 @@ def exceptions_come(rig: Rig, found: Findings) -> None:
         rig.value(name)
         done = rig.go("int30")
         found.equal("vectors", _vectors(done), [0x30])
-        found.equal("IF in the frame", done.frames[0].eflags & _IF, wanted)
+        found.equal("IF in the frame", done.first.eflags & _IF, wanted)
 
 
 def _iret(rig: Rig, *frame: int, **registers: int) -> Called:
@@ -164,7 +164,7 @@ def _iret(rig: Rig, *frame: int, **registers: int) -> Called:
 
 def _kernel_cs(rig: Rig) -> int:
     """CS of the kernel as its frames show it."""
-    return rig.go("int30").frames[0].cs
+    return rig.go("int30").first.cs
 
 
 @case("IRET", "to the kernel", 1, 2, 3, 6)
@@ -187,7 +187,7 @@ def iret_to_user(rig: Rig, found: Findings) -> None:
     """Five words are taken, and user code has the stack, flags and level of the frame."""
     for flags in (0x202, 0x2D7, 0xA02):
         rig.put(WORDS["USER_FLAGS"], flags)
-        frame = rig.user(_INT30, ebx=0x1234).frames[0]
+        frame = rig.user(_INT30, ebx=0x1234).first
         found.equal("EIP", frame.eip, USER + 2)
         found.equal("CS and SS", (frame.cs, frame.ss), (CODE3, DATA3))
         found.equal("ESP", frame.esp, USER_STACK)
@@ -204,7 +204,7 @@ def iret_delivers(rig: Rig, found: Findings) -> None:
     found.equal("vectors", _vectors(done), [_KEYBOARD])
     if done.frames:
         first = rig.labels["spin"]
-        eip = done.frames[0].eip
+        eip = done.first.eip
         found.true(
             eip >= rig.rom or first <= eip <= first + 3,
             f"it must come at the target's first instruction, but EIP is {eip:#x}",
@@ -254,7 +254,7 @@ def sysexit(rig: Rig, found: Findings) -> None:
     rig.call("WRMSR", ecx=0x174, eax=0x08, edx=0)
     rig.write(USER, _INT30 + b"\xcd\x31")
     done = rig.call("SYSEXIT", edx=USER, ecx=USER_STACK - 8, eax=1, ebx=2, esi=3, edi=4, ebp=5)
-    frame = done.frames[0]
+    frame = done.first
     found.equal("vectors", _vectors(done), [0x30])
     found.equal("EIP and ESP", (frame.eip, frame.esp), (USER + 2, USER_STACK - 8))
     found.equal("CS", frame.cs & 3, 3)

@@ -110,7 +110,7 @@ def io_privilege(rig: Rig, found: Findings) -> None:
         done = rig.user(b"\xe6\x80")
         found.equal(f"events with mask {mask:#x}", [frame.vector for frame in done.frames], wanted)
         done = rig.user(b"\xcd\x30")
-        found.equal("IOPL in a frame", done.frames[-1].eflags & 0x3000, mask & 0x3000)
+        found.equal("IOPL in a frame", done.last.eflags & 0x3000, mask & 0x3000)
 
 
 @case("SetIOPLMask", "interrupt flag", 4)
@@ -121,4 +121,4 @@ def io_privilege_and_flag(rig: Rig, found: Findings) -> None:
     rig.value("SetIOPLMask", eax=0x3000)
     rig.put(WORDS["USER_FLAGS"], 0x3202)
     done = rig.user(b"\xfa\xcd\x30")
-    found.equal("IF in a frame behind CLI", done.frames[-1].eflags & 0x200, 0x200)
+    found.equal("IF in a frame behind CLI", done.last.eflags & 0x200, 0x200)

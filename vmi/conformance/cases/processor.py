@@ -86,7 +86,7 @@ def no_such_msr(rig: Rig, found: Findings) -> None:
         rig.resume_at("done")
         done = rig.call(call, ecx=_NO_SUCH, eax=1, edx=2, ebx=3)
         found.equal(f"events of {call}", _faults(done), [(_GP, 0)])
-        frame = done.frames[0] if done.frames else None
+        frame = done.first if done.frames else None
         got = None if frame is None else (frame.eax, frame.ecx, frame.edx, frame.ebx)
         found.equal("EAX, ECX, EDX, EBX in the handler", got, (1, _NO_SUCH, 2, 3))
 

@@ -44,6 +44,7 @@ def strings(rig: Rig, found: Findings) -> None:
     pci = PciData.parse(image, header.pci_header_offs)
     found.equal("the PCI signature", pci.signature, abi.PCI_SIGNATURE)
     found.equal("vendor and device", (pci.vendor_id, pci.device_id), (abi.PCI_VENDOR, abi.PCI_DEVICE))
+    found.equal("the length in the PCI data", pci.chunks, len(image) // abi.ROM_UNIT)
     reserved = [field for field in abi.ROM_HEADER if field.name.startswith(("reserved", "rom_pad"))]
     for field in reserved:
         at = image[field.offset : field.offset + field.size]
@@ -58,6 +59,12 @@ def strings(rig: Rig, found: Findings) -> None:
 def bios_entry(rig: Rig, found: Findings) -> None:
     """The 16-bit entry ends in a far return."""
     image = _image(rig)
+    found.true(
+        len(image) > abi.ROM_HEADER_SIZE,
+        f"the image must hold more than its header, but has {len(image)} bytes",
+    )
+    if len(image) <= abi.ROM_HEADER_SIZE:
+        return
     at, seen = 3, 0
     decoder = Decoder(16, image, ip=0)
     decoder.position = at
@@ -84,15 +91,15 @@ def takes_over(rig: Rig, found: Findings) -> None:
     found.equal("EBX", done.registers["ebx"], 0)
     found.equal("what it took off the stack", done.popped, 0)
     found.equal("the mask", rig.value("GetInterruptMask") & _IF, 0)
-    frame = rig.go("int30").frames[0]
-    found.equal("levels of CS and DS", frame.cs & _RING, rig.go("int30").frames[0].cs & _RING)
+    frame = rig.go("int30").first
+    found.equal("levels of CS and DS", frame.cs & _RING, rig.go("int30").first.cs & _RING)
 
 
 @case("Init", "in place", 1, begun=False)
 def in_place(rig: Rig, found: Findings) -> None:
     """It works at another address, where the guest has copied the ROM to."""
     image = _image(rig)
-    rig.write(_COPY, image)
+    rig.write(_COPY, image or bytes(abi.ROM_HEADER_SIZE))
     done = rig.call_address(_COPY + abi.INIT_OFFSET, ebx=0)
     found.true(done.returned, f"it must return, but {done.stop.reason}")
     found.equal("EAX", done.registers["eax"], 0)

@@ -133,4 +133,4 @@ def user_interrupts(rig: Rig, found: Findings) -> None:
     rig.subject.interrupt(1)
     done = rig.user(_SPIN + _INT30, ecx=50, ebx=0x77)
     found.equal("vectors", sorted(_vectors(done)), [_KEYBOARD, 0x30])
-    found.equal("ECX and EBX behind it", (done.frames[-1].ecx, done.frames[-1].ebx), (0, 0x77))
+    found.equal("ECX and EBX behind it", (done.last.ecx, done.last.ebx), (0, 0x77))

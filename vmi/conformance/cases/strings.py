@@ -35,7 +35,7 @@ for _direction, _pointer in (("INS", "edi"), ("OUTS", "esi")):
             found.equal("vectors", [frame.vector for frame in done.frames], [_PF])
             if not done.frames:
                 return
-            frame = done.frames[0]
+            frame = done.first
             at = getattr(frame, pointer)
             found.equal("where it stood", (at, frame.ecx), (second, count - 4))
             found.equal("CR2", rig.value("GetCR2"), second)

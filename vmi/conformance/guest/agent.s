@@ -144,6 +144,33 @@ open_irq1:
         jmp done
 
 ; -- user code lies at USER, on a page of its own, and ends with INT 31h
+; a second processor: writes down what it started with, asks two calls, and waits
+second: mov [{SCRATCH + 0x40}], eax
+        mov [{SCRATCH + 0x44}], ebx
+        mov [{SCRATCH + 0x48}], ecx
+        mov [{SCRATCH + 0x4c}], edx
+        mov [{SCRATCH + 0x50}], ebp
+        mov [{SCRATCH + 0x54}], esi
+        mov [{SCRATCH + 0x58}], edi
+        mov [{SCRATCH + 0x5c}], esp
+second_mask:
+        nop
+        nop
+        nop
+        nop
+        nop
+        mov [{SCRATCH + 0x64}], eax
+second_tr:
+        nop
+        nop
+        nop
+        nop
+        nop
+        mov [{SCRATCH + 0x68}], eax
+        inc dword ptr [{SCRATCH + 0x60}]
+second_waits:
+        pause
+        jmp second_waits
 leave_user:
         int 0x31
 enter_user:

@@ -13,7 +13,7 @@ _EAX, _ECX, _EDX = 0, 1, 2
 @serves("InvalPage")
 def invalidate_page(call: CallContext) -> None:
     """INVLPG of the address in EAX."""
-    call.vcpu.mmu.invalidate(call.cpu.eax)
+    call.vcpu.mmu.invalidate(call.address(call.cpu.eax))
 
 
 @serves("FlushTLB")
@@ -30,7 +30,7 @@ def _entry(register: int) -> Handler:
 
     def handler(call: CallContext) -> None:
         call.vcpu.mmu.catch_up()
-        call.vcpu.mmu.entry_changed(call.cpu.gpr(register))
+        call.vcpu.mmu.entry_changed(call.address(call.cpu.gpr(register)))
 
     return handler
 

@@ -16,6 +16,7 @@ from vmi.hypervisor import DEFAULT_MMU as DEFAULT
 from vmi.hypervisor.mmu import direct, shadow
 from vmi.hypervisor.mmu.notices import Notices
 from vmi.native.machine import Machine
+from vmi.native.walks import Walked
 
 __all__ = ["DEFAULT", "STRATEGIES", "Mmu", "create"]
 
@@ -33,6 +34,7 @@ class Mmu(Protocol):
     """
 
     name: str
+    by_registers: bool  # :meth:`translate` walks the tables that the CPU's own registers point to
 
     def start(self) -> None:
         """A virtual CPU has been taken over: what its control registers hold counts from here on."""
@@ -71,11 +73,20 @@ class Mmu(Protocol):
         Sets accessed and dirty bits. :raises GuestFault: #PF.
         """
 
+    def walked(self, linear: int, *, write: bool = False) -> Walked | None:
+        """See :meth:`vmi.native.linear.Linear.walked`."""
+
+    def stamp(self) -> object:
+        """What :meth:`translate` depends on besides memory and the CPU's control registers."""
+
     def entry_changed(self, entry: int) -> None:
         """The guest says that it has changed the page-table entry at an address."""
 
-    def faulted(self, linear: int) -> None:
-        """The guest is told of a page fault at this address."""
+    def faulted(self, linear: int, base: int | None) -> None:
+        """The guest is told of a page fault at this address.
+
+        :param base: where the segments begin that its handler has, None if that isn't known.
+        """
 
     def catch_up(self) -> None:
         """All that the guest has said of page-table entries counts from now on."""

@@ -14,12 +14,15 @@ the ROM knows.
 from __future__ import annotations
 
 from vmi.hypervisor.mmu.guest import GuestTables
+from vmi.memory import PAGE_SIZE
+from vmi.x86 import U32, Cr0
 
 
 class DirectMmu(GuestTables):
     """See :class:`vmi.hypervisor.mmu.Mmu`."""
 
     name = "direct"
+    by_registers = True
 
     def __repr__(self) -> str:
         return "<DirectMmu>"
@@ -48,6 +51,18 @@ class DirectMmu(GuestTables):
     def _registers(self) -> tuple[object, ...]:
         return self._cpu.paging()
 
+    def translate(self, linear: int, *, write: bool = False, user: bool = False) -> int:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+        registers = self._cpu.paging()
+        if registers[0] & Cr0.PG and linear < self._top:
+            found = self._walks.find(registers, linear, write, user)
+            if found is not None:
+                return found
+        return super().translate(linear, write=write, user=user)
+
+    def stamp(self) -> None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`: the registers are the CPU's."""
+
     def invalidate(self, linear: int) -> None:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
         self._cpu.flush_page(linear)
@@ -59,10 +74,11 @@ class DirectMmu(GuestTables):
         else:
             self._cpu.set_cr(3, self._cpu.cr(3))
 
-    def faulted(self, linear: int) -> None:
+    def faulted(self, linear: int, base: int | None) -> None:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
         self._cpu.drop_page(linear, self._cached)
-        self._notices.show_uncached(self._cpu.uncached)
+        known = base is not None and not base % PAGE_SIZE
+        self._notices.show_uncached(self._cpu.uncached - (base or 0) & U32 if known else None)
 
     def _cached(self) -> None:
         self._notices.show_uncached(None)

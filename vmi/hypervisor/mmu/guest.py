@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vmi.hypervisor.mmu.notices import Notices
-from vmi.memory import PhysicalMemory
+from vmi.memory import PAGE_SIZE, PhysicalMemory
 from vmi.native.machine import Machine
-from vmi.native.walks import Walks
+from vmi.native.walks import Walked, Walks
 from vmi.x86 import U32, Cr0, Paging, Translation, walk
 
 
@@ -40,7 +40,7 @@ class GuestTables:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
         return self._cpu.efer
 
-    def faulted(self, linear: int) -> None:
+    def faulted(self, linear: int, base: int | None) -> None:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
 
     def _is_paged(self) -> bool:
@@ -94,3 +94,14 @@ class GuestTables:
                 lambda memory: self._walk(linear, write=write, user=user, memory=memory).physical,
             )
         return found if linear < self._top else self._cpu.nowhere | found & 0xFFF
+
+    def walked(self, linear: int, *, write: bool = False) -> Walked | None:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+        physical = self.translate(linear, write=write)
+        if linear >= self._top:
+            return None
+        return self._walks.made(linear, write) if self._is_paged() else (physical & -PAGE_SIZE, ())
+
+    def stamp(self) -> object:
+        """See :class:`vmi.hypervisor.mmu.Mmu`."""
+        return self._registers()

@@ -23,7 +23,10 @@ class Notices(Protocol):
         """Where entries are: first linear address, number of pages, first frame of each linear mapping."""
 
     def show_uncached(self, page: int | None) -> None:
-        """The processor has cached nothing of this page, by its linear address; None: of none we know."""
+        """The processor has cached nothing of this page, by its address in the kernel's segments.
+
+        None: of none we know.
+        """
 
 
 class NoNotices:

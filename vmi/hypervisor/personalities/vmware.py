@@ -13,6 +13,7 @@ from vmi.errors import RomError
 from vmi.hypervisor.mirror import Told
 from vmi.hypervisor.personality import Gate
 from vmi.memory import PAGE_SIZE, PhysicalMemory
+from vmi.native.straight import Cells
 from vmi.rom import layout
 from vmi.rom.build import PRODUCT
 from vmi.rom.flavours import vmware as flavour
@@ -23,6 +24,7 @@ _TOLD = {what: flavour.FLAVOUR.words[what.name] // 4 for what in Told}
 _WORDS = flavour.QUEUE // 4  # dwords that belong to one CPU
 _LINEAR = range(flavour.LINEAR // 4, flavour.LINEAR // 4 + 3 * abi.LINEAR_SLOTS, 3)
 
+_GATE = bytes((0xCD, flavour.GATE_INTERRUPT))
 _SPECIAL = {flavour.INIT_GATE: Gate.INIT, flavour.PENDING_GATE: Gate.PENDING}
 
 
@@ -44,6 +46,8 @@ class Vmware:
         self._code = image[: table.data_page]
         self._size = len(image)
         self._data = table.data_page
+        numbers = range(layout.MAX_GATES)
+        self._gates = {n for n in numbers if image.startswith(_GATE, layout.gate_offset(n))}
         self._slots = range(table.slots, table.slots + table.slot_size * len(abi.CALLS), table.slot_size)
         self._base: int | None = None
         self._words = memoryview(bytearray(PAGE_SIZE)).cast("I")  # until a copy is in use
@@ -76,7 +80,7 @@ class Vmware:
     def gate(self, address: int) -> abi.Call | Gate | None:
         """See :class:`vmi.hypervisor.personality.Personality`."""
         number = layout.gate_number(address - self.base)
-        if number is None:
+        if number not in self._gates:
             return None
         return abi.CALLS[number] if number < len(abi.CALLS) else _SPECIAL.get(number)
 
@@ -152,6 +156,26 @@ class Vmware:
         """See :class:`vmi.hypervisor.personality.Personality`."""
         self._words[flavour.UNCACHED // 4] = 0 if page is None else page | flavour.UNCACHED_KNOWN
 
+    def cells(self) -> Cells:
+        """See :class:`vmi.hypervisor.personality.Personality`."""
+        at = self._memory.host_address + self.base + self._data
+        return Cells(
+            interrupts=at + flavour.VIF,
+            iopl=at + flavour.IOPL,
+            kernel_ss=at + flavour.KERNEL_SS,
+            kernel_esp=at + flavour.KERNEL_ESP,
+            kernel_ss_given=flavour.KERNEL_SS_GIVEN,
+            cr2=at + 4 * _TOLD[Told.CR2],
+            uncached=at + flavour.UNCACHED,
+            uncached_known=flavour.UNCACHED_KNOWN,
+            rom=range(self.base, self.base + self._data),
+            gates=range(
+                self.base + layout.gate_offset(0),
+                self.base + layout.gate_offset(flavour.PENDING_GATE + 1),
+                layout.GATE_SIZE,
+            ),
+        )
+
     def save_words(self) -> bytes:
         """See :class:`vmi.hypervisor.personality.Personality`."""
         return self._words[:_WORDS].tobytes()
@@ -160,10 +184,11 @@ class Vmware:
         """See :class:`vmi.hypervisor.personality.Personality`."""
         self._words[:_WORDS] = memoryview(words.ljust(4 * _WORDS, b"\0")).cast("I")
 
-    def undo_iret(self) -> int:
+    def undo_iret(self) -> tuple[int, bool]:
         """See :class:`vmi.hypervisor.personality.Personality`."""
-        self.set(bool(self._words[flavour.IRET_VIF // 4] & IF_BIT))
-        return self._words[flavour.IRET_SITE // 4]
+        word = self._words[flavour.IRET_VIF // 4]
+        self.set(bool(word & IF_BIT))
+        return self._words[flavour.IRET_SITE // 4], bool(word & flavour.IRET_RAISED)
 
 
 def product(image: bytes) -> str | None:

@@ -32,6 +32,7 @@ IRET_SITE = 8  # return address of the last IRET call: the site is 5 bytes befor
 USER_CS = 12  # SYSEXIT's selectors for user mode; 0 in USER_CS sends SYSEXIT to its gate
 USER_SS = 16
 IRET_VIF = 20  # VIF before the last IRET or SYSEXIT set it: what a fault of its iretd must show
+IRET_RAISED = 1  # a bit of that word: IRET has put the kernel's level into the CS of the frame
 IOPL = 24  # virtual IOPL in EFLAGS position; SetIOPLMask and the hypervisor write it
 CR0, CR2, CR3, CR4 = 28, 32, 36, 40  # the guest's control registers; the hypervisor writes them
 GDT, GDT_LIMIT = 44, 48  # linear base and limit of the GDT in use
@@ -49,7 +50,7 @@ WANTED = 104
 QUEUED = 108  # how many addresses there are from QUEUE on, the oldest first
 QUEUE = 0x100
 QUEUE_SIZE = 256
-# Linear address of a page of which no translation is cached, and a bit that says so, or 0.
+# Address in the kernel's segments of a page of which no translation is cached, and a bit that says so, or 0.
 UNCACHED = 112
 UNCACHED_KNOWN = 1
 # SetLinearMapping: for each slot first linear address, number of pages, first frame.
@@ -154,11 +155,12 @@ _IRET = f"""
         jz short @leave
         cmp dword ptr ss:[ecx + {{PENDING - @here}}], 0
         jne short @exit
-@leave: test byte ptr [esp + 16], 3
+@leave: xchg ss:[ecx + {{VIF - @here}}], eax
+        test byte ptr [esp + 16], 3
         jnz short @named
         or byte ptr [esp + 16], 1       ; a kernel selector as the guest knows it
-@named: xchg ss:[ecx + {{VIF - @here}}], eax
-        mov ss:[ecx + {{IRET_VIF - @here}}], eax
+        or al, {IRET_RAISED}
+@named: mov ss:[ecx + {{IRET_VIF - @here}}], eax
         pop ecx
         pop eax
         lea esp, [esp + 4]

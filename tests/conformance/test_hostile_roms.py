@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""ROM files that are none, or mean harm: each gets its verdicts, and the suite goes on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from vmi import abi
+from vmi.conformance import runner, suite
+from vmi.conformance.subject import Environment
+from vmi.conformance.verdict import Verdict
+from vmi.rom.build import build
+
+CASES = suite.Selection(("ROM/*", "Init/*", "GetReloc/*", "GetCR3/*")).pick(suite.all_cases())
+Change = Callable[[bytearray], None]
+
+
+def code(at: int, text: str) -> Change:
+    """Other code somewhere."""
+
+    def change(image: bytearray) -> None:
+        image[at : at + len(text) // 2] = bytes.fromhex(text)
+
+    return change
+
+
+def byte(at: int, value: int) -> Change:
+    """Another byte somewhere."""
+    return code(at, f"{value:02x}")
+
+
+INIT, RELOC = abi.INIT_OFFSET, abi.GET_RELOC_OFFSET
+ROMS: dict[str, Change] = {
+    "empty": lambda image: image.clear(),
+    "one byte": lambda image: image.__delitem__(slice(1, None)),
+    "truncated": lambda image: image.__delitem__(slice(600, None)),
+    "random": lambda image: image.__setitem__(slice(None), random.Random(5).randbytes(8192)),
+    "longer than the bay": lambda image: image.extend(bytes(200_000)),
+    "says it is longer": byte(2, 0xFF),
+    "says it is shorter": byte(2, 1),
+    "says it has no length": byte(2, 0),
+    "licence outside": code(0x16, "ffff"),
+    "PCI data outside": code(0x18, "ffff"),
+    "VMI_Init loops": code(INIT, "ebfe"),
+    "VMI_Init does what nobody can": code(INIT, "0fffffffffff0f0b"),
+    "VMI_Init corrupts the stack": code(INIT, "31c083c404c3"),
+    "VMI_Init returns with a broken ESP": code(INIT, "31c0c20800"),
+    "VMI_Init writes to its own image": code(INIT, "e800000000588800c3"),
+    "unknown relocation type": code(RELOC, "ba07000000c3"),
+    "entries outside": code(RELOC, "31c0ba01000000c3"),
+    "entries in guest code": code(RELOC, "b800000100b201c3"),
+    "GetRelocationInfo loops": code(RELOC, "ebfe"),
+}
+
+
+@pytest.mark.parametrize("name", ROMS)
+def test_a_hostile_rom_gets_its_verdict(name: str) -> None:
+    image = bytearray(build("vmware").image)
+    ROMS[name](image)
+    if len(image) > 4096 and len(image) == len(build("vmware").image):
+        image[-1] = (image[-1] - sum(image)) & 0xFF
+    target = suite.Target("theirs", bytes(image))
+    results = list(runner.run(CASES, target.make, Environment()))
+    bad = [result for result in results if not result.verdict.good]
+    assert bad and all(result.case.requirements for result in bad)
+    assert all(result.verdict is not Verdict.ERROR for result in results), [r.reasons for r in results]
+    assert len(results) == sum(case.cpus == 1 for case in CASES)
