@@ -14,6 +14,11 @@
  * Asking Python. Whatever Python is asked in the middle of an instruction may look at all of the CPU's state
  * and may end the run behind this instruction. So the instruction has to be the last of its block: if it is
  * not, nothing is asked yet, and the instruction is done again in a block of its own.
+ *
+ * What differs. A run is the same with this and without, but for how far the library looks ahead of what is
+ * executed: its blocks are longer here where code is straight for some hundred instructions, and the page that
+ * such code runs towards is marked as accessed when the block is translated. And a string move from a device
+ * into the block of code that it is in reads the device once here; without this it may do so twice.
  */
 
 #include <stdbool.h>
