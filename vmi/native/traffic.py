@@ -65,9 +65,9 @@ class Traffic(ABC):
             return 0
         self.exits["port read"] += 1
         value = self.board.ports.read(port, size)
-        self.meet_deadline(PORT_NS)
         if self.log is not None:
             self.log.port_read(port, size, value)
+        self.meet_deadline(PORT_NS)
         return value
 
     def port_write(self, port: int, size: int, value: int) -> None:
