@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.native.bare import Recorder, new_cpu
+from vmi.native import accelerator
 from vmi.native.bus import PortBus
 from vmi.native.clock import Clock
 from vmi.native.cpu import Cpu
@@ -89,3 +90,9 @@ def bus() -> Recorder:
 def cpu(bus: Recorder) -> Cpu:
     """A CPU alone, see :func:`new_cpu`."""
     return new_cpu(bus)
+
+
+@pytest.fixture
+def plain_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPUs are made without the accelerator."""
+    monkeypatch.setattr(accelerator, "load", lambda: None)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.native.bare import Recorder, new_cpu, put
 from vmi.errors import EngineError
-from vmi.native import engine, interpose
+from vmi.native import engine, interpose, pointers
 from vmi.native.wiring import Stop
 
 # -- engines that aren't ours ---------------------------------------------------------------------
@@ -72,7 +72,7 @@ def test_a_plain_engine_inside_a_run_of_ours(cpu, bus):
     assert (results, cpu.eax) == ([7], 3)
 
 
-def test_collected_cpus_leave_nothing_behind():
+def test_collected_cpus_leave_nothing_behind(plain_cpus):
     gc.collect()
     before = [len(table) for table in (interpose._by_cpu, interpose._by_state, interpose._by_engine)]
     for _ in range(5):
@@ -105,14 +105,17 @@ def test_a_plain_engine_at_the_address_of_a_collected_cpu():
 
 
 def test_pointers_that_cannot_be_found(monkeypatch, cpu):
-    monkeypatch.setattr(interpose, "_installed", [])
+    monkeypatch.setattr(pointers, "_replaced", {})  # so that it looks for what is there no more
     sentence = (
-        r"the CPU emulator is not as expected: (\d+) of \1 functions to replace are reached in a way that "
-        "can't be changed"
+        "the CPU emulator is not as expected: 1 of 2 functions to replace are reached in a way that can't be "
+        "changed"
     )
+    before = pointers.current(cpu._lib, "tlb_flush_x86_64")
+    wanted = {"tlb_set_dirty_x86_64": 1, "tlb_flush_x86_64": before}
     for _ in range(2):  # the second time as well, though the first has been there
         with pytest.raises(EngineError, match=f"^{sentence}$"):
-            interpose.install(cpu._lib)
+            pointers.exchange(cpu._lib, wanted)
+    assert pointers.current(cpu._lib, "tlb_flush_x86_64") == before
 
 
 def test_function_that_is_missing(monkeypatch):
@@ -127,7 +130,7 @@ def test_memory_that_must_not_be_changed(monkeypatch):
         def mprotect(self, *_):
             return -1
 
-    monkeypatch.setattr(interpose.ctypes, "CDLL", lambda _name: Denied())
+    monkeypatch.setattr(pointers.ctypes, "CDLL", lambda _name: Denied())
     sentence = "the CPU emulator's pointers can't be exchanged: mprotect is not allowed"
     with pytest.raises(EngineError, match=f"^{sentence}$"):
-        interpose._store(0x1000, 0, False)
+        pointers._store(0x1000, 0, False)

@@ -10,14 +10,15 @@ import pytest
 from tests.native.bare import Recorder
 from vmi.errors import EngineError, ExitCode
 from vmi.memory import PhysicalMemory
-from vmi.native import engine, interpose, layout, registers, selftest
+from vmi.native import engine, interpose, layout, pointers, registers, selftest
+from vmi.native.accelerator import core
 from vmi.native.cpu import Cpu
 
 PLACE = "0x[0-9a-f]+"
 
 
 @pytest.fixture(autouse=True)
-def unproven(monkeypatch):
+def unproven(monkeypatch, plain_cpus):
     """Each test starts as a new process would."""
     monkeypatch.setattr(Cpu, "_proven", False)
 
@@ -68,8 +69,7 @@ STRUCTURE = {
     ("ENGINE_BUDGET", 8): "the count of instructions after a budget of 5 should be 0x5, but it is 0x6",
     ("CPU_HALTED", 8): "the end of a run that uses up its budget should be BUDGET, but it is HALTED",
     ("CPU_NEXT_BLOCK", 8): (
-        "where code faults that runs on into an absent page should be 0xe, 0x191000, 0x3, "
-        "but it is 0x1, 0x190ffe, 0x1"
+        "IN and OUT should be 0x74, 0x4, 0x40073, 0x40073, but it is 0x1, 0x0, 0x0, 0x1002, 0x71"
     ),
     ("CPU_INTERRUPT_REQUEST", 8): (
         "the end of a run when interrupts become acceptable should be WINDOW, 0x1003, "
@@ -276,7 +276,8 @@ def test_refused_outs_has_moved_on(monkeypatch):
 def test_functions_that_cannot_be_exchanged(monkeypatch):
     """Each CPU is refused, the second as well as the first."""
     monkeypatch.setattr(interpose, "_installed", [])
-    monkeypatch.setattr(interpose, "_data_of_library", lambda inside: iter(()))
+    monkeypatch.setattr(core, "_installed", None)
+    monkeypatch.setattr(pointers, "_data_of_library", lambda inside: iter(()))
     sentence = (
         r"the CPU emulator is not as expected: (\d+) of \1 functions to replace are reached in a way that "
         "can't be changed"

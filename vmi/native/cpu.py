@@ -66,6 +66,8 @@ class Cpu(Events):
 
     :param model: which instructions there are.
     :param rom: firmware that ends at 4 GiB, whole pages.
+    :param steady_tsc: the time stamp counter counts instructions, and requests to the bus alone may change
+        it besides; then it need not be asked for again and again.
     :raises EngineError: the emulator library is not the version this was proven on, or fails the proof
         that the first CPU of a process begins with.
     """
@@ -73,7 +75,13 @@ class Cpu(Events):
     _proven = False
 
     def __init__(
-        self, memory: PhysicalMemory, bus: Bus, *, model: CpuModel = MODELS["qemu32"], rom: bytes = b""
+        self,
+        memory: PhysicalMemory,
+        bus: Bus,
+        *,
+        model: CpuModel = MODELS["qemu32"],
+        rom: bytes = b"",
+        steady_tsc: bool = False,
     ) -> None:
         if not Cpu._proven:
             self._prove()
@@ -93,6 +101,7 @@ class Cpu(Events):
         else:
             operations = layout.operations(engine.structure)
             engine.served.adopt(cpu=places.cpu, state=places.env, operations=operations)
+            engine.served.core.tsc_steady = int(steady_tsc)
         super().__init__(engine, places)
         self._flags_buffer = ctypes.c_uint32()
         self._hook_events(places)
@@ -128,14 +137,6 @@ class Cpu(Events):
     def set_writable(self, start: int, writable: bool, size: int = ROM_PIECE) -> None:
         """Let the guest write to whole pages of the ROM area, or not; only between runs."""
         self._engine.set_writable(start, writable, size)
-
-    def steady_tsc(self) -> None:
-        """Promise that the time stamp counter counts instructions, but for what requests to the bus change.
-
-        The bus is then asked for it only behind other requests.
-        """
-        if self._core is not None:
-            self._core.tsc_steady = 1
 
     def set_a20(self, enabled: bool) -> None:
         """Open or close the gate of address line 20."""

@@ -163,6 +163,7 @@ class Events(Translation):
             return False
         self._alone = here
         self._next_block.value = ONE_INSTRUCTION
+        self.cr2 = self.told_cr2
         self.forget_exception()
         return True
 

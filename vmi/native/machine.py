@@ -106,7 +106,7 @@ class Machine(Traffic):
         self.roms: list[bytes] = []  # option ROMs that have been plugged in
         self.disks = tuple(disks)
         self.clock = Clock(self._now)
-        self.cpu = Cpu(self.memory, self, model=model, rom=bios or b"")
+        self.cpu = Cpu(self.memory, self, model=model, rom=bios or b"", steady_tsc=cpus == 1)
         self.privilege = Privilege(self.cpu)
         self.delivery = Delivery(self.privilege)
         self.monitor: Monitor | None = None
@@ -129,9 +129,7 @@ class Machine(Traffic):
         ]
         self.msr = msrs[0]  # those of the processor that runs
         self.turns = None if cpus == 1 else Turns(self, msrs)
-        if self.turns is None:
-            self.cpu.steady_tsc()  # one a cycle, and an instruction takes one
-        else:
+        if self.turns is not None:
             self.clock.set_source(self.turns.observe)
         for console in (self.console, self.board.console2):
             console.connect_runner(

@@ -14,6 +14,11 @@
  * Asking Python. Whatever Python is asked in the middle of an instruction may look at all of the CPU's state
  * and may end the run behind this instruction. So the instruction has to be the last of its block: if it is
  * not, nothing is asked yet, and the instruction is done again in a block of its own.
+ *
+ * What differs. A run is the same with this and without, but for how far the library looks ahead of what is
+ * executed: its blocks are longer here where code is straight for some hundred instructions, and the page that
+ * such code runs towards is marked as accessed when the block is translated. And a string move from a device
+ * into the block of code that it is in reads the device once here; without this it may do so twice.
  */
 
 #include <stdbool.h>
@@ -61,7 +66,9 @@ enum { WRITABLE = 2, CC_OP_EFLAGS = 1, IF_BIT = 0x200, HF_CPL = 3, HF_INHIBIT_IR
  * with many an instruction. By itself it ends a block only at so many operations.
  */
 enum { MOST_TEMPS = 400, MOST_OPS = 4000, MOST_INSTRUCTIONS = 128 };
-enum { PAGE_BITS = 12, SVM_PAUSE = 0x77, ALONE = 1, LENGTH_OF_CALL = 2, CFLAGS_COUNT = 0x7fff };
+enum { PAGE_BITS = 12, SVM_PAUSE = 0x77, LENGTH_OF_CALL = 2 };
+/* how a block is translated: as so many instructions, and by a mark that the library has no use for, cut here */
+enum { CFLAGS_COUNT = 0x7fff, CFLAGS_CUT = 0x8000 };
 /* what is known of a page of RAM */
 enum { PAGE_HOLDS_CODE = 1, PAGE_IS_WATCHED = 2 };
 
@@ -110,6 +117,7 @@ struct core {
     char *charge;         /* the operation that has the number of instructions of the block in the making */
     uint32_t counts;      /* that block has been given its counting code */
     uint32_t breaks;      /* that block ends in front of a breakpoint */
+    uint32_t cut;         /* that block is a part of one */
 
     uint32_t (*port_read)(void *engine, uint32_t port, int size, void *user);
     void (*port_write)(void *engine, uint32_t port, int size, uint32_t value, void *user);
@@ -280,7 +288,7 @@ static void alone(struct core *core, uintptr_t back)
         return;
     *left_of(core) += left;
     core->walking = 0;
-    AT(core->cpu, CPU_NEXT_BLOCK, uint32_t) = ALONE;
+    AT(core->cpu, CPU_NEXT_BLOCK, uint32_t) = CFLAGS_CUT | 1;
     loop_exit_noexc(core->cpu);
 }
 
@@ -291,6 +299,7 @@ static void (*translate)(void *cpu, struct block *block, int most);
 static void (*check_exit_request)(void *engine, uint32_t delayed);
 static void *debug_helper;
 static void *compute_all_helper;
+static void *reset_rf_helper;
 
 /* A block has begun with fewer instructions left than it has. */
 static void NORETURN expired(struct core *core, uintptr_t back)
@@ -300,7 +309,7 @@ static void NORETURN expired(struct core *core, uintptr_t back)
 
     AT(core->env, ENV_EIP, uint64_t) = block->pc - block->cs_base;
     if (left > 0)
-        AT(core->cpu, CPU_NEXT_BLOCK, uint32_t) = (uint32_t)left;
+        AT(core->cpu, CPU_NEXT_BLOCK, uint32_t) = CFLAGS_CUT | (uint32_t)left;
     else
         emu_stop(core->engine);
     loop_exit_noexc(core->cpu);
@@ -378,6 +387,9 @@ static void on_call_n(void *context, void *function, char *result, int count, ch
         }
         if (function == debug_helper)
             core->breaks = 1;
+        /* the resume flag lasts to the end of a block, and this is none */
+        if (function == reset_rf_helper && core->cut)
+            return;
     } else {
         function = known(context, function);
     }
@@ -395,6 +407,7 @@ static void on_translate(void *cpu, struct block *block, int most)
         return;
     }
     core->counts = core->breaks = 0;
+    core->cut = block->cflags & CFLAGS_CUT;
     core->charge = NULL;
     translate(cpu, block, most < MOST_INSTRUCTIONS ? most : MOST_INSTRUCTIONS);
     /* the library counts the instruction that a breakpoint is in front of, which is not executed */
@@ -760,7 +773,6 @@ static void on_interrupt(void *engine, uint32_t vector, struct core *core)
     int op = AT(env, ENV_CC_OP, int);
 
     core->walking = 0;
-    core->tsc_known = 0;
     if (op != CC_OP_EFLAGS) {
         AT(env, ENV_CC_SRC, uint64_t) = compute_flags(env, op);
         AT(env, ENV_CC_OP, int) = CC_OP_EFLAGS;
@@ -978,9 +990,9 @@ EXPORT bool vmi_core_put_behind(const char *name, void *function)
     return false;
 }
 
-/* Say where the library's functions are, in the order of the two tables, and two more. */
+/* Say where the library's functions are, in the order of the two tables, and some that are only compared. */
 EXPORT void vmi_core_install(void *const *imported, void *const *originals, void *helper_debug,
-                             void *helper_cc_compute_all)
+                             void *helper_cc_compute_all, void *helper_reset_rf)
 {
     for (unsigned i = 0; i < COUNT(imports); i++)
         *(void **)imports[i].variable = imported[i];
@@ -988,6 +1000,7 @@ EXPORT void vmi_core_install(void *const *imported, void *const *originals, void
         *(void **)replaced[i].original = originals[i];
     debug_helper = helper_debug;
     compute_all_helper = helper_cc_compute_all;
+    reset_rf_helper = helper_reset_rf;
 }
 
 /* Serve a CPU from now on. */

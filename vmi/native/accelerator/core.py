@@ -22,7 +22,7 @@ BUILD = "44285d3e80527122e9e361928189385906ec813e"
 PAGE_HOLDS_CODE, PAGE_IS_WATCHED = 1, 2
 
 _POINTER, _U64, _U32 = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32
-_HELPERS = "helper_debug_x86_64", "helper_cc_compute_all_x86_64"
+_HELPERS = "helper_debug_x86_64", "helper_cc_compute_all_x86_64", "helper_reset_rf_x86_64"
 
 #: Python functions that C calls: all that a CPU is asked while it runs.
 ASKED = (
@@ -73,6 +73,7 @@ class Core(ctypes.Structure):
         ("charge", _POINTER),
         ("counts", _U32),
         ("breaks", _U32),
+        ("cut", _U32),
         *((name, _POINTER) for name in ASKED),
     )
 
@@ -133,7 +134,7 @@ class Library:
         originals = [pointers.current(library, name) for name in self._replaced]
         helpers = [pointers.original(library, name) for name in _HELPERS]
         replacement = self._function("replacement", _POINTER, ctypes.c_uint)
-        install = self._function("install", None, _POINTER, _POINTER, _POINTER, _POINTER)
+        install = self._function("install", None, *(_POINTER,) * (2 + len(_HELPERS)))
         install((_U64 * len(imports))(*imports), (_U64 * len(originals))(*originals), *helpers)
         targets = {name: replacement(number) for number, name in enumerate(self._replaced)}
         pointers.exchange(library, targets)
