@@ -6,7 +6,9 @@ PYTHON ?= python3
 WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
-INPUTS := pyproject.toml vmi/version.py
+INPUTS := pyproject.toml vmi/version.py hatch_build.py $(wildcard vmi/native/accelerator/*.[ch])
+# pip says nothing of what its build hook says, so which engine it became is asked for afterwards
+ENGINE = $(BIN)/vmi version | sed -n 's/^engine */the CPU is run by: /p'
 
 .PHONY: demo test lint types bench clean help
 .DEFAULT_GOAL := help
@@ -35,18 +37,22 @@ $(VENV)/.made:
 $(VENV)/.user: $(VENV)/.made $(INPUTS)
 	@echo "installing vmi into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@$(ENGINE)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.made $(INPUTS)
 	@echo "installing vmi and its test tools into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(ENGINE)
 	@touch $@ $(VENV)/.user
 
 demo: $(VENV)/.user
 	@$(BIN)/vmi demo
 
+# Once with the accelerator, if there is a C compiler, and what it has a part in once more without.
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS)
+	VMI_ACCELERATOR=0 $(BIN)/python -m pytest -n $(WORKERS) tests/native tests/hypervisor
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -61,5 +67,6 @@ bench: $(VENV)/.user
 	$(BIN)/python $(PROGRAM) $(ARGS)
 
 clean:
+	rm -f vmi/native/accelerator/*.so vmi/native/accelerator/not-built.txt
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find vmi tests sample_kernels -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -187,7 +187,7 @@ def test_a_prepared_guest_goes_on_where_it_was() -> None:
     assert (first.outcome, first.console) == (Outcome.CONSOLE, b"a")
     assert (second.outcome, second.console) == (Outcome.DEBUG_EXIT, b"ab")
     assert first.instructions < second.instructions
-    assert repr(guest) == "<Guest native: <Machine 64 MiB qemu32 at 50 ns>>"
+    assert repr(guest) == "<Guest native: <Machine 64 MiB qemu32 at 3050 ns>>"
 
 
 def test_a_machine_made_by_hand_is_a_guest() -> None:

@@ -94,3 +94,7 @@ class EngineError(VmiError):
     """The CPU emulator library is not the one this code was proven on."""
 
     exit_code = ExitCode.ENGINE
+
+
+class Notice(UserWarning):
+    """Something that the user should know, and that nothing fails by; the message is one sentence."""

@@ -174,7 +174,7 @@ def test_log_is_on_stderr(run: Vmi) -> None:
     assert result.exit_code == 12  # nobody has set up an IDT
     assert told(result) == [
         "          0.010 0008:00100000 in    64 -> 1c            i8042 status",
-        "          0.020 0008:00100002 cpu   the guest triple-faulted at 0x8:0x100002",
+        "          1.020 0008:00100002 cpu   the guest triple-faulted at 0x8:0x100002",
     ]
 
 
@@ -246,7 +246,7 @@ def test_a_pause_in_what_is_typed(run: Vmi) -> None:
         json.loads(run(f"{asleep} | {source} | {END}", "--type", text, "--json").stdout)["virtual_ns"]
         for text in ("a", "<0.02s>a")
     )
-    assert late - early == pytest.approx(20_000_000, abs=100)
+    assert late - early == pytest.approx(20_000_000, abs=2_000)  # a look at the port takes 1 µs
 
 
 def test_the_screen_is_shown_on_the_terminal(tmp_path: Path) -> None:

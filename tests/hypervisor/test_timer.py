@@ -24,7 +24,7 @@ def timer_of(lab: Lab) -> VirtualTimer:
 def pass_time(lab: Lab, cycles: int) -> None:
     """Virtual time passes in which nothing runs, as when another virtual CPU has its turn."""
     at = lab.machine.clock.now() + cycles * NS_PER_CYCLE
-    lab.machine._idle_ns += cycles * NS_PER_CYCLE
+    lab.machine._time[0] += cycles * NS_PER_CYCLE
     lab.machine.clock.advance_to(at)
 
 

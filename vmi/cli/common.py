@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, Protocol,
 import typer
 
 from vmi.cli.terminal import safe, visible
-from vmi.errors import OutputError, UsageError, VmiError
+from vmi.errors import Notice, OutputError, UsageError, VmiError
 from vmi.files import reason
 
 if TYPE_CHECKING:
@@ -134,7 +135,8 @@ def guarded(function: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            function(*args, **kwargs)
+            with _notices(quiet=bool(kwargs.get("quiet"))):
+                function(*args, **kwargs)
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except VmiError as error:
@@ -149,6 +151,30 @@ def guarded(function: Callable[P, None]) -> Callable[P, None]:
             _end(f"internal error, please report it (VMI_TRACEBACK=1 shows where): {what}", INTERNAL_ERROR)
 
     return wrapper
+
+
+@contextlib.contextmanager
+def _notices(*, quiet: bool) -> Iterator[None]:
+    """Show what the library wants the user to know as any other note; other warnings stay what they are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if quiet else "always", Notice)
+        others = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, Notice):
+                say(str(message))
+            else:
+                others(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
 
 
 def say(sentence: str) -> None:

@@ -14,8 +14,10 @@ from iced_x86 import Instruction
 
 from vmi.hypervisor.emulate import Emulator
 from vmi.hypervisor.operands import M
+from vmi.hypervisor.personality import Personality
 from vmi.hypervisor.processors import Processors
 from vmi.hypervisor.timer import VirtualTimer
+from vmi.memory import PAGE_SIZE
 from vmi.native.machine import Machine
 from vmi.x86 import D_BIT, Cr0, GuestFault, Seg
 
@@ -26,6 +28,7 @@ class Beginning(ABC):
     """See :class:`vmi.hypervisor.domain.Domain`."""
 
     machine: Machine
+    rom: Personality
     processors: Processors
     emulator: Emulator
     taken: bool
@@ -47,6 +50,19 @@ class Beginning(ABC):
     def publish(self) -> None:
         """Tell the ROM of the counters of the virtual CPU that runs."""
         self.timer.publish()
+
+    def interrupt_waits(self, waits: bool) -> None:
+        """See :class:`vmi.native.monitor.Monitor`."""
+        if self.active:
+            self.rom.set_pending(waits)
+
+    def memory_write(self, address: int, size: int, value: int) -> bool:
+        """See :class:`vmi.native.monitor.Monitor`: a ROM that runs in place has its data page in the bay."""
+        if not self.active or not self.rom.holds_data(address):
+            return False
+        self.machine.memory.write(address, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
+        self.machine.rom_area.open(address & -PAGE_SIZE)  # this was the last that comes here
+        return True
 
     def leave_processor(self) -> None:
         """See :class:`vmi.native.monitor.Monitor`."""

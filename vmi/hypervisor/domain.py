@@ -21,13 +21,13 @@ from vmi.hypervisor.callsite import CALL_LENGTH, CallSites, reaches_out
 from vmi.hypervisor.emulate import Emulator
 from vmi.hypervisor.mmu import DEFAULT, create
 from vmi.hypervisor.operands import M, undefined
+from vmi.hypervisor.passing import ROM_FAULTS, Passing
 from vmi.hypervisor.personality import Gate, Personality
 from vmi.hypervisor.privilege import KERNEL_RING, USER_RING, CompressedPrivilege
 from vmi.hypervisor.processors import Processors
 from vmi.hypervisor.share import Share
 from vmi.hypervisor.tasks import finish_switch
 from vmi.hypervisor.vcpu import VirtualCpu
-from vmi.memory import PAGE_SIZE
 from vmi.native.interrupts import Delivery, Event, Origin, TripleFault
 from vmi.native.machine import Machine, Outcome
 from vmi.x86 import IF_BIT, IOPL_MASK, Cr0, Eflags, GuestFault, Seg, Vector
@@ -43,8 +43,6 @@ _MNEMONICS = {number: name.lower() for name, number in vars(Mnemonic).items() if
 _CS = Seg.CS
 _GP, _BP, _DB, _TS = Vector.GP, Vector.BP, Vector.DB, Vector.TS
 _SOFTWARE, _EXCEPTION = Origin.SOFTWARE, Origin.EXCEPTION
-# What the CPU may refuse an instruction of the ROM's own with.
-_ROM_FAULTS = frozenset({_GP, Vector.NP, Vector.SS, _TS, Vector.PF})
 _PRIVILEGED, _PLANTED = "privileged instruction", "breakpoint"
 
 
@@ -55,6 +53,8 @@ class Domain(Beginning):
     de-privileged: one that has just been started may not be yet. ``calls`` counts call-outs by VMI call, the
     machine's ``exits`` count everything by reason.
     """
+
+    lets_pass = True  # it has told the CPU which events go straight to the guest
 
     def __init__(self, machine: Machine, rom: Personality, mmu: str = DEFAULT) -> None:
         self.machine = machine
@@ -76,6 +76,8 @@ class Domain(Beginning):
         self._context = calls.CallContext(self.vcpu, self.emulator.transfers, self.processors)
         self._handlers = calls.load_all()
         machine.monitor = self
+        machine.cpu.on_gate(self._called)
+        self._passing = Passing(machine.cpu.straight, rom, self.mmu)
         if machine.turns is not None:
             machine.cpu.on_control = self.control_changed
 
@@ -124,11 +126,6 @@ class Domain(Beginning):
             return True
         return self.rom.get() and (self.machine.halted or not self._in_rom())
 
-    def interrupt_waits(self, waits: bool) -> None:
-        """See :class:`vmi.native.monitor.Monitor`."""
-        if self.active:
-            self.rom.set_pending(waits)
-
     def retry_after(self) -> int | None:
         """See :class:`vmi.native.monitor.Monitor`: ROM code and a shadow last a few instructions."""
         if not self.active:
@@ -145,14 +142,6 @@ class Domain(Beginning):
             delivery.deliver(event)
         except TripleFault:
             self.machine.triple_fault()
-
-    def memory_write(self, address: int, size: int, value: int) -> bool:
-        """See :class:`vmi.native.monitor.Monitor`: a ROM that runs in place has its data page in the bay."""
-        if not self.active or not self.rom.holds_data(address):
-            return False
-        self.machine.memory.write(address, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
-        self.machine.rom_area.open(address & -PAGE_SIZE)  # this was the last that comes here
-        return True
 
     def _deliver_waiting(self) -> None:
         interrupts = self.machine.interrupts
@@ -222,6 +211,7 @@ class Domain(Beginning):
         native_privilege, native_entry = self._native
         self.machine.privilege = self.privilege if active else native_privilege
         self.machine.cpu.enter_kernel = self.privilege.enter_by_sysenter if active else native_entry
+        self._passing.update(taken=self.taken, active=active)
 
     def _stay_compressed(self) -> bool:
         """Bring a guest back that got to the real ring 0, by a gate to a descriptor that nothing had raised.
@@ -285,7 +275,7 @@ class Domain(Beginning):
             return event.vector == _BP and self._breakpoint()
         if event.vector == _DB:
             return self._step_in_rom()
-        if event.vector in _ROM_FAULTS and self._in_rom() and self._fault_in_rom(event):
+        if event.vector in ROM_FAULTS and self._in_rom() and self._fault_in_rom(event):
             return True
         return event.vector == _GP and self._refused()
 
@@ -316,6 +306,19 @@ class Domain(Beginning):
         if gate is None:
             self._refuse("a call-out from outside the ROM")
             return False
+        if isinstance(gate, abi.Call):
+            self._gates[at] = gate
+        self._pass_gate(gate)
+        return True
+
+    def _called(self, number: int) -> bool:
+        """As :meth:`_gate`, by the number of the gate."""
+        gate = self._passing.gates[number]
+        if gate is not None:
+            self._pass_gate(gate)
+        return gate is not None
+
+    def _pass_gate(self, gate: abi.Call | Gate) -> None:
         if gate is Gate.PENDING:
             self._count("pending interrupt")
             self._deliver_waiting()
@@ -323,9 +326,7 @@ class Domain(Beginning):
             self._count("VMI_Init")
             self.machine.cpu.eax = 1  # the machine is taken over already
         else:
-            self._gates[at] = gate
             self._call(gate)
-        return True
 
     def _call(self, call: abi.Call) -> None:
         name = call.name

@@ -8,6 +8,8 @@ that paravirtualization is measured against.
 
 from __future__ import annotations
 
+import ctypes
+
 from vmi import abi
 from vmi.hypervisor.discovery import Discovery
 from vmi.hypervisor.domain import Domain
@@ -16,6 +18,8 @@ from vmi.hypervisor.mmu import DEFAULT
 from vmi.hypervisor.mmu.notices import NoNotices
 from vmi.hypervisor.personality import Gate
 from vmi.native.machine import Machine
+from vmi.native.straight import Cells
+from vmi.x86 import IF_BIT
 
 
 class NoRom(NoNotices):
@@ -26,8 +30,8 @@ class NoRom(NoNotices):
     interrupt: int | None = None
 
     def __init__(self) -> None:
-        self._on = False
-        self._iopl = 0
+        self._bytes = bytearray(8)
+        self._flags = memoryview(self._bytes).cast("I")  # the interrupt flag in its place, and IOPL likewise
 
     def adopt(self, address: int) -> bool:
         """See :class:`vmi.hypervisor.personality.Personality`."""
@@ -55,19 +59,19 @@ class NoRom(NoNotices):
 
     def get(self) -> bool:
         """The virtual interrupt flag."""
-        return self._on
+        return bool(self._flags[0])
 
     def set(self, on: bool) -> None:
         """Set the virtual interrupt flag."""
-        self._on = on
+        self._flags[0] = IF_BIT if on else 0
 
     def iopl(self) -> int:
         """The virtual IOPL."""
-        return self._iopl
+        return self._flags[1]
 
     def set_iopl(self, iopl: int) -> None:
         """Set the virtual IOPL."""
-        self._iopl = iopl
+        self._flags[1] = iopl
 
     def kernel_stack(self) -> tuple[int, int] | None:
         """Always the one in the TSS."""
@@ -79,13 +83,18 @@ class NoRom(NoNotices):
     def set_pending(self, waits: bool) -> None:
         """Nobody looks: interrupts only become acceptable by what the hypervisor itself does."""
 
+    def cells(self) -> Cells:
+        """See :class:`vmi.hypervisor.personality.Personality`."""
+        at = ctypes.addressof(ctypes.c_char.from_buffer(self._bytes))
+        return Cells(interrupts=at, iopl=at + 4)
+
     def save_words(self) -> bytes:
         """See :class:`vmi.hypervisor.personality.Personality`."""
-        return self._iopl.to_bytes(2, "little") + bytes([self._on])
+        return bytes(self._bytes)
 
     def load_words(self, words: bytes) -> None:
         """See :class:`vmi.hypervisor.personality.Personality`."""
-        self._iopl, self._on = int.from_bytes(words[:2], "little"), bool(any(words[2:]))
+        self._bytes[:] = words.ljust(len(self._bytes), b"\0")
 
     def undo_iret(self) -> tuple[int, bool]:
         """Never called: there is no ROM code to fault in."""

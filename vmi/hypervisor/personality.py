@@ -9,6 +9,7 @@ from typing import Protocol
 from vmi import abi
 from vmi.hypervisor.mmu.notices import Notices
 from vmi.hypervisor.privilege import FlagWords
+from vmi.native.straight import Cells
 
 
 class Gate(Enum):
@@ -45,6 +46,9 @@ class Personality(FlagWords, Notices, Protocol):
 
     def set_pending(self, waits: bool) -> None:
         """Tell the ROM whether an interrupt waits."""
+
+    def cells(self) -> Cells:
+        """Where the words are that events need, of the copy in use."""
 
     def save_words(self) -> bytes:
         """All words that are shared, for :meth:`load_words`: they belong to the virtual CPU that runs."""

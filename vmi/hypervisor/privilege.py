@@ -74,20 +74,40 @@ class CompressedPrivilege(Privilege):
     kernel that speaks the interface itself sets it by SetIOPLMask alone; a patched one has no idea.
 
     ``running_task`` is the task register, as the hypervisor loaded it.
-
-    ``shown_ring`` is the ring that the kernel sees itself on: 0, or the real one for a kernel that
-    speaks the interface.
     """
+
+    _shown_ring = 0
 
     def __init__(self, cpu: Cpu, words: FlagWords, mmu: Mmu) -> None:
         super().__init__(cpu, GuestLinear(cpu, mmu))
         self._mmu = mmu
         self.words = words
+        self._straight = cpu.straight
         self.virtual_idt = TableRegister(0, 0)
         self.iopl_from_frames = True
         self.shown_ring = 0
         self.running_task = cpu.tr
         self.mirror = Mirror(cpu, mmu, words)
+
+    @property
+    def virtual_idt(self) -> TableRegister:
+        """The guest's IDT."""
+        return self._virtual_idt
+
+    @virtual_idt.setter
+    def virtual_idt(self, table: TableRegister) -> None:
+        self._virtual_idt = table
+        self._straight.show(table, self._shown_ring)
+
+    @property
+    def shown_ring(self) -> int:
+        """The ring that the kernel sees itself on: 0, or the real one for one that speaks the interface."""
+        return self._shown_ring
+
+    @shown_ring.setter
+    def shown_ring(self, ring: int) -> None:
+        self._shown_ring = ring
+        self._straight.show(self._virtual_idt, ring)
 
     @property
     def iopl(self) -> int:

@@ -103,6 +103,12 @@ class Cpu(Events):
             engine.served.adopt(cpu=places.cpu, state=places.env, operations=operations)
             engine.served.core.tsc_steady = int(steady_tsc)
         super().__init__(engine, places)
+        if engine.served is not None:
+            engine.served.send_straight(
+                self.straight,
+                flush_page=engine.function("tlb_flush_page_x86_64"),
+                told_cr2=ctypes.addressof(self._told),
+            )
         self._flags_buffer = ctypes.c_uint32()
         self._hook_events(places)
         self.decode(model)
@@ -115,11 +121,11 @@ class Cpu(Events):
 
     @staticmethod
     def _prove() -> None:
-        from vmi.native import selftest  # it makes CPUs itself
+        from vmi.native import fitness  # it makes CPUs itself
 
         Cpu._proven = True
         try:
-            selftest.prove()
+            fitness.prove()
         except BaseException:
             Cpu._proven = False
             raise
@@ -141,6 +147,7 @@ class Cpu(Events):
     def set_a20(self, enabled: bool) -> None:
         """Open or close the gate of address line 20."""
         self.a20_mask = U32 if enabled else U32 & ~_A20
+        self.straight.parameters.open_a20 = enabled
         self._lib.x86_cpu_set_a20_x86_64(self._state, ctypes.c_int(enabled))
 
     # -- running ----------------------------------------------------------------------------
@@ -158,6 +165,7 @@ class Cpu(Events):
         self._alone = (0, 0)
         self._interrupt_request.value = _INTERRUPT_HARD if stop_when_interruptible else 0
         while True:
+            self.straight.before[0] = self.instructions
             self._running = True
             status = self._engine.start(self.eip, budget)
             self._running = False

@@ -119,6 +119,16 @@ class Events(Translation):
         made["memory_write"] = callback((None, U64, C_U32, U64), self._memory_write, None)
         served.ask(**made)
 
+    def on_gate(self, function: Callable[[int], bool]) -> None:
+        """Have a function told of INTs that come from gates of a ROM, by the gate's number.
+
+        That is as far as :attr:`straight` says where the gates are and that events may go straight. Others,
+        and those for which it gives False, are reported as any.
+        """
+        if self._served is not None:
+            made = self._engine.callback((I32, C_U32), function, 1)
+            self.straight.parameters.called = ctypes.cast(made, PTR).value
+
     def _memory_read(self, address: int, size: int) -> int:
         # looked up each time, like the other requests: somebody may measure them
         return self.bus.memory_read(address, size)

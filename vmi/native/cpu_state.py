@@ -43,6 +43,7 @@ _ARMED = 0xFF  # bits of DR7 that enable breakpoints
 _BESIDES = (
     "instructions", "failure", "bus", "pager", "store_watch", "enter_kernel", "on_pause", "on_control",
     "hidden_from", "nowhere", "uncached", "_on_cached", "_code_watch", "_code_changes", "told_cr2",
+    "straight_image",
 )  # fmt: skip
 
 

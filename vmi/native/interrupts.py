@@ -92,6 +92,7 @@ class Delivery:
         self._p = privilege
         self._cpu = privilege.cpu
         self._linear = privilege.linear
+        self._straight = privilege.cpu.straight.enter
         self._ways = Ways(privilege)
 
     def deliver(self, event: Event) -> None:
@@ -103,8 +104,11 @@ class Delivery:
         exception = origin is _EXCEPTION
         if exception and vector == _PF:
             self._p.page_fault_at(address)
-        pushed = error if exception and vector in HAS_ERROR_CODE else None
-        if not self._ways.enter(vector, origin is _SOFTWARE, pushed):
+        software, pushed = origin is _SOFTWARE, error if exception and vector in HAS_ERROR_CODE else -1
+        straight = self._straight
+        if straight is not None and straight(vector, software, pushed, self._cpu.running):
+            return
+        if not self._ways.enter(vector, software, None if pushed < 0 else pushed):
             self._deliver(event)
 
     def _deliver(self, event: Event) -> None:

@@ -38,7 +38,6 @@ class Known(Generic[Way]):
         self._cpu = cpu = privilege.cpu
         self._ram, self._dwords = cpu.memory.ram, cpu.memory.dwords
         self._environment = cpu.raw
-        self._code_pages = cpu.code_pages
         self._stores = stores
         self._state: tuple[object, ...] = ()
         self._by_state: dict[tuple[object, ...], tuple[dict[int, Way], dict[int, Page]]] = {}

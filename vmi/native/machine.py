@@ -36,10 +36,11 @@ from vmi.native.msr import MsrFile
 from vmi.native.privilege import Privilege
 from vmi.native.processor import live_registers
 from vmi.native.rom_area import RomArea
+from vmi.native.straight import fault_name
 from vmi.native.traffic import Traffic
 from vmi.native.turns import MOST_CPUS, Turns
 from vmi.native.wiring import Stop
-from vmi.x86 import IF_BIT, Seg, Vector
+from vmi.x86 import IF_BIT, Seg
 
 __all__ = ["End", "Machine", "Outcome"]
 
@@ -57,7 +58,6 @@ _SHADOW = 0x20000  # bytes of the firmware that show below 1 MiB too
 
 # Found quickly: an enumeration's own members are looked up by a function.
 _SOFTWARE, _EXCEPTION = Origin.SOFTWARE, Origin.EXCEPTION
-_FAULT_NAMES = {int(vector): f"#{vector.name}" for vector in Vector}
 
 
 class Machine(Traffic):
@@ -112,9 +112,11 @@ class Machine(Traffic):
         self.monitor: Monitor | None = None
         self.exits: Counter[str] = Counter()
         self.end: End | None = None
-        self._idle_ns = 0  # what the clock of the processor that runs has besides its instructions
+        # what the clock of the processor that runs has besides its instructions, and when the run of the CPU
+        # in progress ends at the latest, ns
+        self._time = self.cpu.straight.time
+        self.cpu.straight.set_prices(instruction=NS_PER_INSTRUCTION, event=EVENT_NS)
         self._retry: int | None = None
-        self._run_ends = 0  # when the run of the CPU in progress ends at the latest, ns
         self.halted = False
         self._rom_top = ROM_BAY.start
         self.rom_area = RomArea(self.cpu)
@@ -222,11 +224,11 @@ class Machine(Traffic):
     # -- time -------------------------------------------------------------------------------
 
     def _now(self) -> int:
-        return self.cpu.now_instructions() * NS_PER_INSTRUCTION + self._idle_ns
+        return self.cpu.now_instructions() * NS_PER_INSTRUCTION + self._time[0]
 
     def _cycles(self) -> int:
         # the same in cycles, for RDTSC, which some guests execute millions of times
-        return self.cpu.now_instructions() + self._idle_ns // NS_PER_INSTRUCTION
+        return self.cpu.now_instructions() + self._time[0] // NS_PER_INSTRUCTION
 
     def own_time(self) -> int:
         """What the clock of the processor that runs shows, ns."""
@@ -234,7 +236,7 @@ class Machine(Traffic):
 
     def set_own_time(self, ns: int) -> None:
         """Set the clock of the processor that runs; only between runs."""
-        self._idle_ns = ns - self.cpu.now_instructions() * NS_PER_INSTRUCTION
+        self._time[0] = ns - self.cpu.now_instructions() * NS_PER_INSTRUCTION
 
     @property
     def instructions(self) -> int:
@@ -260,7 +262,7 @@ class Machine(Traffic):
         """What belongs to no part of the machine: time, and how far it has come."""
         return {
             "instructions": self.cpu.instructions,
-            "idle_ns": self._idle_ns,
+            "idle_ns": self._time[0],
             "halted": self.halted,
             "rom_top": self._rom_top,
             "exits": dict(self.exits),
@@ -268,7 +270,7 @@ class Machine(Traffic):
 
     def set_progress(self, state: State) -> None:
         """Take over what :meth:`progress` gave."""
-        self.cpu.instructions, self._idle_ns = state["instructions"], state["idle_ns"]
+        self.cpu.instructions, self._time[0] = state["instructions"], state["idle_ns"]
         self.halted, self._rom_top = state["halted"], state["rom_top"]
         self.exits.clear()
         self.exits.update(state["exits"])
@@ -299,21 +301,21 @@ class Machine(Traffic):
 
     def count_fault(self, vector: int) -> None:
         """Count an exception that goes to the guest."""
-        self.exits[_FAULT_NAMES.get(vector) or f"exception {vector}"] += 1
+        self.exits[fault_name(vector)] += 1
 
     def meet_deadline(self, ns: int = 0) -> None:
         """See :class:`vmi.native.traffic.Traffic`."""
         deadline = self.clock.next_deadline()
-        if deadline is not None and deadline < self._run_ends:
-            self._run_ends = deadline
+        if deadline is not None and deadline < self._time[1]:
+            self._time[1] = deadline
         elif not ns:
             return
         self.spend(ns)
 
     def spend(self, ns: int) -> None:
         """Let time pass without instructions; the run in progress ends as planned, or at once."""
-        self._idle_ns = idle = self._idle_ns + ns
-        left = self._run_ends - idle - self.cpu.now_instructions() * NS_PER_INSTRUCTION
+        self._time[0] = idle = self._time[0] + ns
+        left = self._time[1] - idle - self.cpu.now_instructions() * NS_PER_INSTRUCTION
         self.cpu.stop_within(-(-left // NS_PER_INSTRUCTION) if left > 0 else 0)
 
     # -- ends -------------------------------------------------------------------------------
@@ -416,8 +418,14 @@ class Machine(Traffic):
             if self._retry:
                 budget = min(budget, self._retry)
             self.rom_area.settle()
-            self._run_ends = self._now() + budget * NS_PER_INSTRUCTION
-            self._act_on(self.cpu.run(budget, stop_when_interruptible=window))
+            self._time[1] = self._now() + budget * NS_PER_INSTRUCTION
+            straight = self.cpu.straight
+            straight.allow(self.nobody_looks())
+            try:
+                stop = self.cpu.run(budget, stop_when_interruptible=window)
+            finally:
+                straight.collect(self.exits)
+            self._act_on(stop)
             if on_slice is not None:
                 on_slice()
 
@@ -480,7 +488,7 @@ class Machine(Traffic):
         if ns is None or not accepts:
             self.finish(Outcome.HALTED, f"the guest halted for ever at {self.cpu.eip:#x}")
             return
-        self._idle_ns += ns
+        self._time[0] += ns
 
 
 def _seconds(ns: int | None) -> str:

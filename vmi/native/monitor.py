@@ -9,7 +9,11 @@ from vmi.native.interrupts import Event
 
 
 class Monitor(Protocol):
-    """What may stand between the machine's events and the guest."""
+    """What may stand between the machine's events and the guest.
+
+    One with an attribute ``lets_pass`` that is true has told the CPU's :attr:`~vmi.native.cpu.Cpu.straight`
+    which events it need not see.
+    """
 
     def event(self, event: Event) -> bool:
         """See an event first; True if it was dealt with."""

@@ -112,7 +112,8 @@ class Registers:
         self._raw = (ctypes.c_uint32 * (ENV_SIZE // 4)).from_address(address)
         self.raw = memoryview(self._raw).cast("B")  # the whole state structure
         self._d = self.raw.cast("I")
-        self.told_cr2 = 0  # what CR2 was set to, not counting the page faults that the CPU finds itself
+        self._told = ctypes.c_uint64()
+        self._told_cr2 = memoryview(self._told).cast("B").cast("Q")
 
     def freeze(self) -> bytes:
         """The whole state structure, for :meth:`thaw` of the same CPU; only between runs.
@@ -124,7 +125,7 @@ class Registers:
     def thaw(self, state: bytes) -> None:
         """Put back what :meth:`freeze` gave; only between runs."""
         ctypes.memmove(self._raw, state, ENV_SIZE)
-        self.told_cr2 = self.cr2
+        self._told_cr2[0] = self.cr2
 
     def gpr(self, number: int) -> int:
         """General register by encoding number (0 EAX, 1 ECX, 2 EDX, 3 EBX, 4 ESP, 5 EBP, 6 ESI, 7 EDI)."""
@@ -397,7 +398,16 @@ class Registers:
 
     @cr2.setter
     def cr2(self, value: int) -> None:
-        self._d[_CR + 4] = self.told_cr2 = value & 0xFFFFFFFF
+        self._d[_CR + 4] = self._told_cr2[0] = value & 0xFFFFFFFF
+
+    @property
+    def told_cr2(self) -> int:
+        """What CR2 was set to, not counting the page faults that the CPU finds itself."""
+        return self._told_cr2[0]
+
+    @told_cr2.setter
+    def told_cr2(self, value: int) -> None:
+        self._told_cr2[0] = value
 
     def dr(self, number: int) -> int:
         """Debug register 0 to 7."""

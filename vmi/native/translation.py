@@ -19,6 +19,7 @@ from vmi.native.accelerator import Core
 from vmi.native.engine import HIDDEN_SIZE, HIDDEN_START, NOWHERE, PTR, U64, Engine
 from vmi.native.layout import Places
 from vmi.native.registers import Registers
+from vmi.native.straight import Path
 from vmi.native.wiring import Bus, CodeWatch, Pager
 from vmi.x86 import U32
 
@@ -30,7 +31,7 @@ class Translation(Registers):
 
     :ivar hidden_from: linear addresses from here on show nothing, whatever page tables say.
     :ivar nowhere: guest-physical address of a page that nothing answers.
-    :ivar uncached: linear address of the page that :meth:`drop_page` looks after.
+    :ivar straight: the way of events to the guest's handlers, as far as Python need not go along.
     :ivar code_pages: numbers of the pages of RAM that translated code lies in.
     """
 
@@ -50,6 +51,7 @@ class Translation(Registers):
             self._budget = ctypes.c_size_t.from_buffer(core, Core.budget.offset)
         self._state = PTR(places.cpu)
         self._registers = PTR(places.env)
+        self.straight = Path()
         self.hidden_from, self.nowhere = 1 << 32, NOWHERE
         self._pager: Pager | None = None
         self._hidden: mmap.mmap | None = None
@@ -68,20 +70,41 @@ class Translation(Registers):
     @pager.setter
     def pager(self, pager: Pager | None) -> None:
         self._pager = pager
+        self.straight.parameters.pages_too = pager is None
         self._want_control()
 
     def _want_control(self) -> None:
         """Have loads of control registers told, now that somebody wants to know."""
 
     def share(self) -> None:
-        """Tell C of what it looks at itself: :attr:`hidden_from`, :attr:`nowhere` and :attr:`uncached`."""
+        """Tell C of what it looks at itself: :attr:`hidden_from` and :attr:`nowhere`."""
         if self._core is not None:
             self._core.hidden_from, self._core.nowhere = self.hidden_from, self.nowhere
-            self._core.uncached = self.uncached
+
+    @property
+    def uncached(self) -> int:
+        """Linear address of the page that :meth:`drop_page` looks after."""
+        return self._uncached if self._core is None else self._core.uncached
+
+    @uncached.setter
+    def uncached(self, page: int) -> None:
+        if self._core is None:
+            self._uncached = page
+        else:
+            self._core.uncached = page
 
     def takes_control(self, number: int, value: int) -> bool:
         """MOV to a control register is no #GP; called while it executes."""
         return control.takes(number, value, self.bus.cpuid(1, 0)[3] if number == 4 else 0)
+
+    @property
+    def straight_image(self) -> bytes:
+        """What :attr:`straight` is told, see :attr:`vmi.native.straight.Path.image`."""
+        return self.straight.image
+
+    @straight_image.setter
+    def straight_image(self, image: bytes) -> None:
+        self.straight.image = image
 
     def watch_code(self, watch: CodeWatch) -> None:
         """Show each block of code to somebody before it is executed, all from now on; only between runs."""
@@ -131,12 +154,10 @@ class Translation(Registers):
         """
         self.flush_page(linear)
         self.uncached, self._on_cached = linear & U32 & -PAGE_SIZE, on_cached
-        self.share()
 
     def cached(self) -> None:
         """The page of :meth:`drop_page` is about to be cached, or nobody wants to know any more."""
         self.uncached = _NO_PAGE
-        self.share()
         self._on_cached()
 
     def hide_from(self, linear: int) -> None:

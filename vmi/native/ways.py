@@ -84,7 +84,7 @@ class Ways(Known[_Way]):
             if page is None:
                 return False
         start = page[2]
-        if start >> 12 in self._code_pages:
+        if start >> 12 in cpu.code_pages:
             return False
         # nothing below can fault: the guest's state changes from here on
         frame.reverse()

@@ -34,6 +34,7 @@ class Mmu(Protocol):
     """
 
     name: str
+    by_registers: bool  # :meth:`translate` walks the tables that the CPU's own registers point to
 
     def start(self) -> None:
         """A virtual CPU has been taken over: what its control registers hold counts from here on."""

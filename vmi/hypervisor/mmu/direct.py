@@ -22,6 +22,7 @@ class DirectMmu(GuestTables):
     """See :class:`vmi.hypervisor.mmu.Mmu`."""
 
     name = "direct"
+    by_registers = True
 
     def __repr__(self) -> str:
         return "<DirectMmu>"

@@ -70,6 +70,7 @@ class ShadowMmu(GuestTables):
     """
 
     name = "shadow"
+    by_registers = False
 
     def __init__(self, machine: Machine, notices: Notices, virtual_top: int, pages: int = PAGES) -> None:
         super().__init__(machine, notices, virtual_top)

@@ -13,6 +13,7 @@ from vmi.errors import RomError
 from vmi.hypervisor.mirror import Told
 from vmi.hypervisor.personality import Gate
 from vmi.memory import PAGE_SIZE, PhysicalMemory
+from vmi.native.straight import Cells
 from vmi.rom import layout
 from vmi.rom.build import PRODUCT
 from vmi.rom.flavours import vmware as flavour
@@ -154,6 +155,26 @@ class Vmware:
     def show_uncached(self, page: int | None) -> None:
         """See :class:`vmi.hypervisor.personality.Personality`."""
         self._words[flavour.UNCACHED // 4] = 0 if page is None else page | flavour.UNCACHED_KNOWN
+
+    def cells(self) -> Cells:
+        """See :class:`vmi.hypervisor.personality.Personality`."""
+        at = self._memory.host_address + self.base + self._data
+        return Cells(
+            interrupts=at + flavour.VIF,
+            iopl=at + flavour.IOPL,
+            kernel_ss=at + flavour.KERNEL_SS,
+            kernel_esp=at + flavour.KERNEL_ESP,
+            kernel_ss_given=flavour.KERNEL_SS_GIVEN,
+            cr2=at + 4 * _TOLD[Told.CR2],
+            uncached=at + flavour.UNCACHED,
+            uncached_known=flavour.UNCACHED_KNOWN,
+            rom=range(self.base, self.base + self._data),
+            gates=range(
+                self.base + layout.gate_offset(0),
+                self.base + layout.gate_offset(flavour.PENDING_GATE + 1),
+                layout.GATE_SIZE,
+            ),
+        )
 
     def save_words(self) -> bytes:
         """See :class:`vmi.hypervisor.personality.Personality`."""

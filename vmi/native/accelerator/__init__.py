@@ -1,89 +1,76 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The optional C part of the CPU: the same runs, several times faster.
 
-``core.c`` next to this file is plain C; :func:`build` makes a shared object of it, ``_core*.so`` beside it,
-and :func:`load` finds that. Without one, or with ``VMI_ACCELERATOR=0`` in the environment, the CPU does
+The C files next to this one are plain C; :mod:`~vmi.native.accelerator.build` makes a shared object of
+them, and :func:`load` loads that. Without one, or with ``VMI_ACCELERATOR=0`` in the environment, the CPU does
 everything in Python, and each run is the same, instruction by instruction.
 """
 
 from __future__ import annotations
 
-import os
-import shlex
-import shutil
-import subprocess
-from pathlib import Path
+import warnings
 
-from vmi.errors import EngineError
+from vmi.errors import Notice
+from vmi.native.accelerator import build
 from vmi.native.accelerator.core import Core, Library, installed
+from vmi.native.accelerator.finding import find
 
-__all__ = ["Core", "Library", "build", "forget", "give_up", "installed", "load", "refusal"]
+__all__ = ["Core", "Library", "forget", "give_up", "installed", "load", "put_aside", "refusal"]
 
-SOURCE = Path(__file__).with_name("core.c")
-FLAGS = ("-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
-SWITCH = "VMI_ACCELERATOR"  # 0 for none
-
-#: Where the shared object is looked for; tests have their own place.
-folder = SOURCE.parent
-_PATTERN = "_core*.so"
+#: Where the library is looked for; tests have their own place.
+folder = build.FOLDER
 
 
-_loaded: dict[Path, Library | None] = {}
-_refusals: dict[Path, str] = {}
+class _State:
+    """What this process knows of its accelerator."""
+
+    library: Library | None = None
+    looked = False
+    why = ""
+
+
+_state = _State()
 
 
 def load() -> Library | None:
-    """The library, None if there is none or it can't be used; :func:`refusal` then says why."""
-    if os.environ.get(SWITCH) == "0":
-        return None
-    if folder not in _loaded:
-        _refusals.pop(folder, None)
-        _loaded[folder] = _load()
-    return _loaded[folder]
+    """The library, None if there is none or it can't be used; :func:`refusal` then says why.
+
+    One that is there and can't be used is told of in a :class:`~vmi.errors.Notice`, once.
+    """
+    if not _state.looked:
+        _state.looked = True
+        found = find(folder)
+        _state.why = found.why
+        if found.path is not None:
+            try:
+                _state.library = Library(found.path)
+            except (OSError, AttributeError) as error:
+                give_up(f"{found.path} can't be loaded: {error}")
+        elif found.damaged:
+            give_up(found.why)
+    return _state.library
 
 
-def _load() -> Library | None:
-    for path in sorted(folder.glob(_PATTERN)):
-        try:
-            return Library(path)
-        except (OSError, AttributeError) as error:
-            _refusals[folder] = str(error)
-    return None
-
-
-def refusal() -> str | None:
-    """Why a shared object that is there can't be used; None if that is not so."""
-    return _refusals.get(folder)
+def put_aside() -> bool:
+    """Do without the library from now on; False if it was not in use anyway."""
+    used = _state.library is not None
+    _state.looked, _state.library = True, None
+    return used
 
 
 def give_up(why: str) -> None:
-    """Do without the library from now on. :param why: a clause."""
-    _loaded[folder] = None
-    _refusals[folder] = why
+    """Do without the library from now on, and tell the user. :param why: a clause."""
+    put_aside()
+    _state.why = why
+    warnings.warn(Notice(f"running without the accelerator, so slower: {why}"), stacklevel=2)
+
+
+def refusal() -> str:
+    """Why there is no accelerator, once :func:`load` was called; empty if there is one."""
+    return _state.why
 
 
 def forget() -> None:
-    """Look for the shared object anew next time."""
-    _loaded.clear()
-
-
-def build(source: Path, out: Path) -> None:
-    """Compile ``source`` to the shared object ``out`` with ``$CC``, else cc or gcc.
-
-    :raises EngineError: there is no C compiler, or it fails; the sentence has its first complaint.
-    """
-    compiler = (
-        shlex.split(os.environ.get("CC", ""))
-        or [found for name in ("cc", "gcc") if (found := shutil.which(name))][:1]
-    )
-    if not compiler:
-        raise EngineError("a C compiler is needed to build the accelerator, but there is neither cc nor gcc")
-    try:
-        done = subprocess.run(
-            [*compiler, *FLAGS, "-o", str(out), str(source)], capture_output=True, text=True, check=False
-        )
-    except OSError as error:
-        raise EngineError(f"the C compiler {compiler[0]} can't be run: {error.strerror}") from None
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "error" in line] or ["it gave no reason"]
-        raise EngineError(f"the accelerator can't be compiled with {compiler[0]}: {lines[0].strip()}")
+    """Look for the library anew next time."""
+    global _state
+    _state = _State()

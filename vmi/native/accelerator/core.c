@@ -28,6 +28,7 @@
 #include <string.h>
 
 #include "flags.h"
+#include "straight.h"
 
 #define EXPORT __attribute__((visibility("default")))
 #define RARELY(x) __builtin_expect(!!(x), 0)
@@ -118,6 +119,7 @@ struct core {
     uint32_t counts;      /* that block has been given its counting code */
     uint32_t breaks;      /* that block ends in front of a breakpoint */
     uint32_t cut;         /* that block is a part of one */
+    struct straight *straight; /* what of events need not be asked */
 
     uint32_t (*port_read)(void *engine, uint32_t port, int size, void *user);
     void (*port_write)(void *engine, uint32_t port, int size, uint32_t value, void *user);
@@ -474,9 +476,11 @@ static void on_set_page(void *cpu, uint64_t linear, uint64_t physical, uint32_t 
         if (RARELY((uint32_t)linear >= core->hidden_from))
             physical = core->nowhere;
         if (RARELY(!(((uint32_t)linear ^ core->uncached) & -size))) {
-            show(core);
-            core->cached();
-            take(core);
+            if (!straight_cached(core->straight)) {
+                show(core);
+                core->cached();
+                take(core);
+            }
         }
     }
     set_page(cpu, linear, physical, attributes, access, mode, size);
@@ -771,11 +775,35 @@ static void on_interrupt(void *engine, uint32_t vector, struct core *core)
 {
     void *env = core->env;
     int op = AT(env, ENV_CC_OP, int);
+    uint64_t counter;
+    int gate;
 
     core->walking = 0;
     if (op != CC_OP_EFLAGS) {
         AT(env, ENV_CC_SRC, uint64_t) = compute_flags(env, op);
         AT(env, ENV_CC_OP, int) = CC_OP_EFLAGS;
+    }
+    counter = core->budget - (uint64_t)*left_of(core);
+    if (straight_report(core->straight, vector, counter, &core->budget)) {
+        *left_of(core) = (int64_t)(core->budget - counter);
+        core->tsc_origin += (uint64_t)(core->straight->ns_event / core->straight->ns_each);
+        if (core->budget == counter)
+            emu_stop(engine);
+        return;
+    }
+    gate = straight_gate(core->straight, vector, counter, core->budget);
+    if (gate >= 0) {
+        bool served;
+
+        show(core);
+        served = core->straight->called((uint32_t)gate);
+        if (served)
+            straight_spend(core->straight, core->counter, &core->budget);
+        take(core);
+        if (served && core->budget == core->counter)
+            emu_stop(engine);
+        if (served)
+            return;
     }
     show(core);
     core->interrupt(engine, vector, NULL);

@@ -15,6 +15,7 @@ from typing import Any
 
 from vmi.errors import EngineError
 from vmi.native import pointers
+from vmi.native.straight import Straight
 
 #: The build of the emulator library whose structures the C source knows: the wheel for Linux on x86-64.
 BUILD = "44285d3e80527122e9e361928189385906ec813e"
@@ -74,6 +75,7 @@ class Core(ctypes.Structure):
         ("counts", _U32),
         ("breaks", _U32),
         ("cut", _U32),
+        ("straight", _POINTER),
         *((name, _POINTER) for name in ASKED),
     )
 
@@ -95,9 +97,14 @@ class Library:
         self.path = path
         self._functions: Any = ctypes.CDLL(str(path))
         size = self._function("size", _U64)
-        if size() != ctypes.sizeof(Core):
+        straight_size: Any = self._functions.vmi_straight_size
+        straight_size.restype = _U64
+        if size() != ctypes.sizeof(Core) or straight_size() != ctypes.sizeof(Straight):
             raise OSError(f"{path} was built from another version of its source")
         self.run = self._function("run", ctypes.c_int, _POINTER, _U64)
+        self.enter: Any = self._functions.vmi_straight_enter
+        self.enter.restype = ctypes.c_int
+        self.enter.argtypes = (_POINTER, ctypes.c_uint32, ctypes.c_int, ctypes.c_int64, ctypes.c_int)
         self.adopt = self._function("adopt", None, _POINTER)
         self._put_behind = self._function("put_behind", ctypes.c_bool, ctypes.c_char_p, _POINTER)
         self._callback = self._function("callback", _POINTER, ctypes.c_char_p)

@@ -18,11 +18,13 @@ from vmi.native.accelerator.core import (
     Library,
     Region,
 )
+from vmi.native.straight import Path
 
 _POINTER = ctypes.c_void_p
 
 # The emulator library keeps a pointer to each of these for as long as it likes.
 _cores: list[tuple[Core, list[Region]]] = []
+_kept: list[ctypes.Structure] = []
 
 
 class CodePages(MutableSet[int]):
@@ -96,6 +98,22 @@ class Served:
         for field, name in OPERATIONS.items():
             setattr(self.core, field, operations[name])
         self._library.adopt(ctypes.byref(self.core))
+
+    def send_straight(self, straight: Path, **places: int) -> None:
+        """Enter the handlers of events in C, as far as the path's parameters let it."""
+        core, enter = self.core, self._library.enter
+        core.straight = ctypes.addressof(straight.parameters)
+        _kept.append(straight.parameters)
+        straight.serve(
+            enter,
+            cpu=core.cpu,
+            env=core.env,
+            ram=core.ram,
+            ram_size=core.page_count * PAGE_SIZE,
+            pages=core.pages,
+            uncached=ctypes.addressof(core) + Core.uncached.offset,
+            **places,
+        )
 
     def ask(self, **functions: Any) -> None:
         """Say which C functions, made of Python's, are called for what, by the names in ``ASKED``."""
