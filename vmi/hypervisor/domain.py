@@ -308,17 +308,14 @@ class Domain(Beginning):
             return False
         if isinstance(gate, abi.Call):
             self._gates[at] = gate
-        self._pass_gate(gate)
-        return True
+        return self._pass_gate(gate)
 
     def _called(self, number: int) -> bool:
         """As :meth:`_gate`, by the number of the gate."""
         gate = self._passing.gates[number]
-        if gate is not None:
-            self._pass_gate(gate)
-        return gate is not None
+        return gate is not None and self._pass_gate(gate)
 
-    def _pass_gate(self, gate: abi.Call | Gate) -> None:
+    def _pass_gate(self, gate: abi.Call | Gate) -> bool:
         if gate is Gate.PENDING:
             self._count("pending interrupt")
             self._deliver_waiting()
@@ -327,6 +324,7 @@ class Domain(Beginning):
             self.machine.cpu.eax = 1  # the machine is taken over already
         else:
             self._call(gate)
+        return True
 
     def _call(self, call: abi.Call) -> None:
         name = call.name
