@@ -51,8 +51,8 @@ demo: $(VENV)/.user
 
 # Once with the accelerator, if there is a C compiler, and what it has a part in once more without.
 test: lint
-	$(BIN)/python -m pytest -n $(WORKERS)
-	VMI_ACCELERATOR=0 $(BIN)/python -m pytest -n $(WORKERS) tests/native tests/hypervisor
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	VMI_ACCELERATOR=0 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/native tests/hypervisor
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -56,7 +56,7 @@ def test_a_kernel_whose_instructions_are_emulated(mmu):
 def test_several_processors(rom):
     kernel = vmi.patch(samples.get("smp").path.read_bytes()).data
     machine = machine_of(Setup(kernel, rom=rom, cpus=3, memory=16 << 20))
-    machine.run(1_000_000)
+    machine.console.expect(b"started")
     prove(machine, 200_000, 700_000, again=1)
 
 

@@ -131,8 +131,9 @@ def test_circles_and_what_is_shared():
 
 def test_what_is_somebody_elses_is_left_alone():
     theirs, known = SimpleNamespace(x=[1]), Clock()
-    thing = Thing(theirs=theirs, clock=known, exempt=Slotted())
-    held = Held([thing], (Slotted,))
+    thing = Thing(theirs=theirs, clock=known, exempt=Slotted(), set=set())
+    held = Held([thing], (Slotted,), (thing.set,))
+    thing.set.add(1)
     theirs.x.append(2)
     known.fired = 5
     thing.exempt.one = 2
@@ -141,6 +142,7 @@ def test_what_is_somebody_elses_is_left_alone():
     assert thing.theirs is theirs and theirs.x == [1, 2]
     assert known.fired == 5  # of another package than what was begun with
     assert thing.exempt.one == 2
+    assert thing.set == {1}
 
 
 def test_packages_are_those_of_what_is_begun_with():

@@ -28,14 +28,17 @@ from vmi.native import cpu_state
 from vmi.native.engine import Engine
 from vmi.native.event_log import EventLog
 from vmi.native.held import Held
+from vmi.native.known import Known
 from vmi.native.page_image import PageImage
 from vmi.native.registers import Registers
+from vmi.native.walks import Walks
 
 if TYPE_CHECKING:
     from vmi.native.machine import Machine
 
-# What is kept in another way than by what it refers to, or is this program's and not the machine's.
-_OTHERS = (PhysicalMemory, Registers, Engine, EventLog)
+# What is kept in another way than by what it refers to, what is only remembered and compared with the machine
+# before it is used, and what is this program's and not the machine's.
+_OTHERS = (PhysicalMemory, Registers, Engine, Known, Walks, EventLog)
 
 
 class Checkpoint:
@@ -63,7 +66,7 @@ class Checkpoint:
         self._hidden = None if hidden is None else PageImage(*hidden)
         self._cpu = cpu_state.keep(cpu)
         monitor = () if machine.monitor is None else (machine.monitor,)
-        self._held = Held((machine, *monitor, *self._cpu.asked()), _OTHERS)
+        self._held = Held((machine, *monitor, *self._cpu.asked()), _OTHERS, (cpu.code_pages,))
         self._rom_area = machine.rom_area.told
         self._forget_blocks()
 

@@ -115,6 +115,7 @@ class Events(Translation):
             made[name] = callback((None,), function, None)
         made["storing"] = callback((None, U64, U64), self.storing_into_watched, None)
         made["block_appeared"] = callback((None, U64, C_U32), self.block_appeared, None)
+        made["load_control"] = callback((ctypes.c_bool, I32, C_U32), self._load_control, False)
         made["memory_read"] = callback((U64, U64, C_U32), self._memory_read, 0)
         made["memory_write"] = callback((None, U64, C_U32, U64), self._memory_write, None)
         served.ask(**made)
@@ -316,6 +317,13 @@ class Events(Translation):
             self.cr2 = self._refusal.address
         self._report(self._refusal.vector, False, self._refusal.error)
         return True
+
+    def _load_control(self, number: int, value: int) -> bool:
+        """MOV to a control register, called while it executes: False if it is refused."""
+        if self.takes_control(number, value):
+            return True
+        self.refuse()
+        return False
 
     def read_msr(self) -> None:
         """RDMSR, called while it executes."""

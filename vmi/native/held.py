@@ -30,14 +30,18 @@ class Held:
 
     :param roots: where to begin; also says whose objects are entered.
     :param others: types whose objects are left alone, with all that they refer to.
+    :param alone: objects that are left alone, too.
     """
 
-    def __init__(self, roots: Iterable[object], others: tuple[type, ...]) -> None:
+    def __init__(
+        self, roots: Iterable[object], others: tuple[type, ...], alone: Iterable[object] = ()
+    ) -> None:
         todo = list(roots)
         self._packages = tuple({_package(type(root)) for root in todo} - {"builtins"})
         self._others = others + _CONSTANT
         self._undo: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
-        seen: dict[int, object] = {}  # with the objects, or the number of one might become another's
+        # with the objects, or the number of one might become another's
+        seen: dict[int, object] = {id(one): one for one in alone}
         while todo:
             one = todo.pop()
             if id(one) not in seen and not isinstance(one, self._others):

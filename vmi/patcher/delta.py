@@ -120,12 +120,11 @@ class _Walk:
     @property
     def places(self) -> dict[bytes, int]:
         if self._places is None:
-            keys = ((self.source[at : at + _KEY], at) for at in range(0, len(self.source) - _KEY, _STRIDE))
+            source, places = self.source, reversed(range(0, len(self.source) - _KEY, _STRIDE))
             # The first place of several; what is one byte over and over is everywhere.
-            self._places = {}
-            for key, at in keys:
-                if key.strip(key[:1]):
-                    self._places.setdefault(key, at)
+            self._places = {source[at : at + _KEY]: at for at in places}
+            for byte in range(256):
+                self._places.pop(bytes([byte]) * _KEY, None)
         return self._places
 
 

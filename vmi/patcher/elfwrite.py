@@ -38,13 +38,13 @@ from vmi.patcher.elf import (
     section_headers,
 )
 from vmi.patcher.model import Image
+from vmi.patcher.segmentwriter import RWX, Request, Writer
 
 PT_NULL = 0
 PT_GNU_STACK = 0x6474E551
 NEEDLESS = (PT_GNU_STACK, PT_NULL, 0x6474E550, 0x6474E552, 0x6474E553)
 """Program headers that mean nothing to a boot loader, best first: GNU_STACK, NULL, GNU_EH_FRAME, GNU_RELRO,
 GNU_PROPERTY."""
-RWX = 7
 NO_EDITS: Mapping[int, bytes] = MappingProxyType({})
 
 
@@ -64,10 +64,12 @@ def write(
     segment: NewSegment,
     entry: int,
     file_edits: Mapping[int, bytes] = NO_EDITS,
+    writer: Writer | None = None,
 ) -> bytes:
     """Return the ELF file with ``edits`` (virtual address to bytes), the new segment and entry.
 
-    ``file_edits`` are by offset in the image's file. Same input, same bytes. Raises BadInput when the file
+    ``file_edits`` are by offset in the image's file; ``writer`` is one that was started for this. Same input,
+    same bytes. Raises BadInput when the file
     has no room for one more program header.
     """
     data = bytearray(image.data)
@@ -82,29 +84,14 @@ def write(
     prepared = with_placeholder(bytes(data))
     if segment.file_offset is not None:
         return _written_at(image.data, prepared, segment, segment.file_offset, entry)
-    import lief  # here, because it takes longer to load than all the rest, and not every file needs it
-
-    lief.logging.disable()
-    binary = lief.ELF.parse(prepared)
-    if binary is None:
-        raise BadInput("the ELF library can't read the file")
     # By number, since asking an unknown segment for its type makes LIEF raise.
     kinds = [fields[0] for fields in program_headers(prepared, read_header(prepared))]
-    placeholder = binary.segments[kinds.index(PT_GNU_STACK)]
-    new = lief.ELF.Segment()
-    new.type = lief.ELF.Segment.TYPE.LOAD
-    new.flags = lief.ELF.Segment.FLAGS(7)
-    new.alignment = PAGE
-    new.content = list(segment.content)
-    new.virtual_address = segment.vaddr
-    added = binary.replace(new, placeholder)
-    if added is None:
-        raise BadInput("the ELF library can't add a segment to the file")
-    added.virtual_address = segment.vaddr
-    added.physical_address = segment.paddr
-    added.virtual_size = len(segment.content)
-    binary.header.entrypoint = entry
-    output = bytearray(binary.write_to_bytes())
+    number = kinds.index(PT_GNU_STACK)
+    request = Request(prepared, number, segment.content, segment.vaddr, segment.paddr, entry)
+    written = (writer or Writer()).write(request)
+    if written is None:
+        raise BadInput("the ELF library can't read the file and add a segment to it")
+    output = bytearray(written)
     if read_header(image.data).shnum == 0:
         output[32:36] = bytes(4)  # e_shoff, which LIEF fills in even when no section headers follow
     return bytes(output)

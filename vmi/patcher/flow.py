@@ -12,8 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from itertools import compress
-from operator import attrgetter, not_
+from operator import attrgetter
 
 from iced_x86 import Mnemonic, OpKind
 
@@ -29,9 +28,6 @@ R_386_32 = 1
 R_386_PC32 = 2
 SIXTEEN_BIT_SHARE = 8
 """More than one instruction in so many with an address-size prefix: 16-bit code. Others have next to none."""
-
-_JUMP_BYTES = frozenset((0x0F, *range(0x70, 0x80), 0xE0, 0xE1, 0xE2, 0xE3, 0xE9, 0xEB))
-"""What direct jumps start with."""
 
 _MEMORY_PIN = "Other instructions read or write these bytes as data."
 _INSIDE_PIN = "Something refers to the middle of this instruction."
@@ -105,8 +101,7 @@ def flow(scan: Scan) -> Flow:
     listings = scan.listings
     named = _named(scan)
     pointers, numbers = Marks(listings, word_pointers(scan)), Marks(listings, _numbers(scan))
-    jumped, certain = Marks(listings, scan.hints.fixups), Marks(listings, named)
-    _add_branch_targets(listings, jumped, certain)
+    jumped, certain = scan.jumped | Marks(listings, scan.hints.fixups), scan.called | Marks(listings, named)
     if not _has_relocations(scan.image):
         labels = pointers | numbers | certain | jumped
         for listing in listings:
@@ -227,17 +222,6 @@ def _named(scan: Scan) -> set[int]:
                 if value is not None:
                     labels.add(value)
     return labels
-
-
-def _add_branch_targets(listings: Sequence[Listing], jumped: Marks, called: Marks) -> None:
-    """Mark where direct jumps of the text go to, and where direct calls do."""
-    for listing in listings:
-        data, start = listing.data, listing.start
-        # Whatever starts with a prefix counts as a call, which is the stricter of the two.
-        sources, targets = listing.targets.sources, listing.targets.targets
-        jumps = [data[source - start] in _JUMP_BYTES for source in sources]
-        jumped.add(compress(targets, jumps))
-        called.add(compress(targets, map(not_, jumps)))
 
 
 def _numbers(scan: Scan) -> set[int]:

@@ -7,13 +7,17 @@ Everything here works on the output's bytes with libraries that didn't write the
 from __future__ import annotations
 
 import io
+import re
 from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 
 from elftools.elf.elffile import ELFFile
 from iced_x86 import Code, Decoder, Instruction, Mnemonic, OpKind, Register
 
 from vmi.errors import VerifyError
 from vmi.patcher.adaptorcode import same
+
+_DIFFERENT = re.compile(rb"[^\0]+")
 
 
 def check(condition: bool, otherwise: str) -> None:
@@ -47,6 +51,15 @@ class Memory:
             return b""
         start, content = self.pieces[index]
         return content[address - start : address - start + size]
+
+    def changed(self, before: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, int]]:
+        """[start, end) of the bytes that differ from what was loaded ``before``: (address, content) pairs."""
+        for start, old in before:
+            new = self.read(start, len(old)).ljust(len(old), b"\0")
+            if new != old:
+                mixed = int.from_bytes(new, "little") ^ int.from_bytes(old, "little")
+                for run in _DIFFERENT.finditer(mixed.to_bytes(len(old), "little")):
+                    yield start + run.start(), start + run.end()
 
     def decode(self, address: int) -> Instruction:
         """The instruction at an address; raises VerifyError when there is none."""

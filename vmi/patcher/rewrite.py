@@ -12,11 +12,11 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
 from vmi.errors import NoSites
-from vmi.patcher import adaptors, container, elf, elfwrite, pagetables, profile, symbols, undo
+from vmi.patcher import adaptors, container, elf, elfwrite, pagetables, profile, segmentwriter, symbols, undo
 from vmi.patcher.container import Container, Linux
 from vmi.patcher.emit import Emission, TooLarge, emit
 from vmi.patcher.model import Image, Plan
@@ -25,6 +25,7 @@ from vmi.patcher.pagetables import PageTableSites
 from vmi.patcher.place import Choice, Place, Strategy, choice, place
 from vmi.patcher.plan import make_plan
 from vmi.patcher.report import Input, Report, make_report
+from vmi.patcher.segmentwriter import Writer
 from vmi.patcher.verify import verify
 
 Progress = Callable[[str], None]
@@ -68,7 +69,9 @@ def patch(data: bytes, options: Options = Options(), *, progress: Progress | Non
     what was planned, which is a defect of the patcher.
     """
     clock = _Clock(progress)
-    with _without_collector(), ThreadPoolExecutor(max_workers=2) as beside:
+    with ExitStack() as stack:
+        stack.enter_context(_without_collector())
+        beside = stack.enter_context(ThreadPoolExecutor(max_workers=2))
         with clock.phase("read"):
             source = container.open_container(data)
             image = _image(source)
@@ -77,6 +80,7 @@ def patch(data: bytes, options: Options = Options(), *, progress: Progress | Non
             # A symbol file of another build is refused here, before its line table is read.
             named = image if options.symbols is None else symbols.merge(image, options.symbols)
             stores = _stores(image, options)
+        writer = stack.enter_context(segmentwriter.writer(soon=where.file_offset is None))
         recipe = beside.submit(undo.recipe, source, options.prove_undo) if options.undo else None
         with clock.phase("plan"):
             plan = make_plan(named, adaptors.refusal, stores.forms)
@@ -87,7 +91,7 @@ def patch(data: bytes, options: Options = Options(), *, progress: Progress | Non
         with clock.phase("emit"):
             emission = _emission(plan, where, image, wanted)
         with clock.phase("write"):
-            kernel = write(emission)
+            kernel = write(emission, writer)
         packing = beside.submit(source.pack, kernel)
         with clock.phase("verify"):
             verify(emission, kernel)
@@ -123,12 +127,12 @@ def _emission(plan: Plan, where: Place, image: Image, wanted: Choice) -> Emissio
         return emit(plan, replace(behind, warnings=(*behind.warnings, warning)))
 
 
-def write(emission: Emission) -> bytes:
+def write(emission: Emission, writer: Writer | None = None) -> bytes:
     """The patched ELF file of an emission, not yet checked."""
     layout, plan = emission.place.layout, emission.plan
     paddr = layout.loaded(layout.base)
     segment = elfwrite.NewSegment(layout.base, paddr, emission.segment, emission.place.file_offset)
-    return elfwrite.write(plan.image, emission.edits, segment, emission.entry, emission.file_edits)
+    return elfwrite.write(plan.image, emission.edits, segment, emission.entry, emission.file_edits, writer)
 
 
 def plan_of(data: bytes) -> Plan:

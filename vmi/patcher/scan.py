@@ -18,7 +18,7 @@ from vmi.patcher import hints
 from vmi.patcher.decode import Bounds, Listing, Reference, Role, decode, refer
 from vmi.patcher.hints import Hints, Pin
 from vmi.patcher.model import Access, Image, Skipped, SymbolKind
-from vmi.patcher.textmarks import Marks
+from vmi.patcher.textmarks import Marks, branch_targets
 from vmi.patcher.wordsearch import WORD, places
 
 MAX_ROUNDS = 8
@@ -55,7 +55,8 @@ class Region:
 class Scan:
     """The decoded image. ``data`` ranges hold no instructions and appear in no listing.
 
-    ``pins`` are whole regions that must stay; those that tables name are in ``hints``.
+    ``pins`` are whole regions that must stay; those that tables name are in ``hints``. Direct jumps go to
+    what is ``jumped`` to, direct calls to what is ``called``.
     """
 
     image: Image
@@ -65,6 +66,8 @@ class Scan:
     pins: tuple[Pin, ...]
     data: tuple[Skipped, ...]
     anchors: frozenset[int]
+    jumped: Marks
+    called: Marks
 
     @property
     def instructions(self) -> int:
@@ -115,7 +118,7 @@ def scan(image: Image, known: Iterable[int] = ()) -> Scan:
     """Decode all code of ``image``. ``known``: more addresses where an instruction surely starts."""
     found, pins = regions(image)
     if not found:
-        return Scan(image, Bounds(0, 0, 0), (), Hints(), (), (), frozenset())
+        return Scan(image, Bounds(0, 0, 0), (), Hints(), (), (), frozenset(), Marks(()), Marks(()))
     offset = image.text.offset if image.text is not None else 0
     bounds = Bounds(found[0].start, found[-1].end, offset)
 
@@ -131,6 +134,7 @@ def scan(image: Image, known: Iterable[int] = ()) -> Scan:
         data.extend(_word_tables(region, bounds, is_code))
     anchors = _first_anchors(image, facts) | set(known)
     listings: list[Listing] = []
+    jumped = called = Marks(())
     text = [(region.start, region.end) for region in found]
     sweeps = [_Sweep(region, bounds, text) for region in found]
     for _ in range(MAX_ROUNDS):
@@ -139,12 +143,15 @@ def scan(image: Image, known: Iterable[int] = ()) -> Scan:
         listings = [sweep.run(ordered, ranges) for sweep in sweeps]
         _check_forms(listings)
         new_data = _more_data(image, bounds, listings, ranges)
-        new_anchors = _lost(listings, anchors) | {one.end for one in new_data}
+        jumped, called = branch_targets(listings)
+        new_anchors = _lost(listings, anchors, jumped | called) | {one.end for one in new_data}
         if not new_data and new_anchors <= anchors:
             break
         data.extend(new_data)
         anchors |= new_anchors
-    return Scan(image, bounds, tuple(listings), facts, pins, tuple(ranges), frozenset(anchors))
+    return Scan(
+        image, bounds, tuple(listings), facts, pins, tuple(ranges), frozenset(anchors), jumped, called
+    )
 
 
 def _first_anchors(image: Image, facts: Hints) -> set[int]:
@@ -278,14 +285,13 @@ def _descriptor_tables(image: Image, bounds: Bounds, reference: Reference) -> li
     return found
 
 
-def _lost(listings: list[Listing], anchors: set[int]) -> set[int]:
-    """Branch targets inside instructions that the sweep decoded out of step.
+def _lost(listings: list[Listing], anchors: set[int], targets: Marks) -> set[int]:
+    """Branch ``targets`` inside instructions that the sweep decoded out of step.
 
     A target inside an instruction is trusted when nothing leads to that instruction: no label between it
     and the start of its run. Otherwise the branch is the doubtful one (or skips a prefix), and it changes
     nothing.
     """
-    targets = Marks(listings, *(listing.targets.targets for listing in listings))
     doubtful = targets.no_starts(listings)
     if not doubtful:
         return set()

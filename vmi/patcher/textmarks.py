@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress
+from operator import not_
 
 from vmi.patcher.decode import Listing
 
 _LARGE_GAP = 1 << 22  # bytes without text that are not worth a byte of memory each
+_JUMP_BYTES = frozenset((0x0F, *range(0x70, 0x80), 0xE0, 0xE1, 0xE2, 0xE3, 0xE9, 0xEB))
+"""What direct jumps start with."""
 _MARKED = re.compile(b"\1")
 
 
@@ -66,6 +70,19 @@ class Marks:
             others = int.from_bytes(marks, "little") & ~int.from_bytes(starts, "little")
             found += [base + at for at in marked(others.to_bytes(len(marks), "little"))]
         return found
+
+
+def branch_targets(listings: Sequence[Listing]) -> tuple[Marks, Marks]:
+    """Where direct jumps of the text go to, and where direct calls do."""
+    jumped, called = Marks(listings), Marks(listings)
+    for listing in listings:
+        data, start = listing.data, listing.start
+        sources, targets = listing.targets.sources, listing.targets.targets
+        # Whatever starts with a prefix counts as a call, which is the stricter of the two.
+        jumps = [data[source - start] in _JUMP_BYTES for source in sources]
+        jumped.add(compress(targets, jumps))
+        called.add(compress(targets, map(not_, jumps)))
+    return jumped, called
 
 
 def marked(marks: bytes | bytearray) -> Iterator[int]:

@@ -11,6 +11,7 @@ import struct
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from operator import lt
 from typing import Any
 
 from iced_x86 import FlowControl
@@ -227,7 +228,8 @@ def check_displaced(emission: Emission, memory: Memory, found: Followed) -> None
         packed = memory.read(header.displaced, header.displaced_size)
         check(unpack(packed) == emission.displaced, "the list of address words reads back differently")
     taken = _Ranges(_taken(emission.plan))
-    expected: dict[int, int] = {word: word for word in image.displaced if not taken.holds(word, word + 4)}
+    kept = taken.without(image.displaced, 4)
+    expected: dict[int, int] = {}  # where a word moved to, and where it was
     for one in [*found.moved.values(), *found.copies]:
         first = bisect_left(image.displaced, one.insn.address)
         for word in image.displaced[first : bisect_left(image.displaced, one.insn.end)]:
@@ -235,16 +237,19 @@ def check_displaced(emission: Emission, memory: Memory, found: Followed) -> None
             expected[one.start + word - one.insn.address] = word
     trampolines = _Ranges(found.ranges)
     end = emission.base + emission.header.size
-    named = [
-        word
-        for word in emission.displaced
-        if not (emission.base <= word < end and not trampolines.holds(word, word + 4))
-    ]
     check(
-        list(emission.displaced) == sorted(set(emission.displaced)),
+        all(map(lt, emission.displaced, emission.displaced[1:])),
         "the list of address words isn't in order",
     )
-    check(named == sorted(expected), "the list of address words isn't that of the original, moved")
+    first, stop = bisect_left(emission.displaced, emission.base), bisect_left(emission.displaced, end)
+    ours = [word for word in emission.displaced[first:stop] if trampolines.holds(word, word + 4)]
+    named = [*emission.displaced[:first], *ours, *emission.displaced[stop:]]
+    wanted = sorted([*kept, *expected])
+    check(named == wanted, "the list of address words isn't that of the original, moved")
+    # A word that stayed is the same if no byte of it changed, and few bytes did.
+    for low, high in memory.changed([(segment.vaddr, segment.data) for segment in image.segments]):
+        for word in kept[bisect_right(kept, low - 4) : bisect_left(kept, high)]:
+            check(False, f"the address word at {word:#x} isn't the one from {word:#x}")
     for word, origin in expected.items():
         if memory.read(word, 4) != image.read(origin, 4):
             check(False, f"the address word at {word:#x} isn't the one from {origin:#x}")
@@ -312,6 +317,15 @@ class _Ranges:
             else:
                 self.starts.append(start)
                 self.ends.append(end)
+
+    def without(self, words: Sequence[int], size: int) -> list[int]:
+        """Those of ``words``, which are in order, of whose ``size`` bytes none lies in one of the ranges."""
+        kept: list[int] = []
+        first = 0
+        for start, end in zip(self.starts, self.ends, strict=True):
+            kept += words[first : bisect_right(words, start - size)]
+            first = bisect_left(words, end)
+        return [*kept, *words[first:]]
 
     def holds(self, start: int, end: int) -> bool:
         """True when a byte of [start, end) lies in one of the ranges."""

@@ -68,6 +68,8 @@ enum { WRITABLE = 2, CC_OP_EFLAGS = 1, IF_BIT = 0x200, HF_CPL = 3, HF_INHIBIT_IR
  */
 enum { MOST_TEMPS = 400, MOST_OPS = 4000, MOST_INSTRUCTIONS = 128 };
 enum { PAGE_BITS = 12, SVM_PAUSE = 0x77, LENGTH_OF_CALL = 2 };
+enum { CR0_PE = 1, CR0_NW = 1 << 29, CR0_CD = 1 << 30 };
+#define CR0_PG (UINT64_C(1) << 31)
 /* how a block is translated: as so many instructions, and by a mark that the library has no use for, cut here */
 enum { CFLAGS_COUNT = 0x7fff, CFLAGS_CUT = 0x8000 };
 /* what is known of a page of RAM */
@@ -140,6 +142,7 @@ struct core {
     void (*paused)(void);
     void (*storing)(uint64_t address, uint64_t size);
     void (*block_appeared)(uint64_t linear, uint32_t size);
+    bool (*load_control)(int number, uint32_t value);
 };
 
 struct region { /* of device memory: what the library hands to its callbacks */
@@ -596,6 +599,7 @@ static void (*helper_rdpmc)(void *env);
 static void (*helper_rdmsr)(void *env);
 static void (*helper_rdtsc)(void *env);
 static void (*helper_wrmsr)(void *env);
+static void (*helper_write_crN)(void *env, int number, uint64_t value);
 static void (*helper_sysenter)(void *env, int length);
 static void (*helper_syscall)(void *env, int length);
 static void (*update_cr0)(void *env, uint32_t value);
@@ -674,6 +678,25 @@ ASKED(helper_rdmsr, (void *env), (env), read_msr)
 ASKED(helper_wrmsr, (void *env), (env), write_msr)
 ASKED(helper_sysenter, (void *env, int length), (env, length), fast_call)
 ASKED(helper_syscall, (void *env, int length), (env, length), long_call)
+
+/* Whether MOV to a control register loads the value is Python's to say where there is a doubt. */
+static void on_helper_write_crN(void *env, int number, uint64_t value)
+{
+    struct core *core = core_of_env(env);
+    bool paged = (value & (CR0_PG | CR0_PE)) == CR0_PG, uncached = (value & (CR0_NW | CR0_CD)) == CR0_NW;
+
+    if (core && (number == 4 || (number == 0 && (paged || uncached)))) {
+        bool taken;
+
+        alone(core, BACK);
+        show(core);
+        taken = core->load_control(number, (uint32_t)value);
+        take(core);
+        if (!taken)
+            return;
+    }
+    helper_write_crN(env, number, value);
+}
 
 /* INTO and RDPMC raise exceptions without saying where, and so without giving anything back. */
 static void on_helper_into(void *env, int length)
@@ -940,6 +963,7 @@ static const struct {
     {"helper_rdtsc_x86_64", on_helper_rdtsc, &helper_rdtsc},
     {"helper_rdmsr_x86_64", on_helper_rdmsr, &helper_rdmsr},
     {"helper_wrmsr_x86_64", on_helper_wrmsr, &helper_wrmsr},
+    {"helper_write_crN_x86_64", on_helper_write_crN, &helper_write_crN},
     {"helper_sysenter_x86_64", on_helper_sysenter, &helper_sysenter},
     {"helper_syscall_x86_64", on_helper_syscall, &helper_syscall},
     {"helper_inb_x86_64", on_inb, &inb},

@@ -29,7 +29,7 @@ _HELPERS = "helper_debug_x86_64", "helper_cc_compute_all_x86_64", "helper_reset_
 ASKED = (
     "port_read", "port_write", "cpuid", "rdtsc", "interrupt", "invalid", "rom_write", "breakpoint",
     "memory_read", "memory_write", "read_msr", "write_msr", "fast_call", "long_call", "control_loaded",
-    "cached", "paused", "storing", "block_appeared",
+    "cached", "paused", "storing", "block_appeared", "load_control",
 )  # fmt: skip
 
 #: The library's operations of which C makes code, as the library names them.
