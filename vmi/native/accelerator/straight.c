@@ -395,7 +395,7 @@ static bool handler_base(struct straight *s, uint32_t *base)
 /* A page fault is about to be delivered; false if that has to be left to Python. */
 static bool page_fault_at(struct straight *s, uint32_t linear)
 {
-    uint32_t base, page = linear & -(uint32_t)PAGE;
+    uint32_t base = 0, page = linear & -(uint32_t)PAGE;
 
     if (s->compressed && !handler_base(s, &base))
         return false;
