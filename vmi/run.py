@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vmi.errors import ExitCode, UsageError
 from vmi.exits import price
-from vmi.hypervisor import DEFAULT_MMU
-from vmi.hypervisor.share import WHOLE
+from vmi.hypervisor import DEFAULT_MMU, WHOLE
 from vmi.native.boot.state import Module
 from vmi.native.cpuid import I686, I686_APIC, CpuModel
 from vmi.native.disk import Disk

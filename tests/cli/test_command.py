@@ -34,6 +34,8 @@ def test_exit_codes_are_stable_and_even() -> None:
         "CALL_NOT_SERVED": 16,
         "DIFFERENT": 18,
         "ENGINE": 20,
+        "NOT_CONFORMING": 22,
+        "CONFORMANCE_UNKNOWN": 24,
     }
 
 

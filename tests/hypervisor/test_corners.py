@@ -56,7 +56,7 @@ DIFFERENT = {
 }
 # Calls leave the arithmetic flags as they like; and 16-bit frames have the ring in half a word.
 DIFFERENT_BEHIND_A_ROM = {
-    "gates": {"pushfd | push 0 | push 0 | iretd"},
+    "gates": {f"pushfd | push {cs} | push 0 | iretd" for cs in (0, 16)},
     "debug": {"breakpoint, behind sti"},
 }
 # Code that the guest copies has no breakpoints of the site table; the last two read CS, which a client knows.

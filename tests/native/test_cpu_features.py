@@ -33,7 +33,8 @@ def cpu_of(name):
             cpu.eip = NOWHERE
 
     cpu.bus.act = halt
-    cpu.set_cr(4, Cr4.OSFXSR)
+    if MODELS[name].has("fxsr"):
+        cpu.set_cr(4, Cr4.OSFXSR)
     return cpu
 
 

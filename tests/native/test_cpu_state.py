@@ -81,7 +81,9 @@ def kept(cpu) -> str:
 @pytest.mark.parametrize("source", [ARITHMETIC, FLOATING, SYSTEM], ids=["arithmetic", "floating", "system"])
 def test_the_rest_of_a_program_is_the_same_after_each_instruction(source):
     reference, stopped, other = guest(source), guest(source), guest("nop")
-    assert reference.cpu.run(1000) is Stop.HALTED
+    while (stop := reference.cpu.run(1000)) is Stop.BUDGET:  # a port access ends a run of the CPU alone
+        pass
+    assert stop is Stop.HALTED
     total, memory = reference.cpu.instructions, reference.memory.sha256()
     assert total > 40
     for count in range(1, total):

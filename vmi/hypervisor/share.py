@@ -9,12 +9,12 @@ waits, too. Devices don't wait. Their interrupts come late, and those that come 
 
 from __future__ import annotations
 
+from vmi.hypervisor import WHOLE
 from vmi.hypervisor.processors import Processors
 from vmi.hypervisor.timer import NS_PER_CYCLE
 from vmi.native.machine import Machine
 
 PERIOD_NS = 10_000_000
-WHOLE = 100  # percent
 
 
 class Share:
