@@ -296,6 +296,9 @@ def test_code_changed_where_it_cannot_be_executed(monkeypatch):
         def get(self, _cpu):
             return None
 
+        def __contains__(self, _cpu):
+            return False
+
     monkeypatch.setattr(interpose, "_by_cpu", Nobody())
     refused(
         "what code does that was changed where it can't be executed should be 0x2, 0x2, but it is 0x2, 0x1"

@@ -11,7 +11,7 @@ from iced_x86 import Code, Decoder, OpKind
 
 from vmi.patcher import shortcuts
 from vmi.patcher.branches import Branches
-from vmi.patcher.decode import Bounds, Kind, Role, decode, refer
+from vmi.patcher.decode import Bounds, Kind, Role, decode, naming, refer
 
 START = 0xC0100000
 BOUNDS = Bounds(START, START + 0x1000, 0xC0000000)
@@ -80,7 +80,7 @@ def test_references_are_those_of_the_decoder() -> None:
         "0f0115000b10c0"  # lgdt [c0100b00]
     )
     listing = decode(code, START, BOUNDS)
-    refer(listing, BOUNDS, TEXT)
+    refer(listing, BOUNDS, naming(code, BOUNDS, TEXT))
     assert [(one.value - START, one.role) for one in listing.references] == [
         (0x200, Role.IMMEDIATE),
         (0x300, Role.DISPLACEMENT),
@@ -98,8 +98,10 @@ def test_references_are_those_of_the_decoder() -> None:
 
 def test_low_addresses_are_found_in_single_bytes() -> None:
     low = Bounds(0, 0x1000, 0)
-    listing = decode(bytes.fromhex("c7450878563412 c645087f"), 0, low)
-    refer(listing, low, [(0, 0x1000)])
+    code = bytes.fromhex("c7450878563412 c645087f")
+    listing = decode(code, 0, low)
+    assert naming(code, low, [(0, 0x1000)]) is None
+    refer(listing, low, None)
     assert [(one.value, one.role) for one in listing.references] == [(8, Role.DISPLACEMENT)]
 
 

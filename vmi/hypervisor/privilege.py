@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from vmi.hypervisor.handlers import Handlers
 from vmi.hypervisor.mirror import Listener, Mirror
 from vmi.hypervisor.mmu import Mmu
 from vmi.memory import PAGE_SIZE
@@ -88,6 +89,7 @@ class CompressedPrivilege(Privilege):
         self.shown_ring = 0
         self.running_task = cpu.tr
         self.mirror = Mirror(cpu, mmu, words)
+        self._handlers = Handlers(self)
 
     @property
     def virtual_idt(self) -> TableRegister:
@@ -210,15 +212,7 @@ class CompressedPrivilege(Privilege):
         """CR2, as the guest sees it."""
         super().page_fault_at(address)
         self.mirror.control(2)
-        self._mmu.faulted(address, self._handler_base())
-
-    def _handler_base(self) -> int | None:
-        """Base of the segments that the handler of page faults has, None if that isn't to be found."""
-        try:
-            gate = self.linear.read(self.virtual_idt.base + 8 * Vector.PF, 4)
-            return super().descriptor(int.from_bytes(gate[2:], "little")).base
-        except GuestFault:
-            return None
+        self._mmu.faulted(address, self._handlers.base(self.virtual_idt))
 
     def task_changed(self) -> None:
         """CR0, CR3 and LDTR may be others."""

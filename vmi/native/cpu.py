@@ -137,6 +137,7 @@ class Cpu(Events):
 
         Holds for code that is translated from now on.
         """
+        self.offered = model.words[Word.LEAF_1_EDX]
         for word, number in _DECODED_BY.items():
             ctypes.c_uint64.from_address(self._features + 8 * number).value = model.words[word]
 

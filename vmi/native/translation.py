@@ -59,6 +59,7 @@ class Translation(Registers):
         self._on_cached: Callable[[], None] = lambda: None
         self.code_pages: MutableSet[int] = set() if self._served is None else self._served.code_pages
         self.share()
+        self.offered = 0  # EDX of CPUID leaf 1: what CR4 has bits for
         self._code_watch: CodeWatch | None = None
         self._code_changes = False
 
@@ -95,7 +96,7 @@ class Translation(Registers):
 
     def takes_control(self, number: int, value: int) -> bool:
         """MOV to a control register is no #GP; called while it executes."""
-        return control.takes(number, value, self.bus.cpuid(1, 0)[3] if number == 4 else 0)
+        return control.takes(number, value, self.offered)
 
     @property
     def straight_image(self) -> bytes:

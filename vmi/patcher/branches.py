@@ -30,6 +30,11 @@ class Branches(Mapping[int, int]):
             raise KeyError(address)
         return self.targets[at]
 
+    def __contains__(self, address: object) -> bool:
+        # As the mapping it is derived from does it, there would be an exception for each that is not.
+        at = bisect_left(self.sources, address) if isinstance(address, int) else len(self.sources)
+        return at < len(self.sources) and self.sources[at] == address
+
     def __iter__(self) -> Iterator[int]:
         return iter(self.sources)
 

@@ -22,7 +22,7 @@ from vmi.patcher import forms, shortcuts
 from vmi.patcher.branches import Branches
 from vmi.patcher.forms import Form
 from vmi.patcher.model import Branch, Insn
-from vmi.patcher.wordsearch import WORD, places
+from vmi.patcher.wordsearch import WORD, hits, offsets
 
 BITS = 32
 
@@ -49,25 +49,16 @@ class Kind(IntEnum):
     """Bytes that aren't an instruction."""
 
 
+# Plain numbers, as listings hold them: members of an enumeration would take longer to compare.
 FALLS_THROUGH = frozenset(
-    (Kind.PLAIN, Kind.JCC, Kind.LOOP, Kind.CALL, Kind.CALL_INDIRECT, Kind.SOFT_INT, Kind.ODD)
+    map(int, (Kind.PLAIN, Kind.JCC, Kind.LOOP, Kind.CALL, Kind.CALL_INDIRECT, Kind.SOFT_INT, Kind.ODD))
 )
-MOVABLE = frozenset(
-    (
-        Kind.PLAIN,
-        Kind.JMP,
-        Kind.JCC,
-        Kind.LOOP,
-        Kind.CALL,
-        Kind.CALL_INDIRECT,
-        Kind.JMP_INDIRECT,
-        Kind.RET,
-        Kind.END,
-        Kind.SOFT_INT,
-    )
+DIRECT = frozenset(map(int, (Kind.JMP, Kind.JCC, Kind.LOOP, Kind.CALL)))
+CALLS = frozenset(map(int, (Kind.CALL, Kind.CALL_INDIRECT)))
+MOVABLE = (
+    DIRECT | CALLS | frozenset(map(int, (Kind.PLAIN, Kind.JMP_INDIRECT, Kind.RET, Kind.END, Kind.SOFT_INT)))
 )
-DIRECT = frozenset((Kind.JMP, Kind.JCC, Kind.LOOP, Kind.CALL))
-CALLS = frozenset((Kind.CALL, Kind.CALL_INDIRECT))
+_BAD = int(Kind.BAD)
 
 _STARTS = [b"\1" + bytes(max(0, length - 1)) for length in range(16)]
 """By the length of an instruction: 1 for its first byte, 0 for the others."""
@@ -80,7 +71,6 @@ _BRANCH: dict[int, Branch] = {
     Kind.LOOP: Branch.LOOP,
     Kind.CALL: Branch.CALL,
 }
-_LONGEST = 15  # bytes of an instruction
 _BEHIND = 2  # bytes behind the first one that say what it starts
 _SHORT_JUMP = 2  # bytes of one with an 8-bit distance
 _PLAIN, _DIRECT = 16 * (Kind.PLAIN + 1), 16 * (max(DIRECT) + 1)
@@ -265,7 +255,7 @@ class Listing:
             kinds[index] in FALLS_THROUGH
             and index + 1 < len(starts)
             and starts[index + 1] == starts[index] + self.lengths[index]
-            and kinds[index + 1] != Kind.BAD
+            and kinds[index + 1] != _BAD
         )
 
     def raw(self, index: int) -> bytes:
@@ -365,41 +355,52 @@ def _ask(decoder: Decoder, listing: Listing, bounds: Bounds) -> int:
     if special:
         if insn.len > WORD:
             _refer(listing.references, insn, kind, bounds)
-    elif kind != Kind.BAD:
+    elif kind != _BAD:
         at = address - listing.start
         shortcuts.learn(listing.data[at : at + 3], answer)
     return answer
 
 
-def refer(listing: Listing, bounds: Bounds, text: Sequence[tuple[int, int]]) -> None:
-    """Add the references to addresses in ``text`` that `decode` leaves out, and put all in order."""
+def naming(data: bytes, bounds: Bounds, text: Sequence[tuple[int, int]]) -> int | None:
+    """Where in ``data`` a word may be an address in ``text``, in either form: bytes of 1 in a long number.
+
+    None when instructions can name such an address in less than a word: a very low or a very high one.
+    """
+    ranges = [*text, *((low - bounds.offset, high - bounds.offset) for low, high in text if bounds.offset)]
+    if any(-_SMALL < end < _SMALL or -_SMALL < end - (1 << 32) < _SMALL for one in ranges for end in one):
+        return None
+    return hits(data, ranges)
+
+
+def refer(listing: Listing, bounds: Bounds, words: int | None) -> None:
+    """Add the references that `decode` leaves out, and put all in order.
+
+    ``words`` is what :func:`naming` gives for the listing's data: all references to that text are found, and
+    some others.
+    """
     known = {reference.address for reference in listing.references}
-    for at in _naming(listing, bounds, text):
-        address = listing.start + at
-        if address not in known and address not in listing.targets:
+    for index in _holding(listing, words):
+        address = listing.starts[index]
+        if address not in known and listing.kinds[index] not in DIRECT:
             known.add(address)
-            insn = Decoder(BITS, listing.data[at : at + _LONGEST], ip=address).decode()
+            insn = listing.decoded(index)
             _refer(listing.references, insn, _TABLE[insn.code] & _KIND_MASK, bounds)
     listing.references.sort(key=attrgetter("address"))
 
 
-def _naming(listing: Listing, bounds: Bounds, text: Sequence[tuple[int, int]]) -> Iterator[int]:
-    """Where in a listing entries start in which a word may be an address in ``text``, in either form."""
-    ranges = [*text, *((low - bounds.offset, high - bounds.offset) for low, high in text if bounds.offset)]
-    if any(-_SMALL < end < _SMALL or -_SMALL < end - (1 << 32) < _SMALL for one in ranges for end in one):
-        # Instructions name such addresses in less than a word, too.
-        yield from (
-            start - listing.start
-            for start, length in zip(listing.starts, listing.lengths, strict=True)
-            if length > WORD
-        )
+def _holding(listing: Listing, words: int | None) -> Iterator[int]:
+    """The entries that hold one of the words as a whole behind their first byte, or all long ones."""
+    if words is None:
+        yield from (index for index, length in enumerate(listing.lengths) if length > WORD)
         return
     mask = listing.starting()
     first = int.from_bytes(mask, "little")
-    # A word of an entry is none of which another byte than the first starts one.
-    apart = first | first >> 8 | first >> 16 | first >> 24
-    for at in places(listing.data, ranges, but=apart):
-        yield mask.rfind(1, 0, at)
+    # Of such a word no byte starts an entry.
+    words &= ~(first | first >> 8 | first >> 16 | first >> 24)
+    for at in offsets(words, len(mask)):
+        index = listing.covering(listing.start + at)
+        if index >= 0:
+            yield index
 
 
 # Asking the decoder's enumerations for their members each time takes longer than all the rest.

@@ -28,7 +28,7 @@ from iced_x86 import (
     RflagsBits,
 )
 
-from vmi.patcher.decode import BITS, DIRECT, Kind
+from vmi.patcher.decode import BITS, CALLS, DIRECT, Kind
 from vmi.patcher.flow import Code, Flow
 
 FLAGS = RflagsBits.CF | RflagsBits.PF | RflagsBits.AF | RflagsBits.ZF | RflagsBits.SF | RflagsBits.OF
@@ -60,7 +60,8 @@ _COUNTED = frozenset(
 _INDIRECT_CALLS = re.compile(re.escape(bytes((Kind.CALL_INDIRECT,))))
 _CALL_BYTE = 0xE8
 _PREFIXES = frozenset(bytes.fromhex("26 2e 36 3e 64 65 66 67 f0 f2 f3"))
-_FLAGLESS = frozenset((Kind.CALL, Kind.CALL_INDIRECT, Kind.JMP, Kind.JMP_INDIRECT, Kind.RET))
+_FLAGLESS = CALLS | frozenset(map(int, (Kind.JMP, Kind.JMP_INDIRECT, Kind.RET)))
+_PLAIN = int(Kind.PLAIN)
 # Prefixes, the second opcode map (VEX too), and shifts by a number.
 _MORE_BYTES = frozenset(bytes.fromhex("0f 26 2e 36 3e 64 65 66 67 f0 f2 f3 c0 c1 c4 c5 62"))
 
@@ -86,6 +87,7 @@ class LivenessFinder:
         self._flow = flow
         self._info = InstructionInfoFactory()
         self._steps: dict[int, _Step] = {}
+        self._effects: dict[bytes, tuple[int, int]] = {}
         self._flag_effects: dict[bytes, tuple[int, int]] = {}
         self._callers = [_callers(code) for code in flow.codes]
         self._functions = sorted(set().union(*self._callers))
@@ -189,31 +191,36 @@ class LivenessFinder:
         listing = code.listing
         if not listing.joined(index - 1):
             return False
-        kinds = listing.kinds
+        kinds, known = listing.kinds, self._flag_effects
         for at in range(index, min(index + MAX_RETURN_LOOK, len(kinds))):
             if kinds[at] in _FLAGLESS:
                 return False
-            read, kill = self._flags_of(listing.raw(at))
+            raw = listing.raw(at)
+            # Most opcodes say all with their first two bytes; the rest are kept as they are.
+            key = raw if raw[0] in _MORE_BYTES else raw[:2]
+            read, kill = known[key] if key in known else self._flags_of(key, raw)
             # Saving all flags (pushf) reads them, but no caller expects a result there.
             if read & mask and read != FLAGS:
                 return True
             mask &= ~kill
-            if not mask or kinds[at] != Kind.PLAIN or not listing.joined(at):
+            if not mask or kinds[at] != _PLAIN or not listing.joined(at):
                 return False
         return False
 
-    def _flags_of(self, raw: bytes) -> tuple[int, int]:
+    def _flags_of(self, key: bytes, raw: bytes) -> tuple[int, int]:
         """(flags read, flags surely overwritten) by an instruction that is no direct branch but a jcc."""
-        # Most opcodes say that with their first two bytes; the rest are kept as they are.
-        key = raw if raw[0] in _MORE_BYTES else raw[:2]
-        known = self._flag_effects.get(key)
-        if known is None:
-            read, kill = _flag_effect(Decoder(BITS, raw).decode())
-            known = self._flag_effects[key] = (read, kill)
-        return known
+        found = self._flag_effects[key] = _flag_effect(Decoder(BITS, raw).decode())
+        return found
 
     def _effect(self, code: Code, index: int) -> tuple[int, int]:
         """(bits read, bits surely overwritten) by entry ``index``."""
+        raw = code.listing.raw(index)
+        found = self._effects.get(raw)
+        if found is None:
+            found = self._effects[raw] = self._compute_effect(code, index)
+        return found
+
+    def _compute_effect(self, code: Code, index: int) -> tuple[int, int]:
         insn = code.listing.decoded(index)
         read, kill = _flag_effect(insn)
         repeated = insn.has_rep_prefix or insn.has_repne_prefix

@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from vmi.errors import BadInput
 from vmi.patcher import hints
-from vmi.patcher.decode import Bounds, Listing, Reference, Role, decode, refer
+from vmi.patcher.decode import Bounds, Listing, Reference, Role, decode, naming, refer
 from vmi.patcher.hints import Hints, Pin
 from vmi.patcher.model import Access, Image, Skipped, SymbolKind
 from vmi.patcher.textmarks import Marks, branch_targets
@@ -169,7 +169,7 @@ class _Sweep:
     def __init__(self, region: Region, bounds: Bounds, text: Sequence[tuple[int, int]]) -> None:
         self.region = region
         self.bounds = bounds
-        self.text = text
+        self.words = naming(region.data, bounds, text)
         self.chunks: dict[tuple[int, int], Listing] = {}
 
     def run(self, anchors: Sequence[int], data: Sequence[Skipped]) -> Listing:
@@ -188,7 +188,7 @@ class _Sweep:
         for low, high in pairwise(sorted(cuts)):
             if low not in inside:
                 whole.append(self._chunk(low, high))
-        refer(whole, self.bounds, self.text)
+        refer(whole, self.bounds, self.words)
         return whole
 
     def _chunk(self, low: int, high: int) -> Listing:

@@ -16,26 +16,31 @@ _HALVES = 1 << 16
 _MAY = re.compile(b"\1")
 
 
-def places(
-    data: bytes, ranges: Iterable[tuple[int, int]], count: int = 1, step: int = 1, but: int = 0
-) -> Iterator[int]:
+def places(data: bytes, ranges: Iterable[tuple[int, int]], count: int = 1, step: int = 1) -> Iterator[int]:
     """Offsets, in order, at which ``count`` words may start that all lie in the ``ranges`` [low, high).
 
     None is left out; those given are to be looked at, since only upper halves were compared. Offsets are
-    multiples of ``step``; ``but`` is a little-endian number with bytes of 1 at those that are not wanted.
-    Ranges are taken modulo 2**32, so differences of addresses will do.
+    multiples of ``step``. Ranges are taken modulo 2**32, so differences of addresses will do.
     """
+    one = found = hits(data, ranges)
+    for number in range(1, count):
+        found &= one >> 8 * WORD * number
+    return offsets(found, len(data) - WORD * (count - 1), step)
+
+
+def hits(data: bytes, ranges: Iterable[tuple[int, int]]) -> int:
+    """The same for single words, as a little-endian number: its bytes are 1 at those offsets, else 0."""
     both = 0
     for lower, upper in _rows(ranges):
         # Byte p of the number is 1 when the word at p has this third byte, and this fourth.
         third = int.from_bytes(data.translate(lower), "little") >> 16
         both |= third & int.from_bytes(data.translate(upper), "little") >> 24
-    hits = both
-    for number in range(1, count):
-        hits &= both >> 8 * WORD * number
-    hits &= ~but
-    size = max(0, len(data) - WORD * count + 1)
-    flags = hits.to_bytes(len(data), "little")[:size:step]
+    return both
+
+
+def offsets(found: int, size: int, step: int = 1) -> Iterator[int]:
+    """Where bytes of such a number are 1, for data of ``size`` bytes."""
+    flags = found.to_bytes(max(0, size), "little")[::step] if size > 0 else b""
     return (match.start() * step for match in _MAY.finditer(flags))
 
 

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Blocks of code: how many instructions they have, and how they are left. See core.h. */
+
+#include "core.h"
+
+#include <stdlib.h>
+
+static uint64_t read_sleb128(uint8_t **at)
+{
+    uint64_t value = 0;
+    int shift = 0;
+    uint8_t byte;
+
+    do {
+        byte = *(*at)++;
+        value |= (uint64_t)(byte & 0x7f) << shift;
+        shift += 7;
+    } while (byte & 0x80);
+    if (shift < 64 && byte & 0x40)
+        value |= ~(uint64_t)0 << shift;
+    return value;
+}
+
+struct block *block_at(struct core *core, uintptr_t back)
+{
+    return back ? lib_tb_lookup(AT(core->engine, ENGINE_CONTEXT, void *), back - LENGTH_OF_CALL) : NULL;
+}
+
+/*
+ * Number of the instruction in its block that called from somewhere. Behind the code of a block is a table
+ * of its instructions: address, form of the flags, and end in the code, each as difference to the one before.
+ */
+int index_in(const struct block *block, uintptr_t back)
+{
+    uint8_t *table = block->code + block->code_size;
+    uintptr_t end = (uintptr_t)block->code;
+
+    for (int i = 0; i < block->count; i++) {
+        read_sleb128(&table);
+        read_sleb128(&table);
+        end += read_sleb128(&table);
+        if (end > back - LENGTH_OF_CALL)
+            return i;
+    }
+    return block->count - 1;
+}
+
+void alone(struct core *core, uintptr_t back)
+{
+    struct block *block;
+    int left;
+
+    if (!core->running || core->inside)
+        return;
+    block = block_at(core, back);
+    if (!block)
+        return;
+    left = block->count - index_in(block, back);
+    lib_restore_state(core->cpu, back, false);
+    if (left <= 1)
+        return;
+    *left_of(core) += left;
+    core->walking = 0;
+    AT(core->cpu, CPU_NEXT_BLOCK, uint32_t) = CFLAGS_CUT | 1;
+    lib_loop_exit_noexc(core->cpu);
+}
+
+/* A block has begun with fewer instructions left than it has. */
+static void NORETURN expired(struct core *core, uintptr_t back)
+{
+    struct block *block = block_at(core, back);
+    int64_t left = *left_of(core) += block->count;
+
+    AT(core->env, ENV_EIP, uint64_t) = block->pc - block->cs_base;
+    if (left > 0)
+        AT(core->cpu, CPU_NEXT_BLOCK, uint32_t) = CFLAGS_CUT | (uint32_t)left;
+    else
+        lib_emu_stop(core->engine);
+    lib_loop_exit_noexc(core->cpu);
+}
+
+void on_check_exit_request(void *engine, uint32_t delayed)
+{
+    struct core *core = core_of_engine(engine);
+
+    if (core)
+        expired(core, BACK);
+    lib_check_exit_request(engine, delayed); /* a jump: it looks at where it was called from */
+}
+
+static void gen_counting(struct core *core, void *context)
+{
+    char *left = lib_new_temp(context, TYPE_I64, false), *number = lib_new_temp(context, TYPE_I64, false);
+    uintptr_t env = (uintptr_t)context + AT(context, CONTEXT_ENV, uintptr_t);
+    void *label;
+    char *args[2];
+
+    lib_gen_op3(context, core->op_ld, (uintptr_t)left, env, (uintptr_t)(intptr_t)(CPU_LEFT - CPU_ENV));
+    core->charge = lib_emit_op(context, core->op_movi);
+    AT(core->charge, OP_ARGS, uintptr_t) = (uintptr_t)number;
+    AT(core->charge, OP_ARGS + 8, uintptr_t) = 0;
+    lib_gen_op3(context, core->op_add, (uintptr_t)left, (uintptr_t)left, (uintptr_t)number);
+    lib_gen_op3(context, core->op_st, (uintptr_t)left, env, (uintptr_t)(intptr_t)(CPU_LEFT - CPU_ENV));
+    label = lib_new_label(context);
+    lib_gen_brcondi(context, COND_GE, (uintptr_t)left - (uintptr_t)context, 0, label);
+    lib_free_temp(context, left);
+    lib_free_temp(context, number);
+    /* a branch ends the life of all temporaries, those for the call too */
+    args[0] = (char *)context + lib_const_i64(context, (intptr_t)core->engine);
+    args[1] = (char *)context + lib_const_i32(context, 0);
+    lib_call_n(context, on_check_exit_request, NULL, 2, args);
+    lib_free_temp(context, args[0]);
+    lib_free_temp(context, args[1]);
+    *(uint16_t *)label |= 1; /* it is present */
+    lib_gen_op1(context, core->op_set_label, (uintptr_t)label);
+}
+
+/*
+ * An engine that was there before us knows its helpers by what they were then. Those made since are listed;
+ * what is freed and made again is listed again.
+ */
+static void **contexts;
+static size_t context_count;
+
+static void *known(void *context, void *function)
+{
+    for (size_t i = 0; i < context_count; i++)
+        if (contexts[i] == context)
+            return function;
+    return known_before(function);
+}
+
+void on_init_context(void *context)
+{
+    void **more = realloc(contexts, (context_count + 1) * sizeof *contexts);
+
+    if (more) {
+        contexts = more;
+        contexts[context_count++] = context;
+    }
+    lib_init_context(context);
+}
+
+void on_call_n(void *context, void *function, char *result, int count, char **args)
+{
+    struct core *core = core_of_engine(AT(context, CONTEXT_ENGINE, void *));
+
+    if (core) {
+        if (function == (void *)on_check_exit_request) {
+            if (!core->counts) {
+                core->counts = 1;
+                gen_counting(core, context);
+            }
+            if (RARELY(AT(context, CONTEXT_TEMPS, int) > MOST_TEMPS))
+                AT(context, CONTEXT_OPS, int) = MOST_OPS;
+            return;
+        }
+        if (function == debug_helper)
+            core->breaks = 1;
+        /* the resume flag lasts to the end of a block, and this is none */
+        if (function == reset_rf_helper && core->cut)
+            return;
+    } else {
+        function = known(context, function);
+    }
+    lib_call_n(context, function, result, count, args);
+    if (RARELY(core && AT(context, CONTEXT_TEMPS, int) > MOST_TEMPS))
+        AT(context, CONTEXT_OPS, int) = MOST_OPS;
+}
+
+void on_translate(void *cpu, struct block *block, int most)
+{
+    struct core *core = core_of_cpu(cpu);
+
+    if (!core) {
+        lib_translate(cpu, block, most);
+        return;
+    }
+    core->counts = core->breaks = 0;
+    core->cut = block->cflags & CFLAGS_CUT;
+    core->charge = NULL;
+    lib_translate(cpu, block, most < MOST_INSTRUCTIONS ? most : MOST_INSTRUCTIONS);
+    /* the library counts the instruction that a breakpoint is in front of, which is not executed */
+    block->count -= (uint16_t)core->breaks;
+    flags_first(AT(core->engine, ENGINE_CONTEXT, void *), &core->flag_operations, compute_all_helper);
+    if (core->charge)
+        AT(core->charge, OP_ARGS + 8, uintptr_t) = (uintptr_t)(-(intptr_t)block->count);
+}
+
+bool on_restore_state(void *cpu, uintptr_t back, bool will_exit)
+{
+    struct core *core = core_of_cpu(cpu);
+
+    if (core && core->running && !core->inside) {
+        core->last_back = back;
+        if (will_exit) {
+            struct block *block = block_at(core, back);
+
+            if (block)
+                *left_of(core) += block->count - (index_in(block, back) + 1);
+        }
+    }
+    return lib_restore_state(cpu, back, will_exit);
+}
+
+void on_loop_exit_noexc(void *cpu)
+{
+    struct core *core = core_of_cpu(cpu);
+
+    if (core && core->store_back) {
+        /* the store was into its own block, and is done again from the start, alone */
+        struct block *block = block_at(core, core->store_back);
+
+        if (block)
+            *left_of(core) += block->count - index_in(block, core->store_back);
+        core->store_back = 0;
+    }
+    lib_loop_exit_noexc(cpu);
+}

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Pages that hold code, and translations of addresses. See core.h. */
+
+#include "core.h"
+
+static char no_pages; /* stands for the library's list of pages, which serves only to lock them */
+
+void on_set_page(void *cpu, uint64_t linear, uint64_t physical, uint32_t attributes, int access,
+                        int mode, uint64_t size)
+{
+    struct core *core = core_of_cpu(cpu);
+    uint64_t page;
+
+    if (core) {
+        /* what a segment's base and an offset add up to may pass 4 GiB here */
+        if (RARELY((uint32_t)linear >= core->hidden_from))
+            physical = core->nowhere;
+        if (RARELY(!(((uint32_t)linear ^ core->uncached) & -size))) {
+            if (!straight_cached(core->straight)) {
+                show(core);
+                core->cached();
+                take(core);
+            }
+        }
+    }
+    lib_set_page(cpu, linear, physical, attributes, access, mode, size);
+    if (core && access & WRITABLE) {
+        page = physical >> PAGE_BITS;
+        if (page >= core->page_count || !core->pages[page])
+            lib_set_dirty(cpu, linear); /* has no effect on ROM and devices */
+    }
+}
+
+void on_set_dirty(void *cpu, uint64_t linear)
+{
+    /*
+     * The library asks for this behind the first store through a mapping that can't be executed, and would
+     * miss the next one into code there. Pages without code have had it above.
+     */
+    if (!core_of_cpu(cpu))
+        lib_set_dirty(cpu, linear);
+}
+
+void on_protect(void *engine, uint64_t ram)
+{
+    struct core *core = core_of_engine(engine);
+    uint64_t page = ram >> PAGE_BITS;
+
+    if (!core) {
+        lib_protect(engine, ram);
+    } else if (page < core->page_count) {
+        core->pages[page] |= PAGE_HOLDS_CODE;
+        lib_reset_dirty(core->cpu, (uintptr_t)core->ram + (page << PAGE_BITS), 1 << PAGE_BITS);
+    }
+}
+
+void on_unprotect(void *engine, uint64_t ram)
+{
+    struct core *core = core_of_engine(engine);
+
+    if (!core)
+        lib_unprotect(engine, ram);
+    else if (ram >> PAGE_BITS < core->page_count)
+        core->pages[ram >> PAGE_BITS] &= (uint8_t)~PAGE_HOLDS_CODE;
+}
+
+void on_reset_dirty_by_linear(void *cpu, uint64_t start, uint64_t size)
+{
+    /* each block asks for its own pages, which have had it above */
+    if (!core_of_cpu(cpu))
+        lib_reset_dirty_by_linear(cpu, start, size);
+}
+
+void *on_lock(void *engine, uint64_t start, uint64_t end)
+{
+    return core_of_engine(engine) ? &no_pages : lib_lock(engine, start, end);
+}
+
+void on_unlock(void *pages)
+{
+    if (pages != &no_pages)
+        lib_unlock(pages);
+}
+
+void on_invalidate_fast(void *engine, void *pages, uint64_t start, int size, uintptr_t back)
+{
+    struct core *core = core_of_engine(engine);
+
+    if (!core) {
+        lib_invalidate_fast(engine, pages, start, size, back);
+        return;
+    }
+    if (start >> PAGE_BITS < core->page_count && core->pages[start >> PAGE_BITS] & PAGE_IS_WATCHED) {
+        alone(core, back);
+        show(core);
+        core->storing(start, (uint64_t)size);
+        take(core);
+    }
+    core->store_back = core->running && !core->inside ? back : 0;
+    lib_invalidate_fast(engine, pages, start, size, back);
+    core->store_back = 0;
+}
+
+bool on_fill(void *cpu, uint64_t address, int size, int access, int mode, bool probe, uintptr_t back)
+{
+    struct core *core = core_of_cpu(cpu);
+    bool found;
+
+    if (!core)
+        return lib_fill(cpu, address, size, access, mode, probe, back);
+    core->walking = 1;
+    core->walk_back = back;
+    found = lib_fill(cpu, address, size, access, mode, probe, back);
+    core->walking = 0;
+    return found;
+}
+
+void on_insert(void *context, struct block *block)
+{
+    struct core *core = core_of_engine(AT(context, CONTEXT_ENGINE, void *));
+
+    lib_insert(context, block);
+    /* what a block of a given length has was in the one that it is a part of */
+    if (core && core->tells_of_blocks && !(block->cflags & CFLAGS_COUNT)) {
+        show(core);
+        core->block_appeared(block->pc, block->size);
+        take(core);
+    }
+}
