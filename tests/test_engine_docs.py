@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from vmi.native import accelerator, fitness
-from vmi.native.accelerator import build, finding
+from vmi.native.accelerator import build, core, finding
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "engine.md").read_text(encoding="utf-8")
@@ -27,3 +27,13 @@ def test_sentences() -> None:
     assert not [sentence for sentence in said if sentence not in code]
     assert "running without the accelerator, so slower:" in PAGE
     assert "running without the accelerator, so slower:" in code
+    assert "`the CPU emulator should be build …`" in PAGE
+    assert "the CPU emulator should be build " in inspect.getsource(core)
+
+
+def test_files() -> None:
+    named = set(re.findall(r"`(\w+\.c)`", PAGE))
+    assert named | {"stamp.c"} == {path.name for path in build.sources() if path.suffix == ".c"}
+    paths = re.findall(r"`((?:vmi|tests)/[\w/.]+\.py)`", PAGE)
+    assert len(paths) > 4
+    assert not [path for path in paths if not (ROOT / path).exists()]
