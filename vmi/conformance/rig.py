@@ -21,6 +21,8 @@ from vmi.x86 import U32
 
 LIMIT_NS = 20_000_000  # guest time that any one step may take
 CALL_LENGTH = 5
+_OUT_LENGTH = 2
+_MOST_EVENTS = 8  # at the end of a run
 _FRAME = Struct("<16I")
 
 
@@ -250,13 +252,16 @@ class Rig:
         esp = registers.setdefault("esp", STACK)
         seen, exits = self.word(WORDS["LOG_COUNT"]), subject.exits()
         subject.set_registers({**registers, "eip": at})
-        stop = subject.run(self.limit_ns)
-        left = subject.registers()
+        stop, left, runs = subject.run(self.limit_ns), subject.registers(), 1
+        behind = self.labels["done"] + _OUT_LENGTH
+        while stop.end is End.DONE and left["eip"] != behind and runs < _MOST_EVENTS:
+            # an event came with the last instruction: its handler goes first
+            stop, left, runs = subject.run(self.limit_ns), subject.registers(), runs + 1
         return Called(
             returned=stop.end is End.DONE,
             registers=left,
             popped=left["esp"] - esp & U32,
-            exits=subject.exits() - exits - self.own_exits,
+            exits=subject.exits() - exits - runs * self.own_exits,
             frames=tuple(self.log()[seen:]),
             stop=stop,
         )
