@@ -95,4 +95,6 @@ def cpu(bus: Recorder) -> Cpu:
 @pytest.fixture
 def plain_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """CPUs are made without the accelerator."""
-    monkeypatch.setattr(accelerator, "load", lambda: None)
+    state = accelerator._State()
+    state.looked = True
+    monkeypatch.setattr(accelerator, "_state", state)
