@@ -146,6 +146,9 @@ def in_qemu(start: Start, folder: Path) -> Iterator[Guest]:
     clock = CLOCK if start.processors == 1 else ()
     arguments: list[str | Path] = ["-m", str(start.megabytes), *clock, *VIDEO, *PORTS]
     arguments += ["-cpu", start.processor, "-smp", str(start.processors)]
+    if start.processors > 1:
+        # one thread for all: with one each, a lock's holder may be off a busy computer for a minute
+        arguments += ["-accel", "tcg,thread=single"]
 
     def file(name: str, data: bytes | None) -> Path:
         path = folder / name

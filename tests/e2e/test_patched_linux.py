@@ -84,7 +84,8 @@ def test_under_qemu(
 
 @pytest.mark.parametrize("rom", [None, pytest.param("native", marks=slow)])
 def test_on_ours(linux: fetch_debian.Linux, initrd: bytes, tmp_path: Path, rom: str | None) -> None:
-    hold_session(patched_start(linux.kernel, tmp_path, rom, OPTIONS, initrd), "ours", tmp_path)
+    options = f"{OPTIONS} {linux_session.STEADY}"
+    hold_session(patched_start(linux.kernel, tmp_path, rom, options, initrd), "ours", tmp_path)
 
 
 @slow
