@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.conformance.mutants import MUTANTS, Mutant
+from vmi import abi
 from vmi.conformance import runner, suite
 from vmi.conformance.runner import Result
 from vmi.hypervisor import calls
@@ -23,17 +24,10 @@ def results(rom: bytes, mutant: Mutant) -> list[Result]:
 def test_a_seeded_bug_is_found(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(result.verdict.good for result in results(build("vmware").image, mutant))
     right = calls.load_all()
-    wrong = {name: make(right[abi_number(name)]) for name, make in mutant.handlers.items()}
-    served = {**right, **{abi_number(name): handler for name, handler in wrong.items()}}
+    numbers = {abi.BY_NAME[name].number: make for name, make in mutant.handlers.items()}
+    served = {**right, **{number: make(right[number]) for number, make in numbers.items()}}
     monkeypatch.setattr(calls, "load_all", lambda: served)
     assert not all(result.verdict.good for result in results(mutant.rom(), mutant)), "nobody has noticed"
-
-
-def abi_number(name: str) -> int:
-    """A call's number."""
-    from vmi import abi
-
-    return abi.BY_NAME[name].number
 
 
 def test_there_are_enough() -> None:

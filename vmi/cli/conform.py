@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,10 +18,11 @@ from vmi.files import check_writable, read_input, write_atomically
 
 if TYPE_CHECKING:
     from vmi.conformance.case import Case
+    from vmi.conformance.report import Report
     from vmi.conformance.subject import Environment
     from vmi.conformance.suite import Target
 
-_FORMS = {".json": "json", ".xml": "junit", ".tap": "tap", ".html": "html", ".txt": "text"}
+_FORMS = (".json", ".xml", ".tap", ".html", ".txt")
 
 
 @guarded
@@ -151,7 +153,7 @@ def _run(
         tuple(f"the waiver for {waiver} was not needed" for waiver in unused),
     )
     for path in files:
-        write_atomically(path, _form(made, _FORMS[path.suffix]).encode())
+        write_atomically(path, _form(made, path.suffix).encode())
         ui.note(f"report written to {path}")
     if ui.json:
         ui.facts(made)
@@ -160,15 +162,11 @@ def _run(
     raise typer.Exit(int(exit_status([made.verdict])))
 
 
-def _form(report: object, form: str) -> str:
-    import json
+def _form(report: Report, suffix: str) -> str:
+    """A report as the file of that suffix holds it."""
+    from vmi.conformance.page import to_html
+    from vmi.conformance.report import to_junit, to_tap, to_text
 
-    from vmi.conformance import page
-    from vmi.conformance import report as reports
-
-    assert isinstance(report, reports.Report)
-    if form == "json":
+    if suffix == ".json":
         return json.dumps(report.to_json(), indent=1) + "\n"
-    if form == "html":
-        return page.to_html(report)
-    return {"junit": reports.to_junit, "tap": reports.to_tap, "text": reports.to_text}[form](report)
+    return {".xml": to_junit, ".tap": to_tap, ".html": to_html, ".txt": to_text}[suffix](report)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from vmi.cli import values
 from vmi.cli.common import JsonOption, QuietOption, Ui, VerboseOption, guarded
 from vmi.errors import ExitCode, UsageError
 from vmi.files import check_writable, read_input, write_atomically
+
+if TYPE_CHECKING:
+    from vmi.conformance.fuzz import Finding
 
 _STEP = 50  # sequences between two words of progress
 
@@ -89,16 +92,11 @@ def command(
         raise typer.Exit(int(ExitCode.NOT_CONFORMING))
 
 
-def _tell(ui: Ui, found: object, first: int, last: int) -> None:
-    from vmi.conformance.fuzz import Finding
-
-    if not isinstance(found, Finding):
-        if ui.json:
-            ui.data({"first": first, "last": last, "finding": None})
-        else:
-            ui.show(f"no difference in the sequences of seeds {first} to {last}")
-    elif ui.json:
-        ui.data({"first": first, "last": last, "finding": found.to_json()})
+def _tell(ui: Ui, found: Finding | None, first: int, last: int) -> None:
+    if ui.json:
+        ui.data({"first": first, "last": last, "finding": None if found is None else found.to_json()})
+    elif found is None:
+        ui.show(f"no difference in the sequences of seeds {first} to {last}")
     else:
         lines = [f"seed {found.seed}, {found.environment}:", *(f"  {step}" for step in found.steps)]
         ui.show("\n".join([*lines, found.difference]))

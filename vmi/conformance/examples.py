@@ -49,17 +49,13 @@ def _idt(rig: Rig) -> None:
 
 
 def _msrs(rig: Rig) -> None:
-    if not _features(rig) & _HAS_MSRS:
+    if not rig.has(_MSR):
         raise Unfit("the processor has no model-specific registers")
 
 
 def _sysenter(rig: Rig) -> None:
-    if not _features(rig) & _HAS_SYSENTER:
+    if not rig.has(_SEP):
         raise Unfit("the processor has no SYSENTER, whose registers would do")
-
-
-def _features(rig: Rig) -> int:
-    return rig.call("CPUID", eax=1, ecx=0).registers["edx"]
 
 
 def _buffer(rig: Rig) -> None:
@@ -67,7 +63,7 @@ def _buffer(rig: Rig) -> None:
 
 
 _PAGE = FREE_PAGES
-_HAS_MSRS, _HAS_SYSENTER = 1 << 5, 1 << 11
+_MSR, _SEP = 5, 11
 _OUTSIDE = 0xE4  # a port that nothing answers
 
 

@@ -189,12 +189,12 @@ class Fuzzer:
                 if got.stop.end is End.TIMEOUT and not isinstance(right, str) and right.returned:
                     return f"{step}, call {number}: it does not come back"
                 return ""
-            difference = _difference(step, got, right) or self._memory(step)
+            difference = _difference(step, got, right) or self._memory()
             if difference:
                 return f"{step}, call {number}: {difference}"
         return ""
 
-    def _memory(self, step: Step) -> str:
+    def _memory(self) -> str:
         under_test, oracle = self._rigs
         for address, size in _COMPARED:
             got, right = under_test.read(address, size), oracle.read(address, size)
@@ -261,7 +261,7 @@ def _difference(step: Step, got: Called, right: Called) -> str:
     if not got.returned:
         return f"it must return, but {got.stop.reason or got.stop.end.value}"
     if got.frames:
-        return f"no event must come, but vector {got.frames[0].vector} did at {got.frames[0].eip:#x}"
+        return f"no event must come, but vector {got.first.vector} did at {got.first.eip:#x}"
     wanted = {place for result in call.results for place in result.places} | set(call.preserves)
     for name in sorted(wanted & set(abi.REGISTERS)):
         if got.registers[name] != right.registers[name]:

@@ -128,6 +128,6 @@ def held_interrupt(rig: Rig, found: Findings, *, call: Call, example: Example) -
     lets_in = call.name == "EnableInterrupts" or (
         call.name == "SetInterruptMask" and bool(example.registers.get("eax", 0) & Eflags.IF)
     )
-    vectors = [frame.vector for frame in done.frames]
+    vectors = done.vectors
     found.equal("vectors of the events meanwhile", vectors, [0x21] if lets_in else [])
     found.true(done.returned, "the call must return")

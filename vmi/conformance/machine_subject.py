@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 
 from vmi.conformance.layout import RAM, Paging
-from vmi.conformance.subject import End, Environment, Stop
+from vmi.conformance.subject import REGISTERS, End, Environment, Stop
 from vmi.exits import price
 from vmi.hypervisor.domain import Domain
 from vmi.hypervisor.mmu import DEFAULT
@@ -18,7 +18,6 @@ from vmi.native.cpuid import MODELS, CpuModel
 from vmi.native.machine import Machine, Outcome
 from vmi.version import __version__
 
-_GENERAL = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
 # another processor each time, so that every feature is there once
 _MODELS = {Paging.PSE: "i686-apic", Paging.PAE: "qemu32"}
 _ENDS = {
@@ -31,15 +30,6 @@ _ENDS = {
 }
 
 
-def _several(environment: Environment) -> str | None:
-    """Several processors need APICs."""
-    return (
-        _MODELS[Paging.PAE if environment.paging is Paging.PAE else Paging.PSE]
-        if environment.cpus > 1
-        else None
-    )
-
-
 class MachineSubject:
     """A ROM image on our machine. :raises VmiError: it can't be plugged in, or its hypervisor is none."""
 
@@ -49,7 +39,8 @@ class MachineSubject:
         self.name = name
         self._rom = rom
         self._environment = environment
-        self._model = model or MODELS[_several(environment) or _MODELS.get(environment.paging, "i686")]
+        usual = "i686" if environment.cpus == 1 else "i686-apic"
+        self._model = model or MODELS[_MODELS.get(environment.paging, usual)]
         self._machine: Machine
         self._domain: Domain | None
         self.reset()
@@ -75,24 +66,19 @@ class MachineSubject:
     def registers(self) -> dict[str, int]:
         """See :class:`vmi.conformance.subject.Subject`."""
         cpu, domain = self._machine.cpu, self._domain
-        values = {name: cpu.gpr(number) for number, name in enumerate(_GENERAL)}
-        deprivileged = domain is not None and domain.active
-        values["eip"] = cpu.eip
-        values["eflags"] = domain.privilege.frame_flags() if domain and deprivileged else cpu.eflags
+        values: dict[str, int] = {name: getattr(cpu, name) for name in REGISTERS}
+        if domain is not None and domain.active:
+            values["eflags"] = domain.privilege.frame_flags()
         return values
 
     def set_registers(self, values: Mapping[str, int]) -> None:
         """See :class:`vmi.conformance.subject.Subject`."""
         cpu, domain = self._machine.cpu, self._domain
         for name, value in values.items():
-            if name == "eip":
-                cpu.eip = value
-            elif name == "eflags" and domain is not None and domain.active:
+            if name == "eflags" and domain is not None and domain.active:
                 domain.privilege.restore_flags(value)
-            elif name == "eflags":
-                cpu.eflags = value
             else:
-                cpu.set_gpr(_GENERAL.index(name), value)
+                setattr(cpu, name, value)
 
     def run(self, limit_ns: int) -> Stop:
         """See :class:`vmi.conformance.subject.Subject`."""

@@ -23,6 +23,7 @@ LIMIT_NS = 20_000_000  # guest time that any one step may take
 CALL_LENGTH = 5
 _OUT_LENGTH = 2
 _MOST_EVENTS = 8  # at the end of a run
+_MOST_LOGGED = 60
 _FRAME = Struct("<16I")
 
 
@@ -62,11 +63,6 @@ class Frame:
     ss: int
     ds: int
 
-    @property
-    def from_user(self) -> bool:
-        """It came from user code."""
-        return self.cs & 3 == 3
-
 
 @dataclass(frozen=True)
 class Called:
@@ -85,6 +81,21 @@ class Called:
     exits: int
     frames: tuple[Frame, ...]
     stop: Stop
+
+    @property
+    def vectors(self) -> list[int]:
+        """Vectors of the events."""
+        return [frame.vector for frame in self.frames]
+
+    @property
+    def faults(self) -> list[tuple[int, int]]:
+        """Vectors and error codes of the events."""
+        return [(frame.vector, frame.error) for frame in self.frames]
+
+    @property
+    def wide(self) -> int:
+        """EDX:EAX."""
+        return self.registers["edx"] << 32 | self.registers["eax"]
 
     @property
     def first(self) -> Frame:
@@ -262,7 +273,7 @@ class Rig:
             registers=left,
             popped=left["esp"] - esp & U32,
             exits=subject.exits() - exits - runs * self.own_exits,
-            frames=tuple(self.log()[seen:]),
+            frames=tuple(self.log(seen)),
             stop=stop,
         )
 
@@ -278,12 +289,21 @@ class Rig:
         self.write(layout.USER, code + bytes((0xCD, layout.USER_END)))
         return self.go("enter_user", "running user code", **registers)
 
+    def has(self, feature: int) -> bool:
+        """CPUID shows a feature: a bit of EDX of leaf 1."""
+        return bool(self.call("CPUID", eax=1, ecx=0).registers["edx"] >> feature & 1)
+
+    @property
+    def deprivileged(self) -> bool:
+        """There is a hypervisor, so the kernel is not on the processor's level 0."""
+        return self.subject.facts().get("hypervisor") != "none"
+
     # -- what handlers saw ------------------------------------------------------------------
 
-    def log(self) -> list[Frame]:
-        """All events so far that went to the guest's handlers, at most 60."""
-        count = min(self.word(WORDS["LOG_COUNT"]), 60)
-        data = self.read(LOG, LOG_ENTRY * count)
+    def log(self, first: int = 0) -> list[Frame]:
+        """Events that went to the guest's handlers, from the one with that number on; of the first 60."""
+        count = max(0, min(self.word(WORDS["LOG_COUNT"]), _MOST_LOGGED) - first)
+        data = self.read(LOG + LOG_ENTRY * first, LOG_ENTRY * count)
         return [Frame(*fields) for fields in _FRAME.iter_unpack(data)]
 
     def resume_at(self, label: str) -> None:

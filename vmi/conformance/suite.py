@@ -19,8 +19,9 @@ from vmi.conformance.rig import Rig
 from vmi.conformance.runner import Result
 from vmi.conformance.subject import Environment, Subject
 from vmi.errors import BadInput, RomError, UsageError
+from vmi.hypervisor.mmu import STRATEGIES
 
-MMUS = ("direct", "shadow")
+MMUS = tuple(STRATEGIES)
 _CHUNK = 40  # cases that a process is given at once
 
 

@@ -34,7 +34,7 @@ def _map(rig: Rig) -> None:
 
 
 def _begin(rig: Rig) -> None:
-    if not rig.call("CPUID", eax=1, ecx=0).registers["edx"] >> _APIC_BIT & 1:
+    if not rig.has(_APIC_BIT):
         raise Unfit("the processor has no local APIC")
     rig.need("APICRead", "APICWrite")
     _map(rig)
@@ -78,7 +78,7 @@ def end_of_interrupt(rig: Rig, found: Findings) -> None:
 @case("APICRead", "no APIC", 3)
 def no_apic(rig: Rig, found: Findings) -> None:
     """Without a local APIC the call gives what a load there gives."""
-    if rig.call("CPUID", eax=1, ecx=0).registers["edx"] >> _APIC_BIT & 1:
+    if rig.has(_APIC_BIT):
         raise Unfit("the processor has a local APIC")
     rig.need("APICRead")
     _map(rig)

@@ -13,13 +13,14 @@ from vmi.conformance.layout import (
     entry_address,
     page_tables,
 )
-from vmi.conformance.rig import Frame, Rig, Unfit
+from vmi.conformance.rig import Rig, Unfit
 from vmi.memory import PAGE_SIZE
 from vmi.x86 import Cr0, Cr4
 
 _NM, _PF, _DB, _GP = 7, 14, 1, 13
 _PGE_TSD = Cr4.PGE | Cr4.TSD
 _LARGE = 0x80
+_PAE = 6  # CPUID
 _TABLES = 16 * PAGE_SIZE  # a second set of page tables lies so far behind the first
 
 
@@ -38,14 +39,10 @@ def task_switched(rig: Rig, found: Findings) -> None:
     base = control(rig.environment.paging)["CR0"]
     rig.value("SetCR0", eax=base | Cr0.TS)
     rig.resume_at("done")
-    found.equal("events of an FPU instruction with TS", _vectors(rig.go("fpu").frames), [_NM])
+    found.equal("events of an FPU instruction with TS", rig.go("fpu").vectors, [_NM])
     rig.value("CLTS")
     found.equal("CR0 after CLTS", rig.value("GetCR0"), base)
-    found.equal("events of an FPU instruction after CLTS", _vectors(rig.go("fpu").frames), [])
-
-
-def _vectors(frames: tuple[Frame, ...]) -> list[int]:
-    return [frame.vector for frame in frames]
+    found.equal("events of an FPU instruction after CLTS", rig.go("fpu").vectors, [])
 
 
 @case("SetCR0", "WP", 3, paging=PAGED)
@@ -60,7 +57,7 @@ def write_protection(rig: Rig, found: Findings) -> None:
         if wanted:
             rig.resume_at("done")
         done = rig.go("store", ebx=FREE_PAGES, eax=value)
-        found.equal(f"events of a store with CR0 {value:#x}", _vectors(done.frames), wanted)
+        found.equal(f"events of a store with CR0 {value:#x}", done.vectors, wanted)
         if wanted:
             found.equal("its error code", done.first.error, 3)
 
@@ -80,7 +77,7 @@ def cr2_of_a_fault(rig: Rig, found: Findings) -> None:
         for routine, error in (("load", 0), ("store", 2)):
             rig.resume_at("done")
             done = rig.go(routine, ebx=address)
-            found.equal(f"events of a {routine}", _vectors(done.frames), [_PF])
+            found.equal(f"events of a {routine}", done.vectors, [_PF])
             found.equal("the error code", done.first.error if done.frames else None, error)
             found.equal("CR2", rig.value("GetCR2"), address)
 
@@ -144,7 +141,7 @@ def root_filled_in(rig: Rig, found: Findings) -> None:
 @case("SetCR4", "PAE with paging on", 5, paging=frozenset({Paging.TWO_LEVEL, Paging.PSE}))
 def pae_switched_on(rig: Rig, found: Findings) -> None:
     """CR3, whose low bits meant nothing, is read as a PAE root from then on."""
-    if not rig.call("CPUID", eax=1, ecx=0).registers["edx"] >> 6 & 1:
+    if not rig.has(_PAE):
         raise Unfit("the processor has no PAE")
     _two_pages(rig)
     second_tables(rig, Paging.PAE)
@@ -187,7 +184,7 @@ def cr4_read_back(rig: Rig, found: Findings) -> None:
     found.equal("CR4 at first", rig.value("GetCR4"), base)
     for value in (base | _PGE_TSD, base & ~Cr4.PGE, base | Cr4.TSD, base):
         done = rig.call("SetCR4", eax=value)
-        found.equal("events", _vectors(done.frames), [])
+        found.equal("events", done.vectors, [])
         found.equal("CR4", rig.value("GetCR4"), value)
 
 
@@ -197,7 +194,7 @@ def cr4_reserved(rig: Rig, found: Findings) -> None:
     before = rig.value("GetCR4")
     rig.resume_at("done")
     done = rig.call("SetCR4", eax=before | 1 << 31)
-    found.equal("events", [(frame.vector, frame.error) for frame in done.frames], [(_GP, 0)])
+    found.equal("events", done.faults, [(_GP, 0)])
     found.equal("CR4", rig.value("GetCR4"), before)
 
 

@@ -57,7 +57,7 @@ def another_gdt(rig: Rig, found: Findings) -> None:
     rig.write(SCRATCH + 32, bytes(6))
     found.equal("GDT", _stored(rig, "GetGDT"), b"\xee" * 4 + _pointer(_ELSEWHERE, 0x3FF) + b"\xee" * 6)
     done = rig.go("load_fs", eax=FREE_SELECTOR | 3)
-    found.equal("events of a load from the new table", _vectors(done), [])
+    found.equal("events of a load from the new table", done.vectors, [])
     rig.user(b"\x90")
 
 
@@ -67,11 +67,7 @@ def rpl_0(rig: Rig, found: Findings) -> None:
     rig.write(SCRATCH + 32, _pointer(GDT, 0x7FF))
     rig.value("SetGDT", eax=SCRATCH + 32)
     for routine in ("load_ds", "load_es", "load_fs", "load_gs"):
-        found.equal(f"events of {routine}", _vectors(rig.go(routine, eax=DATA0)), [])
-
-
-def _vectors(done: Called) -> list[int]:
-    return [frame.vector for frame in done.frames]
+        found.equal(f"events of {routine}", rig.go(routine, eax=DATA0).vectors, [])
 
 
 @case("SetIDT", "another table", 1, 2, 3, more=("VMI-GetIDT-01", "VMI-GetIDT-02"))
@@ -85,10 +81,10 @@ def another_idt(rig: Rig, found: Findings) -> None:
     rig.value("SetIDT", eax=SCRATCH + 32)
     found.equal("IDT", _stored(rig, "GetIDT"), b"\xee" * 4 + _pointer(_ELSEWHERE, 8 * 0x32 - 1) + b"\xee" * 6)
     done = rig.user(_INT30 + b"\xcc")
-    found.equal("vectors through the new table", _vectors(done), [0x30, 4])
+    found.equal("vectors through the new table", done.vectors, [0x30, 4])
     rig.resume_at("leave_user")
     done = rig.user(b"\xcd\x40")
-    events = [(frame.vector, frame.error) for frame in done.frames]
+    events = done.faults
     found.equal("events of INT 40h", events, [(_GP, 0x40 << 3 | 2)])
 
 
@@ -99,13 +95,13 @@ def ldt(rig: Rig, found: Findings) -> None:
     found.equal("LDT at first", rig.value("GetLDT"), 0)
     rig.value("SetLDT", eax=LDT)
     found.equal("LDT", rig.value("GetLDT"), LDT)
-    found.equal("events of a load", _vectors(rig.go("load_fs", eax=0xF)), [])
+    found.equal("events of a load", rig.go("load_fs", eax=0xF).vectors, [])
     rig.go("load_fs", eax=0)
     rig.value("SetLDT", eax=0)
     found.equal("LDT", rig.value("GetLDT"), 0)
     rig.resume_at("done")
     done = rig.go("load_fs", eax=0xF)
-    found.equal("events without it", [(f.vector, f.error) for f in done.frames], [(_GP, 0xC)])
+    found.equal("events without it", done.faults, [(_GP, 0xC)])
 
 
 @case("SetLDT", "no LDT", more=("VMI-SetLDT-01",))
@@ -113,7 +109,7 @@ def no_ldt(rig: Rig, found: Findings) -> None:
     """A selector of something else raises #GP with it as error code."""
     rig.resume_at("done")
     done = rig.call("SetLDT", eax=DATA0)
-    found.equal("events", [(f.vector, f.error) for f in done.frames], [(_GP, DATA0)])
+    found.equal("events", done.faults, [(_GP, DATA0)])
     found.equal("LDT", rig.value("GetLDT"), 0)
 
 
@@ -124,10 +120,10 @@ def ldt_written(rig: Rig, found: Findings) -> None:
     rig.write(FREE_PAGES + 8, descriptor(0, 0xFFFFF, 0xF2))
     rig.value("WriteGDTEntry", high, eax=GDT, edx=FREE_SELECTOR >> 3, ecx=low)
     rig.value("SetLDT", eax=FREE_SELECTOR)
-    found.equal("events of a load", _vectors(rig.go("load_fs", eax=0xF)), [])
+    found.equal("events of a load", rig.go("load_fs", eax=0xF).vectors, [])
     rig.resume_at("done")
     done = rig.go("load_fs", eax=0x17)
-    found.equal("events beyond its limit", [(f.vector, f.error) for f in done.frames], [(_GP, 0x14)])
+    found.equal("events beyond its limit", done.faults, [(_GP, 0x14)])
 
 
 @case("SetTR", "read back", 1, more=("VMI-GetTR-01", "VMI-GetTR-02"))
@@ -145,7 +141,7 @@ def busy_task(rig: Rig, found: Findings) -> None:
     for selector in (TASK, DATA0):
         rig.resume_at("done")
         done = rig.call("SetTR", eax=selector)
-        found.equal("events", [(f.vector, f.error) for f in done.frames], [(_GP, selector)])
+        found.equal("events", done.faults, [(_GP, selector)])
     found.equal("TR", rig.value("GetTR"), TASK)
 
 
@@ -153,13 +149,13 @@ def busy_task(rig: Rig, found: Findings) -> None:
 def io_bitmap(rig: Rig, found: Findings) -> None:
     """A port of user code is checked against the bitmap as it is at that moment."""
     at = TSS + 104 + 0x80 // 8
-    found.equal("events with the bit clear", _vectors(rig.user(_OUT_80)), [])
+    found.equal("events with the bit clear", rig.user(_OUT_80).vectors, [])
     rig.write(at, b"\x01")
     rig.resume_at("leave_user")
     done = rig.user(_OUT_80)
-    found.equal("events with the bit set", [(f.vector, f.error) for f in done.frames], [(_GP, 0)])
+    found.equal("events with the bit set", done.faults, [(_GP, 0)])
     rig.write(at, b"\x00")
-    found.equal("events with the bit clear again", _vectors(rig.user(_OUT_80)), [])
+    found.equal("events with the bit clear again", rig.user(_OUT_80).vectors, [])
 
 
 def _user_entry(rig: Rig) -> Frame:
@@ -208,7 +204,7 @@ def lazy_kernel_stack(rig: Rig, found: Findings) -> None:
 def event_in_kernel(rig: Rig, found: Findings) -> None:
     """An event while the kernel runs stays on its stack."""
     done = rig.go("int30")
-    found.equal("vectors", _vectors(done), [0x30])
+    found.equal("vectors", done.vectors, [0x30])
     found.equal("the stack of the frame", done.first.handler_esp + 20, done.registers["esp"])
 
 
@@ -268,7 +264,7 @@ def idt_entry(rig: Rig, found: Findings) -> None:
     data = gate(rig.labels["v4"], 0xEE)
     _write(rig, "WriteIDTEntry", IDT, 0x30, data)
     found.true(rig.read(IDT + 8 * 0x30, 8) == data, "memory must hold the gate as it was given")
-    found.equal("vectors of INT 30h", _vectors(rig.user(_INT30)), [4])
+    found.equal("vectors of INT 30h", rig.user(_INT30).vectors, [4])
 
 
 @case("WriteIDTEntry", "interrupt and trap gates", 4)
@@ -297,7 +293,7 @@ for _call in ("WriteGDTEntry", "WriteLDTEntry", "WriteIDTEntry"):
         rig.value("InvalPage", eax=FREE_PAGES)
         rig.resume_at("done")
         done = _write(rig, call, FREE_PAGES, 2, data)
-        found.equal("vectors", _vectors(done), [_PF])
+        found.equal("vectors", done.vectors, [_PF])
         found.equal("CR2", rig.value("GetCR2") & -PAGE_SIZE, FREE_PAGES)
         rig.put(entry, FREE_PAGES | 7)
         rig.value("InvalPage", eax=FREE_PAGES)

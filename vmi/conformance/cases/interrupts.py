@@ -20,11 +20,8 @@ from vmi.x86 import Eflags
 _KEYBOARD = 0x21  # the vector of line 1
 _GP, _NP, _SS, _PF = 13, 11, 12, 14
 _IF = int(Eflags.IF)
+_SEP = 11  # CPUID: SYSENTER and SYSEXIT
 _INT30 = b"\xcd\x30"
-
-
-def _vectors(done: Called) -> list[int]:
-    return [frame.vector for frame in done.frames]
 
 
 def _mask(rig: Rig) -> int:
@@ -56,9 +53,9 @@ def mask_follows(rig: Rig, found: Findings) -> None:
 def pending(rig: Rig, found: Findings) -> None:
     """What waits comes by the end of the call, and not before; with them off again nothing comes."""
     _waiting(rig)
-    found.equal("vectors with interrupts off", _vectors(rig.go("spin", ecx=1000)), [])
+    found.equal("vectors with interrupts off", rig.go("spin", ecx=1000).vectors, [])
     done = rig.call("EnableInterrupts")
-    found.equal("vectors of the call", _vectors(done), [_KEYBOARD])
+    found.equal("vectors of the call", done.vectors, [_KEYBOARD])
     found.true(
         all(frame.eip <= rig.labels["done"] or frame.eip >= rig.rom for frame in done.frames),
         "it must come before the instruction behind the call has run",
@@ -66,7 +63,7 @@ def pending(rig: Rig, found: Findings) -> None:
     found.equal("the mask afterwards", _mask(rig), _IF)
     rig.value("DisableInterrupts")
     rig.subject.interrupt(1)
-    found.equal("vectors with interrupts off again", _vectors(rig.go("spin", ecx=1000)), [])
+    found.equal("vectors with interrupts off again", rig.go("spin", ecx=1000).vectors, [])
 
 
 def _registers(
@@ -118,8 +115,8 @@ def only_bit_9(rig: Rig, found: Findings) -> None:
 def set_mask_delivers(rig: Rig, found: Findings) -> None:
     """Setting bit 9 lets in what waits by the end of the call."""
     _waiting(rig)
-    found.equal("vectors of mask 0", _vectors(rig.call("SetInterruptMask", eax=0)), [])
-    found.equal("vectors of mask 200h", _vectors(rig.call("SetInterruptMask", eax=_IF)), [_KEYBOARD])
+    found.equal("vectors of mask 0", rig.call("SetInterruptMask", eax=0).vectors, [])
+    found.equal("vectors of mask 200h", rig.call("SetInterruptMask", eax=_IF).vectors, [_KEYBOARD])
 
 
 for _name, _number in (
@@ -136,7 +133,7 @@ for _name, _number in (
         _, target = rig.entry(name)
         rig.jump_to(rig.labels["null_site"], target, call=True)
         done = rig.go("null_call", eax=_IF)
-        found.equal("events", _vectors(done), [])
+        found.equal("events", done.vectors, [])
         wanted = {"DisableInterrupts": 0, "GetInterruptMask": 0}.get(name, _IF)
         found.equal("the mask", _mask(rig), wanted)
 
@@ -147,7 +144,7 @@ def exceptions_come(rig: Rig, found: Findings) -> None:
     for name, wanted in (("DisableInterrupts", 0), ("EnableInterrupts", _IF)):
         rig.value(name)
         done = rig.go("int30")
-        found.equal("vectors", _vectors(done), [0x30])
+        found.equal("vectors", done.vectors, [0x30])
         found.equal("IF in the frame", done.first.eflags & _IF, wanted)
 
 
@@ -201,7 +198,7 @@ def iret_delivers(rig: Rig, found: Findings) -> None:
     cs = _kernel_cs(rig)
     _waiting(rig)
     done = _iret(rig, rig.labels["spin"], cs, 0x202, ecx=3)
-    found.equal("vectors", _vectors(done), [_KEYBOARD])
+    found.equal("vectors", done.vectors, [_KEYBOARD])
     if done.frames:
         first = rig.labels["spin"]
         eip = done.first.eip
@@ -210,14 +207,14 @@ def iret_delivers(rig: Rig, found: Findings) -> None:
             f"it must come at the target's first instruction, but EIP is {eip:#x}",
         )
     _waiting(rig)
-    found.equal("vectors without IF", _vectors(_iret(rig, rig.labels["spin"], cs, 2, ecx=3)), [])
+    found.equal("vectors without IF", _iret(rig, rig.labels["spin"], cs, 2, ecx=3).vectors, [])
 
 
 @case("IRET", "fault at the site", 5)
 def iret_faults(rig: Rig, found: Findings) -> None:
     """A frame that can't be loaded faults at the site, with the frame where it was."""
     rig.need("IRET")
-    if rig.subject.facts().get("hypervisor") == "none":
+    if not rig.deprivileged:
         raise Unfit("without a hypervisor the processor reports it where its own IRET is")
     rig.write(0x1000 + 0x68, (0x00CF7A000000FFFF).to_bytes(8, "little"))  # code, not present, DPL 3
     for cs, ss, vector, error in (
@@ -237,25 +234,25 @@ def iret_faults(rig: Rig, found: Findings) -> None:
 @case("IRET", "IOPL", 4)
 def iret_iopl(rig: Rig, found: Findings) -> None:
     """A de-privileged kernel does not get IOPL from the frame: user code may not use ports."""
-    if rig.subject.facts().get("hypervisor") == "none":
+    if not rig.deprivileged:
         raise Unfit("the kernel runs at level 0")
     rig.write(0x3000 + 104 + 16, b"\xff")
     rig.put(WORDS["USER_FLAGS"], 0x3202)
     rig.resume_at("leave_user")
     done = rig.user(b"\xe6\x80")
-    found.equal("events of a port access", [(f.vector, f.error) for f in done.frames], [(_GP, 0)])
+    found.equal("events of a port access", done.faults, [(_GP, 0)])
 
 
 @case("SYSEXIT", "to user code", 1, 2, 3, 4)
 def sysexit(rig: Rig, found: Findings) -> None:
     """User code runs at EDX with ESP from ECX, interrupts on, other registers as they were."""
-    if not rig.call("CPUID", eax=1, ecx=0).registers["edx"] >> 11 & 1:
+    if not rig.has(_SEP):
         raise Unfit("the processor has no SYSEXIT")
     rig.call("WRMSR", ecx=0x174, eax=0x08, edx=0)
     rig.write(USER, _INT30 + b"\xcd\x31")
     done = rig.call("SYSEXIT", edx=USER, ecx=USER_STACK - 8, eax=1, ebx=2, esi=3, edi=4, ebp=5)
     frame = done.first
-    found.equal("vectors", _vectors(done), [0x30])
+    found.equal("vectors", done.vectors, [0x30])
     found.equal("EIP and ESP", (frame.eip, frame.esp), (USER + 2, USER_STACK - 8))
     found.equal("CS", frame.cs & 3, 3)
     found.equal("IF", frame.eflags & _IF, _IF)
@@ -268,7 +265,7 @@ def halt_pending(rig: Rig, found: Findings) -> None:
     _waiting(rig)
     done = rig.call("Halt")
     found.true(done.returned, f"the call must return, but {done.stop.reason}")
-    found.equal("vectors", _vectors(done), [_KEYBOARD])
+    found.equal("vectors", done.vectors, [_KEYBOARD])
     found.equal("the mask", _mask(rig), _IF)
 
 
@@ -278,7 +275,7 @@ def halt_waits(rig: Rig, found: Findings) -> None:
     rig.go("timer_once")
     done = rig.call("Halt")
     found.true(done.returned, f"the call must return, but {done.stop.reason}")
-    found.equal("vectors", _vectors(done), [0x20])
+    found.equal("vectors", done.vectors, [0x20])
     found.equal("the mask", _mask(rig), _IF)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from vmi.abi import LazyMode, UpdateFlag
 from vmi.conformance.case import PAGED, Findings, case
-from vmi.conformance.layout import FREE_PAGES, PAGE_TABLES, Paging, entry_address
-from vmi.conformance.rig import Called, Rig
+from vmi.conformance.layout import FREE_PAGES, PAGE_TABLES, WORDS, Paging, entry_address
+from vmi.conformance.rig import Rig
 from vmi.memory import PAGE_SIZE
 
 _PF = 14
@@ -26,19 +26,12 @@ def _fill(rig: Rig) -> int:
     return entry_address(rig.environment.paging, _WINDOW)
 
 
-def _vectors(done: Called) -> list[int]:
-    return [frame.vector for frame in done.frames]
-
-
 def _load(rig: Rig, address: int = _WINDOW) -> int | None:
     """What a load gives, None if it faults."""
     rig.resume_at("done")
     done = rig.go("load", ebx=address, eax=0)
-    rig.put(_RESUME, 0)
+    rig.put(WORDS["RESUME"], 0)
     return None if done.frames else done.registers["eax"]
-
-
-_RESUME = 0x6010
 
 
 def _set(rig: Rig, entry: int, value: int, flags: int = _PT) -> None:
@@ -186,7 +179,7 @@ def deferred(rig: Rig, found: Findings) -> None:
         rig.value(flush, eax=arguments)
         found.equal(f"a load behind {flush}", _load(rig), 2)
         rig.resume_at("done")
-        found.equal("events of a store", _vectors(rig.go("store", ebx=_WINDOW)), [_PF])
+        found.equal("events of a store", rig.go("store", ebx=_WINDOW).vectors, [_PF])
 
 
 @case("InvalPage", "entry in memory", 1, paging=PAGED)
@@ -220,7 +213,7 @@ def invalidated_queued(rig: Rig, found: Findings) -> None:
 def invalidated_nothing(rig: Rig, found: Findings) -> None:
     """An address that nothing maps is no fault."""
     for address in (0x70000000, 0xFFFFFFFF, 0x3FFFF000):
-        found.equal("events", _vectors(rig.call("InvalPage", eax=address)), [])
+        found.equal("events", rig.call("InvalPage", eax=address).vectors, [])
 
 
 @case("FlushTLB", "entries in memory", 1, 2, paging=PAGED)
@@ -316,7 +309,7 @@ def lazy_cpu(rig: Rig, found: Findings) -> None:
     rig.value("CLTS")
     rig.value("SetLazyMode", eax=0)
     found.equal("CR0", rig.value("GetCR0"), base)
-    found.equal("events of an FPU instruction", _vectors(rig.go("fpu")), [])
+    found.equal("events of an FPU instruction", rig.go("fpu").vectors, [])
 
 
 @case("SetLazyMode", "left and entered again", 5, paging=PAGED)

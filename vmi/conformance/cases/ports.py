@@ -108,7 +108,7 @@ def io_privilege(rig: Rig, found: Findings) -> None:
         if wanted:
             rig.resume_at("leave_user")
         done = rig.user(b"\xe6\x80")
-        found.equal(f"events with mask {mask:#x}", [frame.vector for frame in done.frames], wanted)
+        found.equal(f"events with mask {mask:#x}", done.vectors, wanted)
         done = rig.user(b"\xcd\x30")
         found.equal("IOPL in a frame", done.last.eflags & 0x3000, mask & 0x3000)
 
@@ -116,7 +116,7 @@ def io_privilege(rig: Rig, found: Findings) -> None:
 @case("SetIOPLMask", "interrupt flag", 4)
 def io_privilege_and_flag(rig: Rig, found: Findings) -> None:
     """CLI of user code does not change the virtual interrupt flag."""
-    if rig.subject.facts().get("hypervisor") == "none":
+    if not rig.deprivileged:
         raise Unfit("the kernel runs at level 0, where IOPL lets user code clear IF")
     rig.value("SetIOPLMask", eax=0x3000)
     rig.put(WORDS["USER_FLAGS"], 0x3202)

@@ -7,7 +7,7 @@ import itertools
 
 from vmi.conformance.case import Findings, case
 from vmi.conformance.layout import Paging, control
-from vmi.conformance.rig import Called, Rig, Unfit
+from vmi.conformance.rig import Rig, Unfit
 from vmi.x86 import Cr4
 
 _PSE, _TSC, _MSR, _PAE, _APIC, _SEP, _PGE = 3, 4, 5, 6, 9, 11, 13
@@ -19,17 +19,9 @@ def _leaf(rig: Rig, number: int) -> dict[str, int]:
     return rig.call("CPUID", eax=number, ecx=0).registers
 
 
-def _has(rig: Rig, bit: int) -> bool:
-    return bool(_leaf(rig, 1)["edx"] >> bit & 1)
-
-
 def _need(rig: Rig, bit: int, what: str) -> None:
-    if not _has(rig, bit):
+    if not rig.has(bit):
         raise Unfit(f"the processor has no {what}")
-
-
-def _faults(done: Called) -> list[tuple[int, int]]:
-    return [(frame.vector, frame.error) for frame in done.frames]
 
 
 @case("CPUID", "leaf 0", 1, 5)
@@ -52,7 +44,7 @@ def sysenter(rig: Rig, found: Findings) -> None:
     _need(rig, _SEP, "SYSENTER")
     for msr in range(_SYSENTER_CS, _SYSENTER_EIP + 1):
         done = rig.call("WRMSR", ecx=msr, eax=0x1000 + msr, edx=0)
-        found.equal("events of WRMSR", _faults(done), [])
+        found.equal("events of WRMSR", done.faults, [])
         found.equal(f"MSR {msr:#x}", rig.value("RDMSR", ecx=msr), 0x1000 + msr)
 
 
@@ -61,10 +53,10 @@ def cr4_bits(rig: Rig, found: Findings) -> None:
     """What it promises can be set in CR4; PAE only where paging is off or PAE already."""
     base = control(rig.environment.paging)["CR4"]
     for bit, flag in ((_PSE, Cr4.PSE), (_PGE, Cr4.PGE), (_PAE, Cr4.PAE)):
-        if not _has(rig, bit) or (bit == _PAE and rig.environment.paging in (Paging.TWO_LEVEL, Paging.PSE)):
+        if not rig.has(bit) or (bit == _PAE and rig.environment.paging in (Paging.TWO_LEVEL, Paging.PSE)):
             continue
         done = rig.call("SetCR4", eax=base | flag)
-        found.equal("events of SetCR4", _faults(done), [])
+        found.equal("events of SetCR4", done.faults, [])
         found.equal("CR4", rig.value("GetCR4"), base | flag)
 
 
@@ -85,7 +77,7 @@ def no_such_msr(rig: Rig, found: Findings) -> None:
     for call in ("RDMSR", "WRMSR"):
         rig.resume_at("done")
         done = rig.call(call, ecx=_NO_SUCH, eax=1, edx=2, ebx=3)
-        found.equal(f"events of {call}", _faults(done), [(_GP, 0)])
+        found.equal(f"events of {call}", done.faults, [(_GP, 0)])
         frame = done.first if done.frames else None
         got = None if frame is None else (frame.eax, frame.ecx, frame.edx, frame.ebx)
         found.equal("EAX, ECX, EDX, EBX in the handler", got, (1, _NO_SUCH, 2, 3))
@@ -94,16 +86,15 @@ def no_such_msr(rig: Rig, found: Findings) -> None:
 @case("RDPMC", "no counter", 1)
 def no_counter(rig: Rig, found: Findings) -> None:
     """A counter that the guest does not have raises #GP."""
-    if rig.subject.facts().get("hypervisor") == "none":
+    if not rig.deprivileged:
         raise Unfit("without a hypervisor it is up to the processor, and emulated ones raise #UD")
     rig.resume_at("done")
     done = rig.call("RDPMC", ecx=0x12345)
-    found.equal("events", _faults(done), [(_GP, 0)])
+    found.equal("events", done.faults, [(_GP, 0)])
 
 
 def _tsc(rig: Rig) -> int:
-    registers = rig.call("RDTSC").registers
-    return registers["edx"] << 32 | registers["eax"]
+    return rig.call("RDTSC").wide
 
 
 @case("RDTSC", "forward", 1, 3)
@@ -127,4 +118,4 @@ def time_stamp_disabled(rig: Rig, found: Findings) -> None:
     _need(rig, _TSC, "time stamp counter")
     rig.value("SetCR4", eax=rig.value("GetCR4") | Cr4.TSD)
     done = rig.call("RDTSC")
-    found.equal("events", _faults(done), [])
+    found.equal("events", done.faults, [])

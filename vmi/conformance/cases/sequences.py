@@ -6,17 +6,13 @@ from __future__ import annotations
 from vmi.conformance.case import PAGED, Findings, case
 from vmi.conformance.cases.control import second_tables
 from vmi.conformance.layout import FREE_PAGES, IDT, PAGE_TABLES, USER, WORDS, Paging, entry_address, gate
-from vmi.conformance.rig import Called, Rig
+from vmi.conformance.rig import Rig
 from vmi.memory import PAGE_SIZE
 
 _IF, _KEYBOARD, _PF = 0x200, 0x21, 14
 _WINDOW = FREE_PAGES + 4 * PAGE_SIZE
 _INT30, _SPIN = b"\xcd\x30", b"\x49\x75\xfd"  # dec ecx; jnz
 _LOAD, _STORE = b"\x8b\x03", b"\x89\x03"  # EAX and [EBX]
-
-
-def _vectors(done: Called) -> list[int]:
-    return [frame.vector for frame in done.frames]
 
 
 def _set(rig: Rig, linear: int, value: int) -> None:
@@ -53,8 +49,8 @@ def once(rig: Rig, found: Findings) -> None:
     rig.subject.interrupt(1)
     vectors = []
     for name in ("EnableInterrupts", "DisableInterrupts", "EnableInterrupts", "EnableInterrupts"):
-        vectors += _vectors(rig.call(name))
-        vectors += _vectors(rig.go("spin", ecx=20))
+        vectors += rig.call(name).vectors
+        vectors += rig.go("spin", ecx=20).vectors
     found.equal("vectors", vectors, [_KEYBOARD])
 
 
@@ -64,7 +60,7 @@ def system_call(rig: Rig, found: Findings) -> None:
     values = {"eax": 0x11, "ebx": 0x22, "ecx": 0x33, "edx": 0x44, "esi": 0x55, "edi": 0x66, "ebp": 0x77}
     rig.put(WORDS["USER_FLAGS"], 0x2D7)
     done = rig.user(_INT30 * 3, **values)
-    found.equal("vectors", _vectors(done), [0x30] * 3)
+    found.equal("vectors", done.vectors, [0x30] * 3)
     for number, frame in enumerate(done.frames):
         found.equal("EIP", frame.eip, USER + 2 * (number + 1))
         got = {name: getattr(frame, name) for name in values}
@@ -79,7 +75,7 @@ def nested_events(rig: Rig, found: Findings) -> None:
     rig.write(IDT + 8 * 0x30, gate(rig.labels["nest"]))
     rig.resume_at("nest_back")
     done = rig.go("int30", ebx=_WINDOW)
-    found.equal("vectors, the inner one first", _vectors(done), [_PF, 0x30])
+    found.equal("vectors, the inner one first", done.vectors, [_PF, 0x30])
 
 
 @case("Sequence", "demand paging", 5, paging=PAGED)
@@ -94,7 +90,7 @@ def demand_paging(rig: Rig, found: Findings) -> None:
         found.equal("events", events, [(_PF, error, USER)])
         found.equal("CR2", rig.value("GetCR2"), _WINDOW + 8)
         _set(rig, _WINDOW, FREE_PAGES | 7)
-        found.equal("events once it is mapped", _vectors(rig.user(code, ebx=_WINDOW + 8)), [])
+        found.equal("events once it is mapped", rig.user(code, ebx=_WINDOW + 8).vectors, [])
 
 
 @case("Sequence", "two address spaces", 6, paging=PAGED)
@@ -118,11 +114,11 @@ def copy_on_write(rig: Rig, found: Findings) -> None:
     _set(rig, _WINDOW, original | 5)
     rig.resume_at("leave_user")
     done = rig.user(_STORE, ebx=_WINDOW, eax=0x0E3)
-    found.equal("events", [(frame.vector, frame.error) for frame in done.frames], [(_PF, 7)])
+    found.equal("events", done.faults, [(_PF, 7)])
     rig.write(copy, rig.read(original, PAGE_SIZE))
     _set(rig, _WINDOW, copy | 7)
     done = rig.user(_STORE, ebx=_WINDOW, eax=0x0E3)
-    found.equal("events behind the exchange", _vectors(done), [])
+    found.equal("events behind the exchange", done.vectors, [])
     found.equal("the original and the copy", (rig.word(original), rig.word(copy)), (0x01D, 0x0E3))
 
 
@@ -132,5 +128,5 @@ def user_interrupts(rig: Rig, found: Findings) -> None:
     rig.go("open_irq1")
     rig.subject.interrupt(1)
     done = rig.user(_SPIN + _INT30, ecx=50, ebx=0x77)
-    found.equal("vectors", sorted(_vectors(done)), [_KEYBOARD, 0x30])
+    found.equal("vectors", sorted(done.vectors), [_KEYBOARD, 0x30])
     found.equal("ECX and EBX behind it", (done.last.ecx, done.last.ebx), (0, 0x77))

@@ -32,7 +32,7 @@ for _direction, _pointer in (("INS", "edi"), ("OUTS", "esi")):
             rig.resume_at("done")
             registers = {pointer: start, "edx": _NOBODY, "ecx": count}
             done = rig.call(name, **registers)
-            found.equal("vectors", [frame.vector for frame in done.frames], [_PF])
+            found.equal("vectors", done.vectors, [_PF])
             if not done.frames:
                 return
             frame = done.first

@@ -15,16 +15,12 @@ _LVT_TIMER, _SPURIOUS, _APIC_BIT, _MASKED = 0x320, 0xF0, 9, 1 << 16
 _SHORT = 20_000  # cycles: longer than a call takes, by far
 
 
-def _wide(done: Called) -> int:
-    return done.registers["edx"] << 32 | done.registers["eax"]
-
-
 def _counter(rig: Rig, which: int) -> int:
-    return _wide(rig.call("GetCycleCounter", eax=which))
+    return rig.call("GetCycleCounter", eax=which).wide
 
 
 def _hertz(rig: Rig) -> int:
-    return _wide(rig.call("GetCycleFrequency"))
+    return rig.call("GetCycleFrequency").wide
 
 
 def _alarm(rig: Rig, flags: int, expiry: int, period: int = 0) -> Called:
@@ -58,9 +54,9 @@ def unit(rig: Rig, found: Findings) -> None:
     """The wall clock and the real counter go forward at this rate."""
     rig.need("GetWallclockTime")
     hertz = _hertz(rig)
-    wall, real = _wide(rig.call("GetWallclockTime")), _counter(rig, _REAL)
+    wall, real = rig.call("GetWallclockTime").wide, _counter(rig, _REAL)
     rig.go("spin", ecx=200_000)
-    wall = _wide(rig.call("GetWallclockTime")) - wall
+    wall = rig.call("GetWallclockTime").wide - wall
     real = (_counter(rig, _REAL) - real) * 1_000_000_000 // hertz
     found.true(
         abs(wall - real) <= max(wall, real) // 50 + 1000,
@@ -96,7 +92,7 @@ def halted(rig: Rig, found: Findings) -> None:
     start, stolen = _counter(rig, _AVAILABLE), _counter(rig, _STOLEN)
     _alarm(rig, _REAL, _counter(rig, _REAL) + 10 * _SHORT)
     done = rig.call("Halt")
-    found.equal("vectors", [frame.vector for frame in done.frames], [_TIMER])
+    found.equal("vectors", done.vectors, [_TIMER])
     found.true(
         _counter(rig, _AVAILABLE) - start >= 9 * _SHORT, "available time must go on while the guest waits"
     )
@@ -163,7 +159,7 @@ def replaced(rig: Rig, found: Findings) -> None:
 @case("SetAlarm", "LVTT", 5)
 def by_lvtt(rig: Rig, found: Findings) -> None:
     """With WIRED_LVTT it comes by the vector in the local APIC's timer entry, unless that is masked."""
-    if not rig.call("CPUID", eax=1, ecx=0).registers["edx"] >> _APIC_BIT & 1:
+    if not rig.has(_APIC_BIT):
         raise Unfit("the processor has no local APIC")
     rig.need("APICWrite")
     rig.call("APICWrite", eax=_SPURIOUS, edx=0x1FF)
@@ -198,7 +194,7 @@ def cancelled(rig: Rig, found: Findings) -> None:
 @case("GetWallclockTime", "since 1970", 1)
 def wall_clock(rig: Rig, found: Findings) -> None:
     """Nanoseconds since 1970: between 2000 and 2100."""
-    years = _wide(rig.call("GetWallclockTime")) / 1e9 / 31_556_952 + 1970
+    years = rig.call("GetWallclockTime").wide / 1e9 / 31_556_952 + 1970
     found.true(2000 <= years < 2100, f"the year must be one of our time, but it is {years:.1f}")
 
 
