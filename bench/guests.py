@@ -7,6 +7,7 @@ not there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vmi import abi
@@ -14,7 +15,7 @@ from vmi.rom.assemble import assemble
 
 BASE = 0x100000
 _MAGIC, _FLAGS = 0x1BADB002, 0x00010000
-_DIRECTORY, _TABLE, _IDT, _STACK, _ROM = 0x181000, 0x180000, 0x200000, 0x300000, 0xC0000
+TABLE, _DIRECTORY, _IDT, _STACK, _ROM = 0x180000, 0x181000, 0x200000, 0x170000, 0xC0000
 
 _HEAD = """
 header: .long {magic}, {flags}, {checksum}, header, header, 0, 0, start
@@ -123,12 +124,20 @@ def call_out(name: str, times: int) -> bytes:
     """A client of the interface that makes one of the :data:`CALL_OUTS` many times."""
     arguments = zip(("eax", "edx", "ecx"), CALL_OUTS[name], strict=False)
     loads = "".join(f" mov {register}, {value}\n" for register, value in arguments)
-    return _image(
-        f"target: .long 0\n{_HEAD}{_PAGING} mov eax, {_ROM + abi.INIT_OFFSET}\n call eax\n test eax, eax\n"
-        f" jnz failed\n mov eax, {abi.BY_NAME[name].number}\n mov ecx, {_ROM + abi.GET_RELOC_OFFSET}\n"
-        f" call ecx\n mov [{{target}}], eax\n mov ebp, {times}\n"
-        f"again:\n{loads} call dword ptr [{{target}}]\n dec ebp\n jnz again\n{_TAIL}"
+    made = f"again:\n{loads} call dword ptr [{{{name}}}]\n dec ebp\n jnz again\n"
+    return client((name,), f" mov ebp, {times}\n{made}")
+
+
+def client(calls: Sequence[str], source: str) -> bytes:
+    """A client of the interface: the entry of each of ``calls`` is in a word of the call's name."""
+    words = "".join(f"{call}: .long 0\n" for call in calls)
+    asked = "".join(
+        f" mov eax, {abi.BY_NAME[call].number}\n mov ecx, {_ROM + abi.GET_RELOC_OFFSET}\n call ecx\n"
+        f" mov [{{{call}}}], eax\n"
+        for call in calls
     )
+    begun = f" mov eax, {_ROM + abi.INIT_OFFSET}\n call eax\n test eax, eax\n jnz failed\n"
+    return _image(f"{words}{_HEAD}{_PAGING}{begun}{asked}{source}{_TAIL}")
 
 
 def _gate(vector: int) -> dict[str, int]:
@@ -139,7 +148,7 @@ def _gate(vector: int) -> dict[str, int]:
 def _image(source: str) -> bytes:
     values = {
         "{magic}": _MAGIC, "{flags}": _FLAGS, "{checksum}": -(_MAGIC + _FLAGS) & 0xFFFFFFFF, "{idt}": _IDT,
-        "{stack}": _STACK, "{directory}": _DIRECTORY, "{directory4}": _DIRECTORY + 4, "{table7}": _TABLE + 7,
+        "{stack}": _STACK, "{directory}": _DIRECTORY, "{directory4}": _DIRECTORY + 4, "{table7}": TABLE + 7,
     }  # fmt: skip
     for name, value in values.items():
         source = source.replace(name, str(value))
