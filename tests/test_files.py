@@ -170,19 +170,3 @@ def test_unreadable_input_is_a_sentence(name: str, why: str) -> None:
     with pytest.raises(BadInput) as caught:
         files.read_input(name)
     assert str(caught.value) == f"input {name!r} can't be read: {why}"
-
-
-def test_a_mapped_file_is_its_bytes(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"some bytes")
-    mapped = files.map_input(tmp_path / "file")
-    assert (mapped[:4], len(mapped), mapped[5:]) == (b"some", 10, b"bytes")
-
-
-def test_what_can_not_be_mapped_is_read(tmp_path: Path) -> None:
-    (tmp_path / "empty").touch()
-    assert files.map_input(tmp_path / "empty") == b""
-    assert files.map_input("/dev/null") == b""
-    with pytest.raises(BadInput) as caught:
-        files.map_input(tmp_path / "none", "symbol file")
-    name = str(tmp_path / "none")
-    assert str(caught.value) == f"symbol file {name!r} can't be read: No such file or directory"

@@ -72,22 +72,10 @@ class AssembleError(RomError):
     """An assembly line was refused, or did not decode back to what was written."""
 
 
-class GuestCrash(VmiError):
-    """The guest died: triple fault, or a jump to where no memory is."""
-
-    exit_code = ExitCode.GUEST_CRASH
-
-
 class GuestTimeout(VmiError):
     """The guest was still running when its virtual time was used up."""
 
     exit_code = ExitCode.TIMEOUT
-
-
-class CallNotServed(VmiError):
-    """The guest made a VMI call that this hypervisor does not serve."""
-
-    exit_code = ExitCode.CALL_NOT_SERVED
 
 
 class EngineError(VmiError):

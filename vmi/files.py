@@ -9,11 +9,9 @@ disk or a killed process never leaves half a kernel under the name of a whole on
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import stat
 from pathlib import Path
-from typing import cast
 
 from vmi.errors import BadInput, OutputError
 
@@ -32,22 +30,6 @@ def read_input(path: str | os.PathLike[str], what: str = "input", limit: int = M
     if len(data) > limit:
         raise BadInput(f"{what} {name!r} is larger than {limit} bytes")
     return data
-
-
-def map_input(path: str | os.PathLike[str], what: str = "input") -> bytes:
-    """The bytes of a file of any size without reading it: an ``mmap``, which does what bytes do here.
-
-    What can't be mapped (a pipe, an empty file) is read. Raises BadInput as :func:`read_input` does.
-    """
-    name = os.fspath(path)
-    try:
-        with open(name, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode) or not os.fstat(file.fileno()).st_size:
-                return read_input(path, what)
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{what} {name!r} can't be read: {reason(error)}") from error
-    return cast("bytes", mapped)
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:

@@ -23,7 +23,6 @@ ENV_SIZE = 5568  # bytes of the state structure that a machine's state consists 
 # offsets in dwords
 _EIP = 128 // 4
 _EFLAGS = 136 // 4
-_CC_DST = 144 // 4
 _CC_SRC = 152 // 4
 _CC_OP = 168 // 4
 _DF = 172 // 4

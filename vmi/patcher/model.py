@@ -471,15 +471,6 @@ class Plan:
     def by_tactic(self) -> Counter[Tactic]:
         return Counter(p.tactic for p in self.placements)
 
-    @cached_property
-    def by_form(self) -> Counter[str]:
-        return Counter(p.site.form for p in self.placements)
-
-    @property
-    def with_call(self) -> int:
-        """Number of sites a VMI call stands for."""
-        return sum(p.site.call is not None for p in self.placements)
-
     @property
     def slotted(self) -> int:
         """Number of sites that have a slot (all of them have a call)."""

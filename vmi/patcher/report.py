@@ -134,12 +134,6 @@ class Report:
         return {tactic.value: count[tactic.value] for tactic in Tactic if count[tactic.value]}
 
     @property
-    def by_form(self) -> dict[str, int]:
-        """Number of sites per normal form, most frequent first."""
-        count = Counter(site.form for site in self.sites)
-        return dict(sorted(count.items(), key=lambda item: (-item[1], item[0])))
-
-    @property
     def slotted(self) -> int:
         """Number of sites with a slot."""
         return sum(site.has_slot for site in self.sites)

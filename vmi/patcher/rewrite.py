@@ -135,11 +135,6 @@ def write(emission: Emission, writer: Writer | None = None) -> bytes:
     return elfwrite.write(plan.image, emission.edits, segment, emission.entry, emission.file_edits, writer)
 
 
-def plan_of(data: bytes) -> Plan:
-    """The plan alone, for looking at a kernel without writing anything; raises BadInput."""
-    return make_plan(_image(container.open_container(data)), adaptors.refusal)
-
-
 def _image(source: Container) -> Image:
     return replace(elf.load(source.kernel), displaced=source.displaced)
 

@@ -73,9 +73,6 @@ class Scan:
     def instructions(self) -> int:
         return sum(len(listing) for listing in self.listings)
 
-    def listing_at(self, address: int) -> Listing | None:
-        return _holding(self.listings, address)
-
     def __repr__(self) -> str:
         return f"Scan({self.instructions} instructions, {len(self.listings)} regions)"
 
