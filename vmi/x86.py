@@ -16,6 +16,7 @@ from typing import NamedTuple
 from vmi.memory import PAGE_SIZE, GuestPhys, PhysicalMemory
 
 U32 = 0xFFFFFFFF
+GPR32 = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")  # as instructions number them
 
 
 # Bits are plain numbers, since Python looks up a member of an enumeration by a function, which takes many

@@ -23,9 +23,8 @@ from vmi.hypervisor.vcpu import VirtualCpu
 from vmi.native.machine import Machine, Outcome
 from vmi.native.msr import EFER
 from vmi.native.registers import TableRegister
-from vmi.x86 import Cr0, Eflags, GuestFault, Seg, Vector
+from vmi.x86 import GPR32, Cr0, Eflags, GuestFault, Seg, Vector
 
-_GENERAL = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
 _DATA_SEGMENTS = ("ds", "es", "fs", "gs")
 
 _NO_TABLE = TableRegister(0, 0)
@@ -154,7 +153,7 @@ class Processors:
             vcpu.load_segment(Seg[name.upper()], state[name])
         vcpu.load_ldt(state["ldtr"])
         privilege.restore_flags(state["eflags"] | Eflags.ONE)
-        for number, name in enumerate(_GENERAL):
+        for number, name in enumerate(GPR32):
             cpu.set_gpr(number, state[name])
         cpu.eip = state["eip"]
         privilege.mirror.registers(privilege.virtual_idt)

@@ -20,9 +20,8 @@ from vmi.native.bus import State
 from vmi.native.cpu import Cpu
 from vmi.native.engine import Register
 from vmi.native.registers import Segment, TableRegister
-from vmi.x86 import Seg
+from vmi.x86 import GPR32, Seg
 
-_GENERAL = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
 _DEBUG = (0, 1, 2, 3, 6, 7)
 _FPU = (
     ("control", Register.FPU_CONTROL, 2),
@@ -78,7 +77,7 @@ def save(cpu: Cpu) -> State:
     """
     _between_runs(cpu)
     return {
-        "general": {name: cpu.gpr(number) for number, name in enumerate(_GENERAL)},
+        "general": {name: cpu.gpr(number) for number, name in enumerate(GPR32)},
         "eip": cpu.eip,
         "eflags": cpu.eflags,
         "irq_shadow": cpu.irq_shadow,
@@ -128,7 +127,7 @@ def load(cpu: Cpu, state: State) -> None:
         cpu.set_extended(register, state["fpu"][name].to_bytes(size, "little"))
     _load_each(cpu, Register.FPU_0, state["x87"], _X87, _X87_SIZE)
     _load_each(cpu, Register.XMM_0, state["xmm"], _XMM, _XMM_SIZE)
-    for number, name in enumerate(_GENERAL):
+    for number, name in enumerate(GPR32):
         cpu.set_gpr(number, state["general"][name])
     cpu.eip = state["eip"]
     cpu.irq_shadow = state["irq_shadow"]

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 from vmi.memory import PAGE_SIZE
 from vmi.proof.stage import Stage
-from vmi.x86 import ARITHMETIC_FLAGS, U32, Seg
+from vmi.x86 import ARITHMETIC_FLAGS, GPR32, U32, Seg
 
-GENERAL = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
 _SYSTEM = slice(184, 592 + 8)  # segments, tables, control registers, EFER
 _FPU_STACK, _SSE = slice(608, 616), slice(880, 1400)
 _FPU_DATA = (slice(616, 760), slice(764, 800))
@@ -39,7 +38,7 @@ def registers(first: Stage, second: Stage) -> dict[str, tuple[int, int]]:
     """The general registers and EFLAGS that differ, with both values."""
     one, two = first.cpu, second.cpu
     found = {}
-    for number, name in enumerate(GENERAL):
+    for number, name in enumerate(GPR32):
         values = one.gpr(number), two.gpr(number)
         if values[0] != values[1]:
             found[name] = values

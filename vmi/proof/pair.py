@@ -24,7 +24,7 @@ from vmi.proof.runner import End, Run, Runner
 from vmi.proof.setting import Setting, mix
 from vmi.proof.windows import Found
 from vmi.sitetable import SiteRecord
-from vmi.x86 import ARITHMETIC_FLAGS, U32, Vector
+from vmi.x86 import ARITHMETIC_FLAGS, GPR32, U32, Vector
 
 LIMIT = 400  # instructions of the original, repetitions counted
 FURTHER = 128  # instructions after the window within which a dead register is overwritten
@@ -32,7 +32,7 @@ _SLOWER = 32  # connected instructions for one of the original
 _SCRATCH = 256  # bytes below ESP that connected code may use
 _MAY_DIFFER = frozenset(("eax", "ecx", "edx", "flags"))
 _WIDTHS = {"u8": 8, "u16": 16}
-_NUMBERS = {name: number for number, name in enumerate(compare.GENERAL)}
+_NUMBERS = {name: number for number, name in enumerate(GPR32)}
 
 
 class Territory:

@@ -13,7 +13,7 @@ import random
 from dataclasses import dataclass
 
 from vmi.memory import PAGE_SIZE
-from vmi.x86 import U32
+from vmi.x86 import GPR32, U32
 
 REGION = 0x400000  # bytes of address space that a stage keeps for itself
 GDT, LDT, TSS, STACK, ARENA = 0, 0x10000, 0x11000, 0x20000, 0x40000  # offsets in it
@@ -41,8 +41,7 @@ class Setting:
     task_switched: bool
 
     def __repr__(self) -> str:
-        names = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
-        words = " ".join(f"{name}={value:08x}" for name, value in zip(names, self.general, strict=True))
+        words = " ".join(f"{name}={value:08x}" for name, value in zip(GPR32, self.general, strict=True))
         return f"{words} eflags={self.eflags:08x}"
 
 

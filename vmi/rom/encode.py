@@ -16,7 +16,6 @@ from iced_x86 import Code, Decoder, Encoder, Instruction, MemoryOperand, Mnemoni
 
 from vmi.rom.operands import (
     GPR16,
-    GPR32,
     REGISTERS,
     SEGMENTS,
     Far,
@@ -28,6 +27,7 @@ from vmi.rom.operands import (
     same_immediate,
     same_memory,
 )
+from vmi.x86 import GPR32
 
 MNEMONICS = {name.lower(): value for name, value in vars(Mnemonic).items() if isinstance(value, int)}
 PREFIXES = ("lock", "rep", "repe", "repz", "repne", "repnz")

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 
 from iced_x86 import Instruction, MemorySizeInfo, OpKind, Register, RegisterInfo
 
+from vmi.x86 import GPR32
+
 GPR8 = ("al", "cl", "dl", "bl", "ah", "ch", "dh", "bh")
 GPR16 = ("ax", "cx", "dx", "bx", "sp", "bp", "si", "di")
-GPR32 = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
 SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs")
 SYSTEM = (*(f"cr{n}" for n in (0, 2, 3, 4)), *(f"dr{n}" for n in range(8)))
 VECTOR = (*(f"mm{n}" for n in range(8)), *(f"xmm{n}" for n in range(8)))
