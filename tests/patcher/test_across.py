@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from iced_x86 import Decoder
 
 from tests.patcher import elfs
+from tests.patcher.images import source_image
 from tests.patcher.test_windows import layout, parts_of_code
 from vmi.errors import VerifyError
 from vmi.patcher import adaptors, elf, trampoline
@@ -17,6 +20,7 @@ from vmi.patcher.place import place
 from vmi.patcher.plan import make_plan
 from vmi.patcher.rewrite import write
 from vmi.patcher.verify import verify
+from vmi.rom.assemble import assemble
 
 HOME = 0xC0200000
 FIRST = 0xC0100000
@@ -63,6 +67,41 @@ def test_whatever_is_planned_passes_the_check(parts: list[tuple[str, int]]) -> N
     verify(emission, write(emission))
 
 
+FRAGMENTS = (
+    *("sti", "cli", "pushfd", "popfd", "mov eax, cr3", "mov cr3, eax", "hlt", "int3", "nop", "ret"),
+    *("mov eax, [ebp - 16]", "sub eax, 7", "inc ecx", "mov ebx, ecx", "lea esp, [ebp - 12]", "call {at}"),
+    *(
+        "jnz {at}",
+        "jnz short {at}",
+        "jmp {at}",
+        "jmp short {at}",
+        "sti\n jmp short {at}",
+        "cli\n jz short {at}",
+    ),
+    *("ret\n .byte 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc", "jmp short {at}\n nop\n nop\n nop\n nop"),
+)
+"""What branchy programs are made of: sites, short and long jumps to close by, padding."""
+
+
+def branchy(seed: int) -> bytes:
+    """Machine code of a program in which nearly each instruction is a jump's target."""
+    rng = random.Random(seed)
+    count = rng.randint(8, 60)
+    lines = []
+    for number in range(count):
+        at = min(max(number + rng.randint(-10, 10), 0), count - 1)
+        lines.append(f"L{number}: {rng.choice(FRAGMENTS).format(at=f'L{at}')}")
+    return assemble("\n".join([*lines, "ret"]), elfs.VADDR).code
+
+
+@pytest.mark.parametrize("start", (0, 10, 20, 30, 290, 430))
+def test_programs_of_short_jumps_pass_the_check(start: int) -> None:
+    for seed in range(start, start + 10):
+        image = elf.load(kernel(branchy(seed)))
+        emission = emit(make_plan(image, adaptors.refusal), place(image))
+        verify(emission, write(emission))
+
+
 LOOP = bytes.fromhex("90 fa 48 75fc ebfb")
 
 
@@ -79,3 +118,25 @@ def test_a_jump_into_a_window_that_misses_is_found() -> None:
     output[at + jump.size - 4] ^= 1
     with pytest.raises(VerifyError):
         verify(emission, bytes(output))
+
+
+def test_what_a_failed_attempt_has_used_is_free_again_and_nothing_else() -> None:
+    """Two jumps into a window need a springboard each, and there is room for one: behind a failed attempt
+    the bytes of the window that was to be its host are no padding."""
+    source = """
+        wait: sti
+        join: mov eax, [ebp - 0x10]
+              sub eax, fs:[0xc1c966e0]
+              jnz out
+              lea esp, [ebp - 12]
+              pop ebx
+              ret
+        one:  sti
+              jmp short join
+        two:  sti
+              jmp short join
+        out:  ret
+    """
+    plan = make_plan(source_image(source, words=("wait", "one", "two", "out"))[0])
+    boards = [window.springboard for window in plan.windows if window.springboard is not None]
+    assert len(set(boards)) == len(boards)

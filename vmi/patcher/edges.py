@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import replace
+from functools import partial
 
 from vmi.patcher.model import MIN_SLOT, Site
-from vmi.patcher.springs import hosted, release, spring
+from vmi.patcher.springs import hosted, spring
 from vmi.patcher.windows import Draft, Wanted, WindowPlanner
 from vmi.sitetable import Tactic
 
@@ -110,7 +111,7 @@ class _Ways:
         ranges = {self._whole(planner, first, stop) for first in firsts for stop in stops}
         ordered = sorted(r for r in ranges if r[0] < r[1])
         for first, stop in sorted(ordered, key=lambda r: (entries.size(*r), r)):
-            if self._try(planner, first, stop, most):
+            if planner.attempt(partial(self._replace, planner, first, stop, most)):
                 return _position(one, first, stop)
         return None
 
@@ -136,9 +137,8 @@ class _Ways:
             at += 1
         return first, stop
 
-    def _try(self, planner: WindowPlanner, first: int, stop: int, most: int) -> bool:
-        """Make [first, stop) a window in place of those in it; False, and nothing changed, when it can't
-        be."""
+    def _replace(self, planner: WindowPlanner, first: int, stop: int, most: int) -> bool:
+        """Make [first, stop) a window in place of those in it; False when it can't be, perhaps half done."""
         entries = planner.entries
         at, floor, _ = planner.neighbours(first)
         old: list[Draft] = []
@@ -148,22 +148,15 @@ class _Ways:
         ceiling = planner.drafts[at].first if at < len(planner.drafts) else len(entries.code.listing)
         for draft in old:
             planner.remove(draft)
-        made: list[Draft] = []
         opened = planner.open(first, floor)
         closed = planner.close(stop, ceiling, False) if opened >= 0 else None
-        if closed is not None and entries.size(opened, closed[0]) >= MIN_SLOT:
-            missing = self._missing(planner, opened, closed[0])
-            if missing is not None and len(missing) <= most:
-                made.append(Draft(opened, *closed))
-                planner.insert(made[0])
-                if all(_cover(planner, source, made) for source in sorted(missing)):
-                    return True
-        for draft in made:
-            planner.remove(draft)
-            release(planner, draft)
-        for draft in old:
-            planner.insert(draft)
-        return False
+        if closed is None or entries.size(opened, closed[0]) < MIN_SLOT:
+            return False
+        missing = self._missing(planner, opened, closed[0])
+        if missing is None or len(missing) > most:
+            return False
+        planner.insert(Draft(opened, *closed))
+        return all(_cover(planner, source) for source in sorted(missing))
 
     def _missing(self, planner: WindowPlanner, first: int, stop: int) -> set[int] | None:
         """The jumps to labels inside [first, stop) that are in no window; None when it can't be one."""
@@ -204,15 +197,11 @@ class _Ways:
             leading.append(one.index - 1)
         if not leading or len(leading) > MAX_SOURCES or min(leading) < 0:
             return None
-        made: list[Draft] = []
-        if all(_cover(planner, source, made, one.index) for source in leading):
-            for source in leading:
-                _add_edge(planner, source, site)
-            return Tactic.EDGE
-        for draft in made:
-            planner.remove(draft)
-            release(planner, draft)
-        return None
+        if not planner.attempt(lambda: all(_cover(planner, source, one.index) for source in leading)):
+            return None
+        for source in leading:
+            _add_edge(planner, source, site)
+        return Tactic.EDGE
 
 
 def _position(one: Wanted, first: int, stop: int) -> Tactic:
@@ -221,8 +210,8 @@ def _position(one: Wanted, first: int, stop: int) -> Tactic:
     return Tactic.BACKWARD if one.stop == stop else Tactic.BOTH
 
 
-def _cover(planner: WindowPlanner, index: int, made: list[Draft], keep: int = -1) -> bool:
-    """Get entry ``index`` into a window, a new one if need be (added to ``made``); never entry ``keep``."""
+def _cover(planner: WindowPlanner, index: int, keep: int = -1) -> bool:
+    """Get entry ``index`` into a window, a new one if need be; never entry ``keep``."""
     if planner.draft_of(index) is not None:
         return True
     entries = planner.entries
@@ -234,25 +223,19 @@ def _cover(planner: WindowPlanner, index: int, made: list[Draft], keep: int = -1
     elif keep >= 0:
         floor = max(floor, keep + 1)
     stop = index + 1
-    done = False
     for calls in (False, True):
         far = planner.forward(index, stop, ceiling, calls)
-        done = (
+        if (
             planner.add(index, far, floor, ceiling, calls)
             or planner.add(planner.backward(index, stop, floor), stop, floor, ceiling, calls)
             or planner.add(planner.backward(index, far, floor), far, floor, ceiling, calls)
-        )
-        if done:
-            break
-    if not done and keep < 0:
-        found = spring(planner, index, stop)
-        if found is not None:
-            planner.insert(found[0])
-            done = True
-    draft = planner.draft_of(index)
-    if draft is not None:
-        made.append(draft)
-    return done
+        ):
+            return True
+    found = spring(planner, index, stop) if keep < 0 else None
+    if found is None:
+        return False
+    planner.insert(found[0])
+    return True
 
 
 def _add_edge(planner: WindowPlanner, index: int, site: Site) -> None:

@@ -45,8 +45,11 @@ class Gaps:
                 return end - address
         return 0
 
-    def take(self, start: int, size: int) -> None:
-        """Use [start, start + size), which must lie in one piece but for a breakpoint before it."""
+    def take(self, start: int, size: int) -> int:
+        """Use [start, start + size), which must lie in one piece but for a breakpoint before it.
+
+        :returns: where the part of it that was padding begins.
+        """
         at = bisect_left(self._starts, start + 1) - 1
         if at < 0 or self._ends[self._starts[at]] <= start:
             at += 1
@@ -56,6 +59,7 @@ class Gaps:
             self._put(low, start)
         if start + size < high:
             self._put(start + size, high)
+        return max(low, start)
 
     def give(self, start: int, size: int) -> None:
         """Put back what `take` took."""

@@ -27,11 +27,11 @@ def spring(planner: WindowPlanner, index: int, stop: int) -> tuple[Draft, Tactic
     for draft, origin, keep in _short(planner, index, stop):
         at = planner.gaps.near(origin)
         if at >= 0:
-            planner.gaps.take(at, MIN_SLOT)
+            planner.take(at, MIN_SLOT)
             return replace(draft, springboard=at), Tactic.SPRINGBOARD
         host = _host(planner, origin, keep)
         if host is not None:
-            host.host = True
+            planner.lodge(host)
             return replace(draft, springboard=starts[host.first] + MIN_SLOT), Tactic.HOST
     return None
 
@@ -78,20 +78,6 @@ def _made(planner: WindowPlanner, first: int, keep: range) -> Draft | None:
         return None
     draft = Draft(first, *closed, host=True)
     return draft if _length(planner, draft) >= HOST_SIZE else None
-
-
-def release(planner: WindowPlanner, draft: Draft) -> None:
-    """Give a draft's springboard and padding back."""
-    if draft.padding:
-        planner.gaps.give(planner.entries.code.listing.stop(draft.stop - 1), draft.padding)
-    if draft.springboard is None:
-        return
-    index = planner.entries.code.listing.covering(draft.springboard)
-    host = planner.draft_of(index) if index >= 0 else None
-    if host is None:
-        planner.gaps.give(draft.springboard, MIN_SLOT)
-    else:
-        host.host = False
 
 
 def _host(planner: WindowPlanner, origin: int, keep: range) -> Draft | None:

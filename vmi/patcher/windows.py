@@ -10,7 +10,7 @@ interrupts is never parted from the next one. What finds no window that way is l
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from vmi.patcher.decode import FALLS_THROUGH
@@ -59,6 +59,7 @@ class WindowPlanner:
     tactics: dict[int, Tactic] = field(default_factory=dict)
     failed: list[Wanted] = field(default_factory=list)
     _run: tuple[int, int] = (-1, -1)
+    _journal: list[Callable[[], None]] | None = None  # how to take back what an attempt did
 
     def __repr__(self) -> str:
         return f"WindowPlanner({len(self.drafts)} windows, {len(self.failed)} failed)"
@@ -90,12 +91,41 @@ class WindowPlanner:
         self.drafts.insert(bisect_left(self.drafts, draft.first, key=lambda d: d.first), draft)
         if draft.tail >= 0:
             self.entries.resumes.add(self.entries.code.listing.stop(draft.tail))
+        self._note(lambda: self.remove(draft))
 
     def remove(self, draft: Draft) -> None:
         """Take a draft out again; its padding and springboard stay used."""
         del self.drafts[bisect_left(self.drafts, draft.first, key=lambda d: d.first)]
         if draft.tail >= 0:
             self.entries.resumes.discard(self.entries.code.listing.stop(draft.tail))
+        self._note(lambda: self.insert(draft))
+
+    def take(self, start: int, size: int) -> None:
+        """Use [start, start + size) of the padding."""
+        first = self.gaps.take(start, size)
+        self._note(lambda: self.gaps.give(first, start + size - first))
+
+    def lodge(self, host: Draft) -> None:
+        """Another window's springboard is in ``host`` now."""
+        host.host = True
+        self._note(lambda: setattr(host, "host", False))
+
+    def attempt(self, change: Callable[[], bool]) -> bool:
+        """Do ``change``; when it answers False, drafts and padding are again what they were before it."""
+        journal: list[Callable[[], None]] = []
+        self._journal = journal
+        try:
+            done = change()
+        finally:
+            self._journal = None
+        if not done:
+            for undo in reversed(journal):
+                undo()
+        return done
+
+    def _note(self, undo: Callable[[], None]) -> None:
+        if self._journal is not None:
+            self._journal.append(undo)
 
     # ------------------------------------------------------------ one site
 
@@ -201,7 +231,7 @@ class WindowPlanner:
         listing = self.entries.code.listing
         if listing.kinds[stop - 1] in FALLS_THROUGH or self.gaps.after(listing.stop(stop - 1)) < size:
             return 0
-        self.gaps.take(listing.stop(stop - 1), size)
+        self.take(listing.stop(stop - 1), size)
         return size
 
     def open(self, first: int, floor: int) -> int:
