@@ -158,9 +158,7 @@ class _Ways:
                 planner.insert(made[0])
                 if all(_cover(planner, source, made) for source in sorted(missing)):
                     return True
-        for draft in made:
-            planner.remove(draft)
-            release(planner, draft)
+        _unmake(planner, made)
         for draft in old:
             planner.insert(draft)
         return False
@@ -209,9 +207,7 @@ class _Ways:
             for source in leading:
                 _add_edge(planner, source, site)
             return Tactic.EDGE
-        for draft in made:
-            planner.remove(draft)
-            release(planner, draft)
+        _unmake(planner, made)
         return None
 
 
@@ -253,6 +249,15 @@ def _cover(planner: WindowPlanner, index: int, made: list[Draft], keep: int = -1
     if draft is not None:
         made.append(draft)
     return done
+
+
+def _unmake(planner: WindowPlanner, made: list[Draft]) -> None:
+    """Take out what was made in vain, the last first: the springboard of one may lie in one made before it,
+    which must be there to tell that from padding."""
+    for draft in reversed(made):
+        # One that was made longer to be a host has another first entry.
+        planner.remove(planner.draft_of(draft.first) or draft)
+        release(planner, draft)
 
 
 def _add_edge(planner: WindowPlanner, index: int, site: Site) -> None:
