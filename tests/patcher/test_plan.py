@@ -236,6 +236,26 @@ def test_jumps_to_a_label_inside_a_window_get_windows_too() -> None:
     assert (second.sites, second.inner) == ((), (labels["back"],))
 
 
+def test_a_window_made_in_vain_leaves_nothing_behind() -> None:
+    """Both jumps need a springboard and the window across their target has room for one: its bytes are no
+    padding when it is given up."""
+    source = """
+    start: test eax, eax
+    one:   jz short back
+    two:   inc eax
+           ret
+    here:  cli
+    back:  mov ebx, 1
+           mov ecx, 2
+           jmp ebx
+    three: inc eax
+           jmp short back
+    """
+    plan, _ = plan_source(source, words=("one", "two", "here", "three"))
+    assert left_reason(plan, "cli")[0] is Tactic.LEFT
+    assert (plan.windows, plan.padding) == ((), ())
+
+
 def test_a_label_that_a_call_or_an_unmovable_jump_knows_is_never_inside() -> None:
     source = "start: jmp away\nhere: cli\nback: mov ebx, 1\n jmp ebx\naway: mov ecx, 2\n {}"
     for last in ("call back\n ret", "mov eax, [{jump}]\njump: jmp back"):

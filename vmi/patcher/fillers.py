@@ -45,8 +45,13 @@ def _compute_filler(raw: bytes) -> bool:
     return same(insn.code, OpCode.LEA_R32_M) and plain and same(insn.memory_base, insn.op0_register)
 
 
+def may_fill(data: bytes) -> bool:
+    """False for what surely starts with another instruction than a NOP."""
+    return data[0] in _FIRST
+
+
 def filled(data: bytes) -> bool:
     """True when ``data`` is whole NOPs."""
-    if data and data[0] not in _FIRST:
+    if data and not may_fill(data):
         return False
     return all(is_filler(data[insn.ip32 : insn.next_ip32]) for insn in Decoder(BITS, data, ip=0))

@@ -9,6 +9,7 @@ else is no padding.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 
@@ -22,6 +23,7 @@ ALIGNMENT = 16
 
 _SPECULATED = frozenset((Kind.RET, Kind.JMP_INDIRECT))
 _BREAKPOINT = 0xCC
+_UNREACHED = re.compile(rb"\0+")
 
 
 class Gaps:
@@ -106,23 +108,21 @@ def _runs(code: Code, wide: Sequence[Skipped]) -> list[tuple[int, int]]:
     """[start, end) of all padding, in address order."""
     listing, reached = code.listing, code.reached
     runs: list[tuple[int, int]] = []
-    index = reached.find(0)
-    while index >= 0:
-        stop = reached.find(1, index)
-        stop = len(reached) if stop < 0 else stop
-        if index and listing.kinds[index - 1] not in FALLS_THROUGH:
+    kinds = listing.kinds
+    for match in _UNREACHED.finditer(reached):
+        index, stop = match.span()
+        if index and kinds[index - 1] not in FALLS_THROUGH:
             low, high = _run(code, index, stop)
             if low < high and not any(one.start < low <= one.end for one in wide):
                 runs.append((low, high))
-        index = reached.find(0, stop)
     return runs
 
 
 def _run(code: Code, index: int, stop: int) -> tuple[int, int]:
     """The padding that entries [index, stop) start with; empty (low == high) when they don't."""
     listing = code.listing
-    base = listing.start
-    low = high = listing.stop(index - 1)
+    base, data, starts, lengths = listing.start, listing.data, listing.starts, listing.lengths
+    low = high = starts[index - 1] + lengths[index - 1]
     zeros = -1
     at = index
     over = listing.targets.get(low) if listing.kinds[index] == Kind.JMP else None
@@ -130,8 +130,8 @@ def _run(code: Code, index: int, stop: int) -> tuple[int, int]:
         # What an assembler fills a long way with starts with a jump over the rest of it.
         low = high = listing.stop(index)
         at += 1
-    while at < stop and listing.starts[at] == high:
-        raw = listing.raw(at)
+    while at < stop and starts[at] == high:
+        raw = data[high - base : high - base + lengths[at]]
         if not raw.strip(b"\0"):
             zeros = high if zeros < 0 else zeros
         elif zeros >= 0 or not is_filler(raw):

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 
-from vmi.patcher.fillers import filled
+from vmi.patcher.fillers import filled, may_fill
 from vmi.patcher.model import Access, Image
 from vmi.patcher.wordsearch import WORD, places
 
@@ -42,18 +42,12 @@ def jump_labels(
         for at in places(data, shifted, 2, WORD):
             code, target = _PAIR.unpack_from(data, at)
             code, target = (code + start + at) & 0xFFFFFFFF, (target + start + at + WORD) & 0xFFFFFFFF
-            if is_code(code) and is_code(target):
-                yield from _label(image, code, target)
+            if is_code(code) and is_code(target) and (size := _size(image.read(code, 5), code, target)):
+                yield JumpLabel(code, size, target)
         for at in places(data, ranges, 2, WORD):
             code, target = _PAIR.unpack_from(data, at)
-            if is_code(code) and is_code(target):
-                yield from _label(image, code, target)
-
-
-def _label(image: Image, code: int, target: int) -> Iterator[JumpLabel]:
-    size = _size(image.read(code, 5), code, target)
-    if size:
-        yield JumpLabel(code, size, target)
+            if is_code(code) and is_code(target) and (size := _size(image.read(code, 5), code, target)):
+                yield JumpLabel(code, size, target)
 
 
 def _size(raw: bytes, code: int, target: int) -> int:
@@ -64,7 +58,7 @@ def _size(raw: bytes, code: int, target: int) -> int:
         return 5 if (code + 5 + int.from_bytes(raw[1:5], "little")) & 0xFFFFFFFF == target else 0
     if raw[0] == 0xEB:
         return 2 if (code + 2 + int.from_bytes(raw[1:2], "little", signed=True)) == target else 0
-    if not raw[0] or raw[0] == 0xCC:
+    if not raw[0] or raw[0] == 0xCC or not may_fill(raw):
         return 0
     if filled(raw):
         return 5
