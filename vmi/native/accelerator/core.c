@@ -21,6 +21,7 @@ uintptr_t (*lib_const_i32)(void *context, int32_t value);
 uintptr_t (*lib_const_i64)(void *context, int64_t value);
 uint32_t (*lib_compute_flags)(void *env, int op);
 void (*lib_set_dirty)(void *cpu, uint64_t linear);
+void (*lib_flush)(void *cpu);
 void (*lib_reset_dirty)(void *cpu, uint64_t host, uint64_t size);
 void (*lib_loop_exit_noexc)(void *cpu) NORETURN;
 bool (*lib_restore_state)(void *cpu, uintptr_t back, bool will_exit);
@@ -78,6 +79,7 @@ static const struct {
     {"cpu_cc_compute_all_x86_64", &lib_compute_flags},
     {"tlb_set_dirty_x86_64", &lib_set_dirty},
     {"tlb_reset_dirty_x86_64", &lib_reset_dirty},
+    {"tlb_flush_x86_64", &lib_flush},
 };
 
 static const struct {

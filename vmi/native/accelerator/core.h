@@ -68,6 +68,8 @@ enum { WRITABLE = 2, CC_OP_EFLAGS = 1, IF_BIT = 0x200, HF_CPL = 3, HF_INHIBIT_IR
  * with many an instruction. By itself it ends a block only at so many operations.
  */
 enum { MOST_TEMPS = 400, MOST_OPS = 4000, MOST_INSTRUCTIONS = 128 };
+/* log2 of MOST_INSTRUCTIONS */
+enum { MOST_HASTE = 7 };
 enum { PAGE_BITS = 12, SVM_PAUSE = 0x77, LENGTH_OF_CALL = 2 };
 /* how a block is translated: as so many instructions, and by a mark that the library has no use for, cut here */
 enum { CFLAGS_COUNT = 0x7fff, CFLAGS_CUT = 0x8000 };
@@ -120,6 +122,9 @@ struct core {
     uint32_t counts;      /* that block has been given its counting code */
     uint32_t breaks;      /* that block ends in front of a breakpoint */
     uint32_t cut;         /* that block is a part of one */
+    struct block *made;   /* the last block that is not a part of one */
+    uint32_t left_early;  /* and whether it was left for one of its instructions to be done alone */
+    uint32_t haste;       /* how often that was so lately */
     struct straight *straight; /* what of events need not be asked */
 
     uint32_t (*port_read)(void *engine, uint32_t port, int size, void *user);
@@ -164,6 +169,7 @@ extern uintptr_t (*lib_const_i32)(void *context, int32_t value);
 extern uintptr_t (*lib_const_i64)(void *context, int64_t value);
 extern uint32_t (*lib_compute_flags)(void *env, int op);
 extern void (*lib_set_dirty)(void *cpu, uint64_t linear);
+extern void (*lib_flush)(void *cpu);
 extern void (*lib_reset_dirty)(void *cpu, uint64_t host, uint64_t size);
 extern void (*lib_loop_exit_noexc)(void *cpu) NORETURN;
 extern bool (*lib_restore_state)(void *cpu, uintptr_t back, bool will_exit);
@@ -248,6 +254,9 @@ void alone(struct core *core, uintptr_t back);
 /* The block that calls from somewhere, NULL if none does, and the number of the instruction in it. */
 struct block *block_at(struct core *core, uintptr_t back);
 int index_in(const struct block *block, uintptr_t back);
+
+/* Do the call that a gate in the ROM stands for; false if that is Python's. straight_spend() is the caller's. */
+bool serve_call(struct core *core, uint32_t gate);
 
 /* An engine that was there before us knows a helper by another address. */
 void *known_before(void *function);
