@@ -59,6 +59,7 @@ void alone(struct core *core, uintptr_t back)
     lib_restore_state(core->cpu, back, false);
     if (left <= 1)
         return;
+    core->left_early |= block == core->made;
     *left_of(core) += left;
     core->walking = 0;
     AT(core->cpu, CPU_NEXT_BLOCK, uint32_t) = CFLAGS_CUT | 1;
@@ -168,18 +169,37 @@ void on_call_n(void *context, void *function, char *result, int count, char **ar
         AT(context, CONTEXT_OPS, int) = MOST_OPS;
 }
 
+/*
+ * Instructions of a block to be made. Straight code of which each instruction has to be done alone, as it
+ * accesses a device or stores into what follows, would have a long block made for each, to be left at once.
+ */
+static int length(struct core *core, struct block *block)
+{
+    if (block->cflags & CFLAGS_COUNT)
+        return MOST_INSTRUCTIONS;
+    if (core->left_early)
+        core->haste += core->haste < MOST_HASTE;
+    else
+        core->haste -= core->haste > 0;
+    core->made = block;
+    core->left_early = 0;
+    return MOST_INSTRUCTIONS >> core->haste;
+}
+
 void on_translate(void *cpu, struct block *block, int most)
 {
     struct core *core = core_of_cpu(cpu);
+    int longest;
 
     if (!core) {
         lib_translate(cpu, block, most);
         return;
     }
+    longest = length(core, block);
     core->counts = core->breaks = 0;
     core->cut = block->cflags & CFLAGS_CUT;
     core->charge = NULL;
-    lib_translate(cpu, block, most < MOST_INSTRUCTIONS ? most : MOST_INSTRUCTIONS);
+    lib_translate(cpu, block, most < longest ? most : longest);
     /* the library counts the instruction that a breakpoint is in front of, which is not executed */
     block->count -= (uint16_t)core->breaks;
     flags_first(AT(core->engine, ENGINE_CONTEXT, void *), &core->flag_operations, compute_all_helper);
@@ -213,6 +233,7 @@ void on_loop_exit_noexc(void *cpu)
 
         if (block)
             *left_of(core) += block->count - index_in(block, core->store_back);
+        core->left_early |= block == core->made;
         core->store_back = 0;
     }
     lib_loop_exit_noexc(cpu);
