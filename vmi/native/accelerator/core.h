@@ -62,7 +62,7 @@ enum {
     OP_ARGS = 24,
 };
 
-enum { WRITABLE = 2, CC_OP_EFLAGS = 1, IF_BIT = 0x200, HF_CPL = 3, HF_INHIBIT_IRQ = 8, CR4_TSD = 4, TYPE_I64 = 1, COND_GE = 3 };
+enum { WRITABLE = 2, CC_OP_DYNAMIC = 0, CC_OP_EFLAGS = 1, IF_BIT = 0x200, HF_CPL = 3, HF_INHIBIT_IRQ = 8, CR4_TSD = 4, TYPE_I64 = 1, COND_GE = 3 };
 /*
  * The library has room for 512 temporaries in a block, doesn't look whether that is enough, and loses some
  * with many an instruction. By itself it ends a block only at so many operations.
@@ -71,8 +71,8 @@ enum { MOST_TEMPS = 400, MOST_OPS = 4000, MOST_INSTRUCTIONS = 128 };
 /* log2 of MOST_INSTRUCTIONS */
 enum { MOST_HASTE = 7 };
 enum { PAGE_BITS = 12, SVM_PAUSE = 0x77, LENGTH_OF_CALL = 2 };
-/* how a block is translated: as so many instructions, and by a mark that the library has no use for, cut here */
-enum { CFLAGS_COUNT = 0x7fff, CFLAGS_CUT = 0x8000 };
+/* how a block is translated: as so many instructions; by a mark that the library has no use for, cut; not kept */
+enum { CFLAGS_COUNT = 0x7fff, CFLAGS_CUT = 0x8000, CFLAGS_ONCE = 0x10000 };
 /* what is known of a page of RAM */
 enum { PAGE_HOLDS_CODE = 1, PAGE_IS_WATCHED = 2 };
 
@@ -184,6 +184,8 @@ extern void *(*lib_lock)(void *engine, uint64_t start, uint64_t end);
 extern void (*lib_unlock)(void *pages);
 extern void (*lib_invalidate_fast)(void *engine, void *pages, uint64_t start, int size, uintptr_t back);
 extern void (*lib_reset_dirty_by_linear)(void *cpu, uint64_t start, uint64_t size);
+extern uint32_t (*lib_ldl_phys)(void *cpu, uint64_t at);
+extern uint64_t (*lib_ldq_phys)(void *cpu, uint64_t at);
 extern bool (*lib_fill)(void *cpu, uint64_t address, int size, int access, int mode, bool probe, uintptr_t back);
 extern void (*lib_insert)(void *context, struct block *block);
 extern void (*lib_check_intercept)(void *env, uint32_t kind, uint64_t parameter, uintptr_t back);
@@ -284,6 +286,8 @@ void on_interrupt(void *engine, uint32_t vector, struct core *core);
 bool on_invalid(void *engine, struct core *core);
 void on_invalidate_fast(void *engine, void *pages, uint64_t start, int size, uintptr_t back);
 uint64_t on_inw(void *env, uint32_t port);
+uint32_t on_ldl_phys(void *cpu, uint64_t at);
+uint64_t on_ldq_phys(void *cpu, uint64_t at);
 void *on_lock(void *engine, uint64_t start, uint64_t end);
 void on_loop_exit_noexc(void *cpu);
 uint64_t on_memory_read(void *engine, uint64_t offset, unsigned size, struct region *region);

@@ -26,23 +26,52 @@ struct block *block_at(struct core *core, uintptr_t back)
     return back ? lib_tb_lookup(AT(core->engine, ENGINE_CONTEXT, void *), back - LENGTH_OF_CALL) : NULL;
 }
 
+struct begun { /* an instruction, as it begins */
+    uint64_t pc;
+    uint64_t cc_op; /* form of the flags */
+};
+
 /*
  * Number of the instruction in its block that called from somewhere. Behind the code of a block is a table
  * of its instructions: address, form of the flags, and end in the code, each as difference to the one before.
  */
-int index_in(const struct block *block, uintptr_t back)
+static int find(const struct block *block, uintptr_t back, struct begun *begun)
 {
     uint8_t *table = block->code + block->code_size;
     uintptr_t end = (uintptr_t)block->code;
 
+    *begun = (struct begun){.pc = block->pc};
     for (int i = 0; i < block->count; i++) {
-        read_sleb128(&table);
-        read_sleb128(&table);
+        begun->pc += read_sleb128(&table);
+        begun->cc_op += read_sleb128(&table);
         end += read_sleb128(&table);
         if (end > back - LENGTH_OF_CALL)
             return i;
     }
     return block->count - 1;
+}
+
+int index_in(const struct block *block, uintptr_t back)
+{
+    struct begun begun;
+
+    return find(block, back, &begun);
+}
+
+/* Go back to the start of the instruction that called from somewhere, and give its number. */
+static int restore(struct core *core, const struct block *block, uintptr_t back)
+{
+    struct begun begun;
+    int number = find(block, back, &begun);
+
+    if (RARELY(block->cflags & CFLAGS_ONCE)) {
+        lib_restore_state(core->cpu, back, false); /* it drops the block, too */
+        return number;
+    }
+    AT(core->env, ENV_EIP, uint64_t) = begun.pc - block->cs_base;
+    if ((uint32_t)begun.cc_op != CC_OP_DYNAMIC)
+        AT(core->env, ENV_CC_OP, uint32_t) = (uint32_t)begun.cc_op;
+    return number;
 }
 
 void alone(struct core *core, uintptr_t back)
@@ -55,8 +84,8 @@ void alone(struct core *core, uintptr_t back)
     block = block_at(core, back);
     if (!block)
         return;
-    left = block->count - index_in(block, back);
-    lib_restore_state(core->cpu, back, false);
+    left = block->count;
+    left -= restore(core, block, back);
     if (left <= 1)
         return;
     core->left_early |= block == core->made;
@@ -211,16 +240,20 @@ bool on_restore_state(void *cpu, uintptr_t back, bool will_exit)
 {
     struct core *core = core_of_cpu(cpu);
 
-    if (core && core->running && !core->inside) {
-        core->last_back = back;
-        if (will_exit) {
-            struct block *block = block_at(core, back);
+    struct block *block;
+    int count, number;
 
-            if (block)
-                *left_of(core) += block->count - (index_in(block, back) + 1);
-        }
-    }
-    return lib_restore_state(cpu, back, will_exit);
+    if (!core || !core->running || core->inside)
+        return lib_restore_state(cpu, back, will_exit);
+    core->last_back = back;
+    block = block_at(core, back);
+    if (!block)
+        return false;
+    count = block->count;
+    number = restore(core, block, back);
+    if (will_exit)
+        *left_of(core) += count - (number + 1);
+    return true;
 }
 
 void on_loop_exit_noexc(void *cpu)
