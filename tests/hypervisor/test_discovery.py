@@ -8,6 +8,7 @@ from iced_x86 import Decoder
 
 from tests.hypervisor.lab import SILENT_USER, Lab, exit_value
 from tests.native.guest import CODE, CODE3, DATA3, DONE, IDT, USER_STACK, gate
+from vmi.hypervisor import discovery
 from vmi.hypervisor.discovery import is_silent
 
 FAR = 0x40000
@@ -183,3 +184,28 @@ def test_what_is_remembered_of_a_guest_is_bounded(monkeypatch: pytest.MonkeyPatc
     standing = breakpoints(lab)
     assert len(standing) <= 3
     assert [lab.memory.read(lab.labels[f"f{n}"], 1) for n in range(5)].count(b"\xcc") == len(standing)
+
+
+def test_straight_code_is_decoded_once_in_however_many_blocks_it_comes(monkeypatch) -> None:
+    """Each store goes to a device, which may end a block; one silent instruction is behind them all."""
+    decoded = []
+
+    def counted(*how):
+        for instruction in Decoder(*how):
+            decoded.append(instruction.mnemonic)
+            yield instruction
+
+    monkeypatch.setattr(discovery, "Decoder", counted)
+    stores = "mov [edi], al\n" * 200
+    lab = full(f"start: mov edi, 0xe0000000\n{stores}mov edx, cs\n{DONE}\nend: jmp end")
+    assert exit_value(lab) == 1
+    assert lab.cpu.edx == 8 and len(breakpoints(lab)) == 1
+    assert len(decoded) < 250
+
+
+def test_code_that_has_changed_is_looked_at_again() -> None:
+    """What has been looked at, but for one byte behind a store to a device."""
+    change = "mov byte ptr [{late}], 0x9c"
+    lab = full(f"start: mov edi, 0xe0000000\nmov [edi], al\n{change}\nmov [edi], al\nlate: nop\n{DONE}\nhlt")
+    assert exit_value(lab) == 1
+    assert breakpoints(lab) == {lab.labels["late"]: 0x9C}

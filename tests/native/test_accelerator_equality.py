@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.native import hostile
-from tests.native.guest import DONE, EOI, PIC, Guest, timer
+from tests.native.guest import DONE, EOI, PAGES, PIC, Guest, timer
 from tests.native.pairs import Pair, available
 from vmi import samples
 from vmi.native.machine import Machine, Outcome
+from vmi.x86 import Cr0, Cr4
 
 pytestmark = pytest.mark.skipif(not available(), reason="there is no accelerator here to compare with")
 
@@ -140,6 +141,43 @@ def test_instruction_that_is_done_again_behind_a_page_fault(instruction):
     slices(
         RESTARTED.format(code), {14: "fix"}, prepare=lambda guest: guest.page(), longest=400, limit=100_000
     )
+
+
+FAR, TOP = 0x80400000, 2 << 20  # a linear address with tables of its own, and the end of RAM
+WALKS = (
+    f"mov ecx,40 | again: mov eax,[{FAR}] | add ebx,eax | mov [{FAR + 8}],ecx | add edx,[{FAR + 8}]"
+    f" | invlpg [{FAR}] | mov eax,cr3 | mov cr3,eax | {LOOP} | error: inc ebp | add esp,4"
+    " | mov edi,[esp] | cmp byte ptr [edi],0xa1 | je short five | inc dword ptr [esp]"
+    " | five: add dword ptr [esp],5 | iretd"
+)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("rights", [0, 1, 3, 7])
+@pytest.mark.parametrize(
+    "at", [0xD0000, 0xFF000, TOP - 0x1000, TOP, 0xC0000000, DEVICE & -0x1000, 0xFFFFF000]
+)
+def test_page_tables_wherever_they_are(at, rights, wide):
+    """In RAM, where ROMs are, in devices, where nothing is: each has its way to be read and marked."""
+
+    def prepare(guest):
+        put, cpu = guest.memory.put_u32, guest.cpu
+        guest.page()
+        if not wide:
+            put(PAGES + 4 * (FAR >> 22), at | 7)
+        else:
+            cpu.set_cr(0, Cr0.PE)
+            put(PAGES, PAGES + 0x4000 | 1)
+            put(PAGES + 8 * (FAR >> 30), PAGES + 0x5000 | 1)
+            put(PAGES + 0x4000, 0x87)
+            put(PAGES + 0x5000 + (FAR >> 18 & 0xFF8), at | 7)
+            cpu.set_cr(4, Cr4.PAE)
+            cpu.set_cr(0, Cr0.PE | Cr0.PG | Cr0.WP)
+        entry = at + (FAR >> 9 & 0xFF8 if wide else FAR >> 10 & 0xFFC)
+        if entry < TOP:
+            guest.memory.write(entry, (0x70000 | rights).to_bytes(8, "little"))
+
+    slices(WALKS, {14: "error"}, prepare=prepare, longest=900, limit=90_000)
 
 
 # -- all at once ----------------------------------------------------------------------------------

@@ -86,3 +86,17 @@ def test_watching_changes_neither_the_count_nor_the_end() -> None:
         assert guest.exit_value() == 1
         runs.append((guest.machine.instructions, guest.machine.clock.now()))
     assert runs[0] == runs[1] == runs[2]
+
+
+DEVICE = 0xE0000000  # nothing answers there
+SLED = bytes.fromhex("8807") * 500 + RET  # mov [edi], al
+
+
+def test_straight_code_that_accesses_a_device_again_and_again_is_not_looked_at_again_and_again() -> None:
+    guest = far(f"mov edi, {DEVICE:#x} | mov eax, {FAR:#x} | call eax | {DONE}", SLED)
+    watch = Watch(guest)
+    assert guest.exit_value() == 1
+    assert guest.machine.exits["device memory write"] == 500
+    assert sum(size for _, size, _ in watch.seen) < 8 * len(SLED)
+    blocks = [linear for linear, _, _ in watch.seen if FAR <= linear < FAR + len(SLED)]
+    assert len(blocks) == len(set(blocks))

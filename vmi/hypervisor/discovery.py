@@ -10,6 +10,8 @@ kernel keeps to put in the place of others, is never executed and stays as it is
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from iced_x86 import Decoder, FlowControl, Instruction
 
 from vmi.hypervisor.breakpoints import Breakpoints
@@ -36,6 +38,20 @@ def is_silent(i: Instruction) -> bool:
     return i.is_call_far or i.is_call_far_indirect
 
 
+class _Straight(NamedTuple):
+    """Straight code that was decoded.
+
+    :ivar starts: where its instructions begin, counted from its start.
+    :ivar special: begin and end of those that have to be looked at, and whether it is a breakpoint.
+    """
+
+    linear: int
+    bits: int
+    code: bytes
+    starts: list[int]
+    special: list[tuple[int, int, bool]]
+
+
 class Discovery:
     """Plants breakpoints at one CPU's silent instructions from now on."""
 
@@ -43,6 +59,7 @@ class Discovery:
         self._cpu = cpu
         self._breakpoints = breakpoints
         self._found: list[tuple[int, bytes]] = []
+        self._last = _Straight(0, 0, b"", [], [])
         cpu.watch_code(self)
 
     def code_appeared(self, linear: int, size: int) -> bool:
@@ -53,15 +70,37 @@ class Discovery:
         # as far as straight code goes: where the CPU ends its blocks depends on more than the guest
         code = breakpoints.code(linear, max(size, PAGE_SIZE - linear % PAGE_SIZE))
         bits = 32 if self._cpu.segment(Seg.CS).flags & D_BIT else 16
-        for i in Decoder(bits, code):
-            at, raw = linear + i.ip32, code[i.ip32 : i.next_ip32]
-            if i.mnemonic == M.INT3:
+        straight = self._straight(linear, code, bits)
+        ahead = linear - straight.linear
+        for start, end, stops in straight.special:
+            if start < ahead:
+                continue
+            at = straight.linear + start
+            if stops:
                 self._look_at_copy(at, bits)
-            elif is_silent(i) and not breakpoints.stands_at(at):
-                self._found.append((at, raw))
+            elif not breakpoints.stands_at(at):
+                self._found.append((at, straight.code[start:end]))
+        return bool(self._found)
+
+    def _straight(self, linear: int, code: bytes, bits: int) -> _Straight:
+        """The instructions up to the first that goes elsewhere, and perhaps some in front of them.
+
+        Code may come in blocks of one instruction, each of which begins where the one before it ends.
+        """
+        last = self._last
+        ahead = linear - last.linear
+        if bits == last.bits and ahead in last.starts and code == last.code[ahead:]:
+            return last
+        starts, special = [], []
+        for i in Decoder(bits, code):
+            starts.append(i.ip32)
+            stops = i.mnemonic == M.INT3
+            if stops or is_silent(i):
+                special.append((i.ip32, i.next_ip32, stops))
             if i.flow_control != FlowControl.NEXT:
                 break
-        return bool(self._found)
+        self._last = _Straight(linear, bits, code, starts, special)
+        return self._last
 
     def _look_at_copy(self, at: int, bits: int) -> None:
         """A breakpoint that the guest has, its own or one that it has copied with its code."""

@@ -77,7 +77,7 @@ class Domain(Beginning):
         self._handlers = calls.load_all()
         machine.monitor = self
         machine.cpu.on_gate(self._called)
-        self._passing = Passing(machine.cpu.straight, rom, self.mmu)
+        self._passing = Passing(machine.cpu.straight, rom, self.mmu, self._count)
         if machine.turns is not None:
             machine.cpu.on_control = self.control_changed
 
@@ -486,9 +486,9 @@ class Domain(Beginning):
             return False
         return self._emulate(instruction, "call gate")
 
-    def _count(self, call: str) -> None:
-        self.calls[call] = self.calls.get(call, 0) + 1
-        self.machine.exits["VMI call"] += 1
+    def _count(self, call: str, times: int = 1) -> None:
+        self.calls[call] = self.calls.get(call, 0) + times
+        self.machine.exits["VMI call"] += times
 
     def _count_exit(self, reason: str) -> None:
         self.machine.exits[reason] += 1

@@ -3,15 +3,18 @@
 
 An event that :class:`~vmi.hypervisor.domain.Domain` would only hand on to the guest goes straight to the
 guest's handler where the accelerator is in use, with what ring compression makes of it. A call-out comes by
-the number of its gate then. Without the accelerator, all of them come as events.
+the number of its gate then, and those that a kernel makes all the time, for each page that it maps and each
+process that it goes to, are only counted. Without the accelerator, all of them come as events.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from vmi import abi
 from vmi.hypervisor.mmu import Mmu
 from vmi.hypervisor.personality import Gate, Personality
-from vmi.native.straight import ALL, Path
+from vmi.native.straight import ALL, Path, Service
 from vmi.x86 import Vector
 
 #: What the CPU may refuse an instruction of the ROM's own with.
@@ -19,16 +22,20 @@ ROM_FAULTS = frozenset({Vector.GP, Vector.NP, Vector.SS, Vector.TS, Vector.PF})
 # Exceptions that the domain looks at, by the CPU's ring.
 _KERNEL, _USER = 1 << Vector.GP | 1 << Vector.DB, 1 << Vector.GP | 1 << Vector.TS
 _ASKED = (ALL, _KERNEL, ALL, _USER)
+#: Calls of which all is done where the CPU does them, as the direct strategy for page tables has it.
+SERVED = {Service.LOAD_CR3: "SetCR3", Service.FLUSH_PAGE: "InvalPage", Service.FLUSH_ALL: "FlushTLB"}
 
 
 class Passing:
     """The events of one domain that pass it by.
 
+    :param count: counts calls that pass it by: which, and how many.
     :ivar gates: what the gates in the ROM stand for, by number; None for one that there is not.
     """
 
-    def __init__(self, path: Path, rom: Personality, mmu: Mmu) -> None:
-        self._path, self._rom, self._mmu = path, rom, mmu
+    def __init__(self, path: Path, rom: Personality, mmu: Mmu, count: Callable[[str, int], None]) -> None:
+        self._path, self._rom, self._mmu, self._count = path, rom, mmu, count
+        path.on_served = self._served
         self.gates: list[abi.Call | Gate | None] = []
         self._gates_at = range(0)
         self.update(taken=False, active=False)
@@ -53,4 +60,14 @@ class Passing:
             in_rom=sum(1 << vector for vector in ROM_FAULTS),
             top=rom.virtual_top,
             enters=self._mmu.by_registers,
+            served=self._served_gates() if self._mmu.by_registers else {},
         )
+
+    def _served_gates(self) -> dict[Service, int]:
+        numbers = {gate.name: n for n, gate in enumerate(self.gates) if isinstance(gate, abi.Call)}
+        return {service: numbers[name] for service, name in SERVED.items() if name in numbers}
+
+    def _served(self, counts: Mapping[Service, int]) -> None:
+        for service, count in counts.items():
+            if count:
+                self._count(SERVED[service], count)

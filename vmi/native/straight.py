@@ -12,7 +12,8 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 from vmi.native.registers import TableRegister
@@ -23,6 +24,17 @@ NO_GATE = 256
 ALL = U32  # of the events on a ring: exceptions and INTs
 _TOP = 1 << 32
 _NAMES = {int(vector): f"#{vector.name}" for vector in Vector}
+
+
+class Service(IntEnum):
+    """What C does for calls from a ROM's gates, by number."""
+
+    LOAD_CR3 = 0  # with EAX
+    FLUSH_PAGE = 1  # of the address EAX in DS
+    FLUSH_ALL = 2  # what EAX says: 2 is global pages too, 0 nothing, and all else those that aren't global
+
+
+_NOBODY = U32  # number of no gate
 
 
 def fault_name(vector: int) -> str:
@@ -45,6 +57,7 @@ class Cells(NamedTuple):
     kernel_esp: int = 0
     kernel_ss_given: int = 0
     cr2: int = 0
+    cr3: int = 0
     uncached: int = 0
     uncached_known: int = 0
     rom: range = range(0)
@@ -70,6 +83,7 @@ class Straight(ctypes.Structure):
         ("entered", _U64),
         ("exceptions", _U64 * 32),
         ("software", _U64),
+        ("served", _U64 * len(Service)),
         ("told_cr2", _POINTER),
         ("uncached", _POINTER),
         ("reports", _U32),
@@ -98,6 +112,8 @@ class Straight(ctypes.Structure):
         ("gate_count", _U32),
         ("cr2", _POINTER),
         ("uncached_word", _POINTER),
+        ("cr3", _POINTER),
+        ("served_gates", _U32 * len(Service)),
     )
 
 
@@ -107,6 +123,7 @@ class Path:
     :ivar parameters: what C looks at.
     :ivar before: instructions executed before the run in progress.
     :ivar time: ns besides instructions, and when the run in progress ends at the latest.
+    :ivar on_served: told how many calls C has served, by :class:`Service`, behind a run in which it has.
     :ivar enter: enters the handler of an event (vector, whether it is an INT, error code or -1, whether the
         CPU runs), or gives 0 where Python has to do it; None without the accelerator.
     """
@@ -121,6 +138,8 @@ class Path:
         self._reports = cells[Straight.reports.offset : Straight.pages_too.offset].cast("I")
         self._entered = cells[Straight.entered.offset : Straight.exceptions.offset].cast("Q")
         self.enter: Callable[[int, bool, int, bool], int] | None = None
+        self.on_served: Callable[[Mapping[Service, int]], None] = lambda _: None
+        self.parameters.served_gates[:] = (_NOBODY,) * len(Service)
 
     def __repr__(self) -> str:
         kind = "compressed" if self.parameters.compressed else "bare"
@@ -160,6 +179,8 @@ class Path:
         for vector, count in enumerate(parameters.exceptions):
             if count:
                 exits[fault_name(vector)] += count
+        if any(parameters.served):
+            self.on_served({service: parameters.served[service] for service in Service})
         start = Straight.entered.offset
         ctypes.memset(ctypes.addressof(parameters) + start, 0, Straight.told_cr2.offset - start)
 
@@ -182,7 +203,15 @@ class Path:
         parameters.idt_base, parameters.idt_limit, parameters.shown_ring = idt.base, idt.limit, ring
 
     def compress(
-        self, cells: Cells, *, gate: int | None, asked: tuple[int, ...], in_rom: int, top: int, enters: bool
+        self,
+        cells: Cells,
+        *,
+        gate: int | None,
+        asked: tuple[int, ...],
+        in_rom: int,
+        top: int,
+        enters: bool,
+        served: Mapping[Service, int],
     ) -> None:
         """Events are those of a kernel on ring 1; see :class:`Straight`.
 
@@ -190,15 +219,17 @@ class Path:
         :param in_rom: exceptions that it wants to see when they happen in the ROM.
         :param top: linear addresses from here on are hidden, 0 if none are.
         :param enters: translation goes by the CPU's own registers.
+        :param served: the gates, by number, of calls that need not come to the hypervisor.
         """
         parameters = self.parameters
         parameters.interrupts, parameters.iopl = cells.interrupts, cells.iopl
         parameters.kernel_ss, parameters.kernel_esp = cells.kernel_ss, cells.kernel_esp
         parameters.kernel_ss_given, parameters.uncached_known = cells.kernel_ss_given, cells.uncached_known
-        parameters.cr2, parameters.uncached_word = cells.cr2, cells.uncached
+        parameters.cr2, parameters.uncached_word, parameters.cr3 = cells.cr2, cells.uncached, cells.cr3
         parameters.rom_start, parameters.rom_end = cells.rom.start, cells.rom.stop
         parameters.gates_start, parameters.gate_size = cells.gates.start, cells.gates.step
         parameters.gate_count = len(cells.gates)
+        parameters.served_gates[:] = [served.get(service, _NOBODY) for service in Service]
         parameters.asked[:], parameters.asked_in_rom = asked, in_rom
         parameters.gate = NO_GATE if gate is None else gate
         parameters.top, parameters.enters = top or _TOP, enters

@@ -166,6 +166,7 @@ class Vmware:
             kernel_esp=at + flavour.KERNEL_ESP,
             kernel_ss_given=flavour.KERNEL_SS_GIVEN,
             cr2=at + 4 * _TOLD[Told.CR2],
+            cr3=at + 4 * _TOLD[Told.CR3],
             uncached=at + flavour.UNCACHED,
             uncached_known=flavour.UNCACHED_KNOWN,
             rom=range(self.base, self.base + self._data),

@@ -9,7 +9,8 @@ void on_interrupt(void *engine, uint32_t vector, struct core *core)
     void *env = core->env;
     int op = AT(env, ENV_CC_OP, int);
     uint64_t counter;
-    int gate;
+    bool done;
+    int gate = -1;
 
     core->walking = 0;
     if (op != CC_OP_EFLAGS) {
@@ -17,14 +18,21 @@ void on_interrupt(void *engine, uint32_t vector, struct core *core)
         AT(env, ENV_CC_OP, int) = CC_OP_EFLAGS;
     }
     counter = core->budget - (uint64_t)*left_of(core);
-    if (straight_report(core->straight, vector, counter, &core->budget)) {
+    done = straight_report(core->straight, vector, counter, &core->budget);
+    if (!done) {
+        gate = straight_gate(core->straight, vector, counter, core->budget);
+        if (gate >= 0 && serve_call(core, (uint32_t)gate)) {
+            straight_spend(core->straight, counter, &core->budget);
+            done = true;
+        }
+    }
+    if (done) {
         *left_of(core) = (int64_t)(core->budget - counter);
         core->tsc_origin += (uint64_t)(core->straight->ns_event / core->straight->ns_each);
         if (core->budget == counter)
             lib_emu_stop(engine);
         return;
     }
-    gate = straight_gate(core->straight, vector, counter, core->budget);
     if (gate >= 0) {
         bool served;
 

@@ -21,6 +21,7 @@ uintptr_t (*lib_const_i32)(void *context, int32_t value);
 uintptr_t (*lib_const_i64)(void *context, int64_t value);
 uint32_t (*lib_compute_flags)(void *env, int op);
 void (*lib_set_dirty)(void *cpu, uint64_t linear);
+void (*lib_flush)(void *cpu);
 void (*lib_reset_dirty)(void *cpu, uint64_t host, uint64_t size);
 void (*lib_loop_exit_noexc)(void *cpu) NORETURN;
 bool (*lib_restore_state)(void *cpu, uintptr_t back, bool will_exit);
@@ -35,6 +36,8 @@ void *(*lib_lock)(void *engine, uint64_t start, uint64_t end);
 void (*lib_unlock)(void *pages);
 void (*lib_invalidate_fast)(void *engine, void *pages, uint64_t start, int size, uintptr_t back);
 void (*lib_reset_dirty_by_linear)(void *cpu, uint64_t start, uint64_t size);
+uint32_t (*lib_ldl_phys)(void *cpu, uint64_t at);
+uint64_t (*lib_ldq_phys)(void *cpu, uint64_t at);
 bool (*lib_fill)(void *cpu, uint64_t address, int size, int access, int mode, bool probe, uintptr_t back);
 void (*lib_insert)(void *context, struct block *block);
 void (*lib_check_intercept)(void *env, uint32_t kind, uint64_t parameter, uintptr_t back);
@@ -78,6 +81,7 @@ static const struct {
     {"cpu_cc_compute_all_x86_64", &lib_compute_flags},
     {"tlb_set_dirty_x86_64", &lib_set_dirty},
     {"tlb_reset_dirty_x86_64", &lib_reset_dirty},
+    {"tlb_flush_x86_64", &lib_flush},
 };
 
 static const struct {
@@ -94,6 +98,8 @@ static const struct {
     {"page_collection_unlock_x86_64", on_unlock, &lib_unlock},
     {"tb_invalidate_phys_page_fast_x86_64", on_invalidate_fast, &lib_invalidate_fast},
     {"x86_cpu_tlb_fill_x86_64", on_fill, &lib_fill},
+    {"x86_ldl_phys_x86_64", on_ldl_phys, &lib_ldl_phys},
+    {"x86_ldq_phys_x86_64", on_ldq_phys, &lib_ldq_phys},
     {"tcg_tb_insert_x86_64", on_insert, &lib_insert},
     {"tcg_gen_callN_x86_64", on_call_n, &lib_call_n},
     {"tcg_context_init_x86_64", on_init_context, &lib_init_context},

@@ -62,15 +62,17 @@ enum {
     OP_ARGS = 24,
 };
 
-enum { WRITABLE = 2, CC_OP_EFLAGS = 1, IF_BIT = 0x200, HF_CPL = 3, HF_INHIBIT_IRQ = 8, CR4_TSD = 4, TYPE_I64 = 1, COND_GE = 3 };
+enum { WRITABLE = 2, CC_OP_DYNAMIC = 0, CC_OP_EFLAGS = 1, IF_BIT = 0x200, HF_CPL = 3, HF_INHIBIT_IRQ = 8, CR4_TSD = 4, TYPE_I64 = 1, COND_GE = 3 };
 /*
  * The library has room for 512 temporaries in a block, doesn't look whether that is enough, and loses some
  * with many an instruction. By itself it ends a block only at so many operations.
  */
 enum { MOST_TEMPS = 400, MOST_OPS = 4000, MOST_INSTRUCTIONS = 128 };
+/* log2 of MOST_INSTRUCTIONS */
+enum { MOST_HASTE = 7 };
 enum { PAGE_BITS = 12, SVM_PAUSE = 0x77, LENGTH_OF_CALL = 2 };
-/* how a block is translated: as so many instructions, and by a mark that the library has no use for, cut here */
-enum { CFLAGS_COUNT = 0x7fff, CFLAGS_CUT = 0x8000 };
+/* how a block is translated: as so many instructions; by a mark that the library has no use for, cut; not kept */
+enum { CFLAGS_COUNT = 0x7fff, CFLAGS_CUT = 0x8000, CFLAGS_ONCE = 0x10000 };
 /* what is known of a page of RAM */
 enum { PAGE_HOLDS_CODE = 1, PAGE_IS_WATCHED = 2 };
 
@@ -120,6 +122,9 @@ struct core {
     uint32_t counts;      /* that block has been given its counting code */
     uint32_t breaks;      /* that block ends in front of a breakpoint */
     uint32_t cut;         /* that block is a part of one */
+    struct block *made;   /* the last block that is not a part of one */
+    uint32_t left_early;  /* and whether it was left for one of its instructions to be done alone */
+    uint32_t haste;       /* how often that was so lately */
     struct straight *straight; /* what of events need not be asked */
 
     uint32_t (*port_read)(void *engine, uint32_t port, int size, void *user);
@@ -164,6 +169,7 @@ extern uintptr_t (*lib_const_i32)(void *context, int32_t value);
 extern uintptr_t (*lib_const_i64)(void *context, int64_t value);
 extern uint32_t (*lib_compute_flags)(void *env, int op);
 extern void (*lib_set_dirty)(void *cpu, uint64_t linear);
+extern void (*lib_flush)(void *cpu);
 extern void (*lib_reset_dirty)(void *cpu, uint64_t host, uint64_t size);
 extern void (*lib_loop_exit_noexc)(void *cpu) NORETURN;
 extern bool (*lib_restore_state)(void *cpu, uintptr_t back, bool will_exit);
@@ -178,6 +184,8 @@ extern void *(*lib_lock)(void *engine, uint64_t start, uint64_t end);
 extern void (*lib_unlock)(void *pages);
 extern void (*lib_invalidate_fast)(void *engine, void *pages, uint64_t start, int size, uintptr_t back);
 extern void (*lib_reset_dirty_by_linear)(void *cpu, uint64_t start, uint64_t size);
+extern uint32_t (*lib_ldl_phys)(void *cpu, uint64_t at);
+extern uint64_t (*lib_ldq_phys)(void *cpu, uint64_t at);
 extern bool (*lib_fill)(void *cpu, uint64_t address, int size, int access, int mode, bool probe, uintptr_t back);
 extern void (*lib_insert)(void *context, struct block *block);
 extern void (*lib_check_intercept)(void *env, uint32_t kind, uint64_t parameter, uintptr_t back);
@@ -249,6 +257,9 @@ void alone(struct core *core, uintptr_t back);
 struct block *block_at(struct core *core, uintptr_t back);
 int index_in(const struct block *block, uintptr_t back);
 
+/* Do the call that a gate in the ROM stands for; false if that is Python's. straight_spend() is the caller's. */
+bool serve_call(struct core *core, uint32_t gate);
+
 /* An engine that was there before us knows a helper by another address. */
 void *known_before(void *function);
 
@@ -275,6 +286,8 @@ void on_interrupt(void *engine, uint32_t vector, struct core *core);
 bool on_invalid(void *engine, struct core *core);
 void on_invalidate_fast(void *engine, void *pages, uint64_t start, int size, uintptr_t back);
 uint64_t on_inw(void *env, uint32_t port);
+uint32_t on_ldl_phys(void *cpu, uint64_t at);
+uint64_t on_ldq_phys(void *cpu, uint64_t at);
 void *on_lock(void *engine, uint64_t start, uint64_t end);
 void on_loop_exit_noexc(void *cpu);
 uint64_t on_memory_read(void *engine, uint64_t offset, unsigned size, struct region *region);

@@ -75,6 +75,9 @@ class Core(ctypes.Structure):
         ("counts", _U32),
         ("breaks", _U32),
         ("cut", _U32),
+        ("made", _POINTER),
+        ("left_early", _U32),
+        ("haste", _U32),
         ("straight", _POINTER),
         *((name, _POINTER) for name in ASKED),
     )

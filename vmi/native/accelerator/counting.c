@@ -26,23 +26,52 @@ struct block *block_at(struct core *core, uintptr_t back)
     return back ? lib_tb_lookup(AT(core->engine, ENGINE_CONTEXT, void *), back - LENGTH_OF_CALL) : NULL;
 }
 
+struct begun { /* an instruction, as it begins */
+    uint64_t pc;
+    uint64_t cc_op; /* form of the flags */
+};
+
 /*
  * Number of the instruction in its block that called from somewhere. Behind the code of a block is a table
  * of its instructions: address, form of the flags, and end in the code, each as difference to the one before.
  */
-int index_in(const struct block *block, uintptr_t back)
+static int find(const struct block *block, uintptr_t back, struct begun *begun)
 {
     uint8_t *table = block->code + block->code_size;
     uintptr_t end = (uintptr_t)block->code;
 
+    *begun = (struct begun){.pc = block->pc};
     for (int i = 0; i < block->count; i++) {
-        read_sleb128(&table);
-        read_sleb128(&table);
+        begun->pc += read_sleb128(&table);
+        begun->cc_op += read_sleb128(&table);
         end += read_sleb128(&table);
         if (end > back - LENGTH_OF_CALL)
             return i;
     }
     return block->count - 1;
+}
+
+int index_in(const struct block *block, uintptr_t back)
+{
+    struct begun begun;
+
+    return find(block, back, &begun);
+}
+
+/* Go back to the start of the instruction that called from somewhere, and give its number. */
+static int restore(struct core *core, const struct block *block, uintptr_t back)
+{
+    struct begun begun;
+    int number = find(block, back, &begun);
+
+    if (RARELY(block->cflags & CFLAGS_ONCE)) {
+        lib_restore_state(core->cpu, back, false); /* it drops the block, too */
+        return number;
+    }
+    AT(core->env, ENV_EIP, uint64_t) = begun.pc - block->cs_base;
+    if ((uint32_t)begun.cc_op != CC_OP_DYNAMIC)
+        AT(core->env, ENV_CC_OP, uint32_t) = (uint32_t)begun.cc_op;
+    return number;
 }
 
 void alone(struct core *core, uintptr_t back)
@@ -55,10 +84,11 @@ void alone(struct core *core, uintptr_t back)
     block = block_at(core, back);
     if (!block)
         return;
-    left = block->count - index_in(block, back);
-    lib_restore_state(core->cpu, back, false);
+    left = block->count;
+    left -= restore(core, block, back);
     if (left <= 1)
         return;
+    core->left_early |= block == core->made;
     *left_of(core) += left;
     core->walking = 0;
     AT(core->cpu, CPU_NEXT_BLOCK, uint32_t) = CFLAGS_CUT | 1;
@@ -168,18 +198,37 @@ void on_call_n(void *context, void *function, char *result, int count, char **ar
         AT(context, CONTEXT_OPS, int) = MOST_OPS;
 }
 
+/*
+ * Instructions of a block to be made. Straight code of which each instruction has to be done alone, as it
+ * accesses a device or stores into what follows, would have a long block made for each, to be left at once.
+ */
+static int length(struct core *core, struct block *block)
+{
+    if (block->cflags & CFLAGS_COUNT)
+        return MOST_INSTRUCTIONS;
+    if (core->left_early)
+        core->haste += core->haste < MOST_HASTE;
+    else
+        core->haste -= core->haste > 0;
+    core->made = block;
+    core->left_early = 0;
+    return MOST_INSTRUCTIONS >> core->haste;
+}
+
 void on_translate(void *cpu, struct block *block, int most)
 {
     struct core *core = core_of_cpu(cpu);
+    int longest;
 
     if (!core) {
         lib_translate(cpu, block, most);
         return;
     }
+    longest = length(core, block);
     core->counts = core->breaks = 0;
     core->cut = block->cflags & CFLAGS_CUT;
     core->charge = NULL;
-    lib_translate(cpu, block, most < MOST_INSTRUCTIONS ? most : MOST_INSTRUCTIONS);
+    lib_translate(cpu, block, most < longest ? most : longest);
     /* the library counts the instruction that a breakpoint is in front of, which is not executed */
     block->count -= (uint16_t)core->breaks;
     flags_first(AT(core->engine, ENGINE_CONTEXT, void *), &core->flag_operations, compute_all_helper);
@@ -191,16 +240,20 @@ bool on_restore_state(void *cpu, uintptr_t back, bool will_exit)
 {
     struct core *core = core_of_cpu(cpu);
 
-    if (core && core->running && !core->inside) {
-        core->last_back = back;
-        if (will_exit) {
-            struct block *block = block_at(core, back);
+    struct block *block;
+    int count, number;
 
-            if (block)
-                *left_of(core) += block->count - (index_in(block, back) + 1);
-        }
-    }
-    return lib_restore_state(cpu, back, will_exit);
+    if (!core || !core->running || core->inside)
+        return lib_restore_state(cpu, back, will_exit);
+    core->last_back = back;
+    block = block_at(core, back);
+    if (!block)
+        return false;
+    count = block->count;
+    number = restore(core, block, back);
+    if (will_exit)
+        *left_of(core) += count - (number + 1);
+    return true;
 }
 
 void on_loop_exit_noexc(void *cpu)
@@ -213,6 +266,7 @@ void on_loop_exit_noexc(void *cpu)
 
         if (block)
             *left_of(core) += block->count - index_in(block, core->store_back);
+        core->left_early |= block == core->made;
         core->store_back = 0;
     }
     lib_loop_exit_noexc(cpu);

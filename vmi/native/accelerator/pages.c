@@ -101,6 +101,30 @@ void on_invalidate_fast(void *engine, void *pages, uint64_t start, int size, uin
     core->store_back = 0;
 }
 
+/*
+ * Entries of page tables in RAM are loaded from there. The library would look each time for what lies at that
+ * address, which takes longer than all else that a walk does.
+ */
+
+static inline void *in_ram(struct core *core, uint64_t at, unsigned size)
+{
+    return core && at >> PAGE_BITS < core->page_count && !(at & (size - 1)) ? (char *)core->ram + at : NULL;
+}
+
+uint32_t on_ldl_phys(void *cpu, uint64_t at)
+{
+    uint32_t *found = in_ram(core_of_cpu(cpu), at, sizeof *found);
+
+    return found ? *found : lib_ldl_phys(cpu, at);
+}
+
+uint64_t on_ldq_phys(void *cpu, uint64_t at)
+{
+    uint64_t *found = in_ram(core_of_cpu(cpu), at, sizeof *found);
+
+    return found ? *found : lib_ldq_phys(cpu, at);
+}
+
 bool on_fill(void *cpu, uint64_t address, int size, int access, int mode, bool probe, uintptr_t back)
 {
     struct core *core = core_of_cpu(cpu);

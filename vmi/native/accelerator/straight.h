@@ -11,6 +11,14 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* Calls that C serves, by what is done for them. */
+enum {
+    LOAD_CR3,   /* EAX is its value */
+    FLUSH_PAGE, /* at the address EAX in DS */
+    FLUSH_ALL,  /* as the flags in EAX say */
+    SERVICES,
+};
+
 struct straight {
     uint64_t size;        /* of this structure, as Python has it */
     void *cpu;            /* the library's CPU */
@@ -31,6 +39,7 @@ struct straight {
     uint64_t entered;
     uint64_t exceptions[32];
     uint64_t software;
+    uint64_t served[SERVICES]; /* calls */
 
     uint64_t *told_cr2;   /* what CR2 was set to, not counting the page faults that the CPU finds itself */
     uint64_t *uncached;   /* linear address of a page to tell somebody of when it is cached */
@@ -64,6 +73,8 @@ struct straight {
     uint32_t gate_count;
     uint32_t *cr2;             /* where the ROM shows CR2, NULL for nowhere */
     uint32_t *uncached_word;   /* where the ROM sees that page */
+    uint32_t *cr3;             /* where it shows CR3, NULL for nowhere */
+    uint32_t served_gates[SERVICES]; /* numbers of the gates of those that C serves; all bits: of none */
 };
 
 /*
@@ -75,8 +86,8 @@ struct straight {
 bool straight_report(struct straight *straight, uint32_t vector, uint64_t counter, uint64_t *budget);
 
 /*
- * Number of the gate in the ROM that an INT comes from, if somebody is to be told of just that; negative if
- * not. Behind the telling comes straight_spend().
+ * Number of the gate in the ROM that an INT comes from, if that is all there is to know of it; negative if
+ * not. When the call is done comes straight_spend().
  */
 int straight_gate(struct straight *straight, uint32_t vector, uint64_t counter, uint64_t budget);
 
