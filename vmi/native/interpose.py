@@ -26,7 +26,7 @@ from typing import Any, Protocol
 from weakref import ReferenceType, WeakValueDictionary, ref
 
 from vmi.memory import PAGE_SIZE
-from vmi.native import accelerator, pointers
+from vmi.native import accelerator, pointers, translator
 from vmi.x86 import U32
 
 _POINTER, _U64, _U32, _INT = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int
@@ -276,6 +276,7 @@ def install(library: Any) -> None:
     made = {f"{name}_x86_64": function for name, function in replaced.items()}
     _put(library, {**made, "gettimeofday": _TIME(_no_time)})
     _installed.append(library)
+    translator.install(library, _by_cpu)
 
 
 def begin_run(engine: int) -> None:

@@ -25,7 +25,11 @@ _POINTER = ctypes.c_void_p
 _HEADER_SIZE, _PROGRAM_HEADERS = 64, Struct("<32xQ14xHH")
 _PROGRAM_HEADER = Struct("<IIQQQQ16x")  # kind, flags, place in the file, address twice, bytes there
 _LOADED, _NOTES, _WRITABLE_SEGMENT = 1, 4, 2
+_NOTE, _BUILD_ID = Struct("<III"), 3
 _AT_ONCE = 512  # words of it that are looked through together
+
+#: The build of the emulator library whose inner structures are known: the wheel for Linux on x86-64.
+BUILD = "44285d3e80527122e9e361928189385906ec813e"
 
 #: What is in the library's data now, by name, where that is not what the linker has put there.
 _replaced: dict[str, int] = {}
@@ -74,6 +78,17 @@ def exchange(library: Any, targets: Mapping[str, int]) -> None:
     _replaced.update(targets)
 
 
+def put(address: int, expected: int, pointer: int) -> None:
+    """Replace the pointer at an address, which must be ``expected``. :raises EngineError: it is another."""
+    found = ctypes.c_uint64.from_address(address).value
+    if found != expected:
+        raise EngineError(
+            f"the CPU emulator is not as expected: the pointer at {address:#x} should be {expected:#x}, "
+            f"but it is {found:#x}"
+        )
+    _store(address, pointer, writable=False)
+
+
 def _store(address: int, pointer: int, writable: bool) -> None:
     """Store a pointer, also where the dynamic linker has made memory read-only after its work."""
     page = address - address % mmap.PAGESIZE
@@ -104,7 +119,21 @@ def _data_of_library(inside: int) -> Iterator[tuple[int, int, bool]]:
                 yield start, end - start, "w" in access
 
 
-def notes_of_library(inside: int) -> Iterator[bytes]:
+def build_of(library: Any) -> str:
+    """The linker's identification of the library, in hexadecimal."""
+    for data in _notes_of_library(original(library, "uc_open")):
+        at = 0
+        while at + _NOTE.size <= len(data):
+            name_size, size, kind = _NOTE.unpack_from(data, at)
+            name_at = at + _NOTE.size
+            content_at = name_at + (name_size + 3 & ~3)
+            if kind == _BUILD_ID and data[name_at : name_at + 4] == b"GNU\0":
+                return data[content_at : content_at + size].hex()
+            at = content_at + (size + 3 & ~3)
+    return "one without a number"
+
+
+def _notes_of_library(inside: int) -> Iterator[bytes]:
     """What the linker noted in the shared library that holds an address."""
     for kind, _, first, last in _segments(min(start for _, start, _ in _mapped(inside))):
         if kind == _NOTES:

@@ -10,15 +10,11 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from struct import Struct
 from typing import Any
 
 from vmi.errors import EngineError
 from vmi.native import pointers
 from vmi.native.straight import Straight
-
-#: The build of the emulator library whose structures the C source knows: the wheel for Linux on x86-64.
-BUILD = "44285d3e80527122e9e361928189385906ec813e"
 
 PAGE_HOLDS_CODE, PAGE_IS_WATCHED = 1, 2
 
@@ -137,9 +133,9 @@ class Library:
         global _installed
         if _installed is self:
             return
-        found = _build_of(library)
-        if found != BUILD:
-            raise EngineError(f"the CPU emulator should be build {BUILD}, but it is {found}")
+        found = pointers.build_of(library)
+        if found != pointers.BUILD:
+            raise EngineError(f"the CPU emulator should be build {pointers.BUILD}, but it is {found}")
         imports = [pointers.original(library, name) for name in self._imports]
         originals = [pointers.current(library, name) for name in self._replaced]
         helpers = [pointers.original(library, name) for name in _HELPERS]
@@ -165,21 +161,3 @@ _installed: Library | None = None
 def installed() -> Library | None:
     """The C library that has taken the place of the emulator library's functions, if one has."""
     return _installed
-
-
-_NOTE = Struct("<III")
-_BUILD_ID = 3
-
-
-def _build_of(library: Any) -> str:
-    """The linker's identification of the emulator library."""
-    for data in pointers.notes_of_library(pointers.original(library, "uc_open")):
-        at = 0
-        while at + _NOTE.size <= len(data):
-            name_size, size, kind = _NOTE.unpack_from(data, at)
-            name_at = at + _NOTE.size
-            content_at = name_at + (name_size + 3 & ~3)
-            if kind == _BUILD_ID and data[name_at : name_at + 4] == b"GNU\0":
-                return data[content_at : content_at + size].hex()
-            at = content_at + (size + 3 & ~3)
-    return "one without a number"
