@@ -830,6 +830,48 @@ TOPICS: tuple[Topic, ...] = (
         "the new page alone.",
         "VMI-Sequence-08: Interrupts are delivered while user code runs, and it goes on as if none had been.",
     ),
+    _topic(
+        "Interrupt",
+        "Interrupts that arrive in a call, at any instruction of it",
+        1,
+        "VMI-Interrupt-01: With virtual interrupts on, its handler runs once, and before the instruction "
+        "behind the call.",
+        "VMI-Interrupt-02: EIP in its frame is the call's site, the instruction behind it, or code of the "
+        "ROM or of its hypervisor.",
+        "VMI-Interrupt-03: CS in its frame has the kernel's privilege level, and IF in the pushed flags is "
+        "the virtual one, so 1.",
+        "VMI-Interrupt-04: Its frame lies on the caller's stack, below the arguments and at most 36 bytes "
+        "below where the stack pointer was.",
+        "VMI-Interrupt-05: What survives the call survives the call with an interrupt in it.",
+        "VMI-Interrupt-06: Results of the call are those that it has without an interrupt.",
+        "VMI-Interrupt-07: Behind the call ESP, stack arguments, DF and the virtual interrupt flag are as "
+        "without an interrupt.",
+        "VMI-Interrupt-08: A handler that is entered at the site or behind the call finds the registers as "
+        "they were there.",
+        "VMI-Interrupt-09: With virtual interrupts off it waits, whatever call it arrives in that leaves "
+        "them off.",
+        "VMI-Interrupt-10: One that has waited is handled once when interrupts are switched on.",
+        "VMI-Interrupt-11: Its handler may make the call that it has interrupted, and neither disturbs the "
+        "other.",
+        "VMI-Interrupt-12: In a call that switches interrupts on it is handled once, by the end of the call, "
+        "and all registers survive.",
+        "VMI-Interrupt-13: In a call that switches interrupts off it comes while they are on, or waits until "
+        "they are on again, and comes once.",
+        "VMI-Interrupt-14: In IRET with IF set in the image it is handled once, and the target gets its "
+        "registers, flags and stack.",
+        "VMI-Interrupt-15: In IRET without IF in the image it comes before the flag is cleared, or waits.",
+        "VMI-Interrupt-16: In IRET to user mode its frame is the kernel's, or it has CS, SS, ESP and flags "
+        "of the user code.",
+        "VMI-Interrupt-17: In SYSEXIT it comes to user code, with the ESP that was asked for.",
+        "VMI-Interrupt-18: In Halt it is handled once and Halt returns, even if it arrives just before the "
+        "wait begins.",
+        "VMI-Interrupt-19: Of two that arrive in one call each is handled once, the one with the higher "
+        "priority first.",
+        "VMI-Interrupt-20: Its handler may leave lazy MMU mode and enter it again: nothing of the batch that "
+        "it has interrupted is lost.",
+        "VMI-Interrupt-21: At any instruction of user code and of its way into the kernel it changes nothing "
+        "of what user code and handlers see.",
+    ),
 )
 
 

@@ -8,6 +8,7 @@ from functools import partial
 
 from vmi import abi
 from vmi.abi import Call, FlagsEffect
+from vmi.conformance import generated_arrivals as arriving
 from vmi.conformance.case import ALL_PAGING, Body, Case, Findings
 from vmi.conformance.examples import EXAMPLES, Example
 from vmi.conformance.layout import FREE_SELECTOR, GDT, STACK, descriptor
@@ -51,6 +52,21 @@ def made() -> Iterator[Case]:
                 ("VMI-Call-07",),
                 partial(held_interrupt, call=call, example=example),
                 example,
+            )
+            if number in (0, len(EXAMPLES[call.name]) - 1):
+                yield from _arrivals(call, number, example)
+
+
+def _arrivals(call: Call, number: int, example: Example) -> Iterator[Case]:
+    """Interrupts at each instruction of the call; some calls have cases by hand instead."""
+    for name, body, requirements, but in (
+        ("interrupt in it", arriving.interrupted, arriving.INTERRUPTED, arriving.SWITCH_OFF),
+        ("masked interrupt in it", arriving.masked, arriving.MASKED, arriving.SWITCH_ON),
+        ("call in the handler", arriving.reentered, arriving.REENTERED, arriving.SWITCH_OFF | arriving.ONCE),
+    ):
+        if call.name not in but and not (body is arriving.reentered and number):
+            yield _case(
+                call, f"{name} {number}", requirements, partial(body, call=call, example=example), example
             )
 
 
