@@ -254,8 +254,9 @@ def in_a_batch(rig: Rig, found: Findings) -> None:
         rig.put(shown, 0x5A5A)
         rig.write(_HANDLER, _leaves_and_enters(rig))
         rig.write(IDT + 8 * VECTOR, gate(_HANDLER))
-        for page in pages:
-            rig.go("load", ebx=page)
+        for page, entry in zip(pages, entries, strict=True):
+            rig.put(entry, 0)
+            rig.value("InvalPage", eax=page)
         rig.go("open_irq1")
         rig.value("SetLazyMode", eax=int(LazyMode.MMU))
         stack, registers = set_entry(entries[0])
