@@ -652,6 +652,7 @@ def _in_call(number: int, name: str, width: _Width) -> Call:
             f"VMI-{name}-03: The device sees exactly one read of size {width.size}; a port that nobody "
             "serves reads as all ones.",
             f"VMI-{name}-04: All general registers but EAX survive, ECX and EDX included.",
+            f"VMI-{name}-05: Bits 31 to 16 of EDX are ignored.",
         ),
         (_edx("port", "u16", "port number"),),
         _returns("value", width.type, "the value; higher bits of EAX survive" if narrow else "the value"),
@@ -672,6 +673,7 @@ def _out_call(number: int, name: str, width: _Width) -> Call:
             f"VMI-{name}-02: {looked_at}",
             f"VMI-{name}-03: All general registers survive, EAX, ECX and EDX included.",
             f"VMI-{name}-04: A write to a port that nobody serves has no effect.",
+            f"VMI-{name}-05: Bits 31 to 16 of EDX are ignored.",
         ),
         (_eax("value", width.type, "the value"), _edx("port", "u16", "port number")),
     )
@@ -690,6 +692,11 @@ def _ins_call(number: int, name: str, width: _Width) -> Call:
             f"VMI-{name}-03: With count 0 no port is read and no memory is written.",
             f"VMI-{name}-04: After a page fault on the buffer, reported to the guest, the transfer goes on "
             "without losing or repeating a read.",
+            f"VMI-{name}-05: A page fault on the buffer has the error code of a write and CR2 at the first "
+            "byte that can't be written.",
+            f"VMI-{name}-06: A buffer whose second page is not there is filled as far as the first one goes "
+            "before the page fault.",
+            f"VMI-{name}-07: Bits 31 to 16 of EDX are ignored.",
         ),
         (
             Arg("buffer", "ptr", ("edi",), "first byte to store"),
@@ -716,6 +723,11 @@ def _outs_call(number: int, name: str, width: _Width) -> Call:
             f"VMI-{name}-03: With count 0 no port is written and no memory is read.",
             f"VMI-{name}-04: After a page fault on the buffer, reported to the guest, the transfer goes on "
             "without losing or repeating a write.",
+            f"VMI-{name}-05: A page fault on the buffer has the error code of a read and CR2 at the first "
+            "byte that can't be read.",
+            f"VMI-{name}-06: A buffer whose second page is not there is written as far as the first one goes "
+            "before the page fault.",
+            f"VMI-{name}-07: Bits 31 to 16 of EDX are ignored.",
         ),
         (
             Arg("buffer", "ptr", ("esi",), "first byte to read"),
@@ -830,6 +842,65 @@ TOPICS: tuple[Topic, ...] = (
         "the new page alone.",
         "VMI-Sequence-08: Interrupts are delivered while user code runs, and it goes on as if none had been.",
     ),
+    _topic(
+        "Interrupt",
+        "Interrupts that arrive in a call, at any instruction of it",
+        1,
+        "VMI-Interrupt-01: With virtual interrupts on, its handler runs once, and before the instruction "
+        "behind the call.",
+        "VMI-Interrupt-02: EIP in its frame is the call's site, the instruction behind it, or code of the "
+        "ROM or of its hypervisor.",
+        "VMI-Interrupt-03: CS in its frame has the kernel's privilege level, and IF in the pushed flags is "
+        "the virtual one, so 1.",
+        "VMI-Interrupt-04: Its frame lies on the caller's stack, below the arguments and at most 36 bytes "
+        "below where the stack pointer was.",
+        "VMI-Interrupt-05: What survives the call survives the call with an interrupt in it.",
+        "VMI-Interrupt-06: Results of the call are those that it has without an interrupt.",
+        "VMI-Interrupt-07: Behind the call ESP, stack arguments, DF and the virtual interrupt flag are as "
+        "without an interrupt.",
+        "VMI-Interrupt-08: A handler that is entered at the site or behind the call finds the registers as "
+        "they were there.",
+        "VMI-Interrupt-09: With virtual interrupts off it waits, whatever call it arrives in that leaves "
+        "them off.",
+        "VMI-Interrupt-10: One that has waited is handled once when interrupts are switched on.",
+        "VMI-Interrupt-11: Its handler may make the call that it has interrupted, and neither disturbs the "
+        "other.",
+        "VMI-Interrupt-12: In a call that switches interrupts on it is handled once, by the end of the call, "
+        "and all registers survive.",
+        "VMI-Interrupt-13: In a call that switches interrupts off it comes while they are on, or waits until "
+        "they are on again, and comes once.",
+        "VMI-Interrupt-14: In IRET with IF set in the image it is handled once, and the target gets its "
+        "registers, flags and stack.",
+        "VMI-Interrupt-15: In IRET without IF in the image it comes before the flag is cleared, or waits.",
+        "VMI-Interrupt-16: In IRET to user mode its frame is the kernel's, or it has CS, SS, ESP and flags "
+        "of the user code.",
+        "VMI-Interrupt-17: In SYSEXIT it comes to user code, with the ESP that was asked for.",
+        "VMI-Interrupt-18: In Halt it is handled once and Halt returns, even if it arrives just before the "
+        "wait begins.",
+        "VMI-Interrupt-19: Of two that arrive in one call each is handled once, the one with the higher "
+        "priority first.",
+        "VMI-Interrupt-20: Its handler may leave lazy MMU mode and enter it again: nothing of the batch that "
+        "it has interrupted is lost.",
+        "VMI-Interrupt-21: At any instruction of user code and of its way into the kernel it changes nothing "
+        "of what user code and handlers see.",
+    ),
+    _topic(
+        "Fault",
+        "Faults of a call",
+        1,
+        "VMI-Fault-01: A call that is refused raises one exception, with the vector and error code of the "
+        "native instruction.",
+        "VMI-Fault-02: EIP in its frame is the call's site, or code of the ROM or of its hypervisor; CS has "
+        "the kernel's privilege level.",
+        "VMI-Fault-03: IF in its frame is the virtual interrupt flag, which is the same afterwards.",
+        "VMI-Fault-04: Its frame lies on the caller's stack, below the arguments, which stay.",
+        "VMI-Fault-05: Nothing that the call would have changed has changed, and with #PF CR2 is the address "
+        "of the access.",
+        "VMI-Fault-06: A ROM that promises FAULTS_AT_CALL reports it at the call instruction, with ESP and "
+        "registers as before that.",
+        "VMI-Fault-07: A handler that takes away the cause and returns lets the call do all that it should.",
+        "VMI-Fault-08: An interrupt that waits meanwhile is neither let in nor lost.",
+    ),
 )
 
 
@@ -884,6 +955,9 @@ CALLS: tuple[Call, ...] = (
             "VMI-WRMSR-01: After the call RDMSR of the same register returns the value.",
             "VMI-WRMSR-02: A register that the guest does not have raises #GP with error code 0.",
             "VMI-WRMSR-03: No register outside the guest's own processor state changes.",
+            "VMI-WRMSR-04: A value that sets a bit which the register reserves raises #GP with error code "
+            "0, and the register is as before.",
+            "VMI-WRMSR-05: A write to a register that can only be read raises #GP with error code 0.",
         ),
         source=_UNUSED,
     ),
@@ -925,6 +999,8 @@ CALLS: tuple[Call, ...] = (
             "VMI-SetGDT-04: Kernel data selectors with RPL 0 can still be loaded into DS, ES, FS and GS at "
             "the kernel's new privilege level.",
             "VMI-SetGDT-05: The 6 bytes behind the pointer are not needed after the call.",
+            "VMI-SetGDT-06: A page fault on the 6 bytes has CR2 at the first of them that is not there, and "
+            "leaves the table in use as it was.",
         ),
         notes=(
             "A hypervisor may raise DPL 0, cut limits below virtual_top and set accessed bits; LAR, LSL and "
@@ -940,7 +1016,10 @@ CALLS: tuple[Call, ...] = (
         Kind.BATCHABLE,
         "Load the local descriptor table register with a selector.",
         args=(_eax("selector", "u16", "GDT selector of an LDT descriptor, or 0 for no LDT"),),
-        faults=("#GP: the selector does not name an LDT descriptor in the GDT",),
+        faults=(
+            "#GP: the selector does not name an LDT descriptor in the GDT",
+            "#NP: the LDT descriptor is not present",
+        ),
         instructions=("lldt rm",),
         lazy=LazyMode.CPU,
         linux=LinuxUse("set_ldt", Bind.WRAP, "lldt (traps)"),
@@ -949,6 +1028,12 @@ CALLS: tuple[Call, ...] = (
             "VMI-SetLDT-02: Base and limit come from the GDT entry as WriteGDTEntry left it before the call.",
             "VMI-SetLDT-03: With selector 0 there is no LDT, and loading an LDT selector raises #GP.",
             "VMI-SetLDT-04: An LDT selector loaded after the call gets the new table's descriptor.",
+            "VMI-SetLDT-05: The selector of anything but an LDT raises #GP with the selector, but for its "
+            "RPL, as error code, and the LDT stays as it was.",
+            "VMI-SetLDT-06: The selector of an LDT that is not present raises #NP with it as error code.",
+            "VMI-SetLDT-07: A selector beyond the GDT's limit, or one of the LDT, raises #GP with it as "
+            "error code.",
+            "VMI-SetLDT-08: Bits 31 to 16 of EAX are ignored.",
         ),
         notes=("Linux writes GDT entry 17 first, then passes 88h, or 0 for an empty LDT.",),
         source=_SPEC,
@@ -967,6 +1052,8 @@ CALLS: tuple[Call, ...] = (
             "VMI-SetIDT-01: After the call GetIDT stores the limit and base that were given.",
             "VMI-SetIDT-02: Exceptions, interrupts and INT n after the call go through the new table.",
             "VMI-SetIDT-03: A vector beyond the limit raises #GP with the error code of the vector.",
+            "VMI-SetIDT-04: A page fault on the 6 bytes has CR2 at the first of them that is not there, and "
+            "leaves the table in use as it was.",
         ),
         source=_CLIENT,
     ),
@@ -978,7 +1065,10 @@ CALLS: tuple[Call, ...] = (
         Kind.CALL_OUT,
         "Load the task register with a selector.",
         args=(_eax("selector", "u16", "GDT selector of a TSS descriptor"),),
-        faults=("#GP: the selector does not name a free TSS in the GDT",),
+        faults=(
+            "#GP: the selector does not name a free TSS in the GDT",
+            "#NP: the TSS descriptor is not present",
+        ),
         instructions=("ltr rm",),
         linux=LinuxUse("load_tr_desc", Bind.WRAP, "ltr (traps)"),
         requirements=(
@@ -987,6 +1077,13 @@ CALLS: tuple[Call, ...] = (
             "stands in memory at that moment.",
             "VMI-SetTR-03: Without UpdateKernelStack, an entry from user mode uses ss0 and esp0 of this TSS "
             "as they stand in memory.",
+            "VMI-SetTR-04: The selector of a TSS that is busy, or of anything else, raises #GP with the "
+            "selector as error code, and the task register stays as it was.",
+            "VMI-SetTR-05: The null selector raises #GP with error code 0.",
+            "VMI-SetTR-06: The selector of a TSS that is not present raises #NP with it as error code.",
+            "VMI-SetTR-07: A selector beyond the GDT's limit, or one of the LDT, raises #GP with it as "
+            "error code.",
+            "VMI-SetTR-08: Bits 31 to 16 of EAX are ignored.",
         ),
         notes=("Linux changes the I/O bitmap by plain stores, without any call.",),
         source=_SPEC,
@@ -1004,6 +1101,8 @@ CALLS: tuple[Call, ...] = (
         requirements=(
             "VMI-GetGDT-01: It stores the limit and base last given to SetGDT, or loaded before VMI_Init.",
             "VMI-GetGDT-02: It writes exactly 6 bytes at the pointer.",
+            "VMI-GetGDT-03: A page fault on the 6 bytes has the error code of a write and CR2 at the first "
+            "that can't be written; the call can be made again behind it.",
         ),
         source=_CLIENT,
     ),
@@ -1020,6 +1119,7 @@ CALLS: tuple[Call, ...] = (
         requirements=(
             "VMI-GetLDT-01: It returns the selector last given to SetLDT, or loaded before VMI_Init.",
             "VMI-GetLDT-02: Bits 31 to 16 of EAX are 0.",
+            "VMI-GetLDT-03: In lazy CPU mode it returns what SetLDT has been given.",
         ),
         source=_UNUSED,
     ),
@@ -1036,6 +1136,8 @@ CALLS: tuple[Call, ...] = (
         requirements=(
             "VMI-GetIDT-01: It stores the limit and base last given to SetIDT, or loaded before VMI_Init.",
             "VMI-GetIDT-02: It writes exactly 6 bytes at the pointer.",
+            "VMI-GetIDT-03: A page fault on the 6 bytes has the error code of a write and CR2 at the first "
+            "that can't be written; the call can be made again behind it.",
         ),
         source=_CLIENT,
     ),
@@ -1151,6 +1253,7 @@ CALLS: tuple[Call, ...] = (
             "VMI-UpdateKernelStack-03: The last call before an entry counts; one made in lazy CPU mode "
             "counts once the mode is left.",
             "VMI-UpdateKernelStack-04: An event that arrives while the kernel runs stays on its stack.",
+            "VMI-UpdateKernelStack-05: Bits 31 to 16 of EAX are ignored.",
         ),
         notes=(
             "Specification 2.0 calls the first argument a TSS pointer; every client passes the selector.",
@@ -1175,6 +1278,8 @@ CALLS: tuple[Call, ...] = (
             "VMI-SetCR0-03: With WP set, a kernel store to a read-only user page raises #PF; with WP clear "
             "it does not.",
             "VMI-SetCR0-04: TS may be toggled any number of times.",
+            "VMI-SetCR0-05: PG without PE raises #GP with error code 0, and CR0 stays as it was.",
+            "VMI-SetCR0-06: NW without CD raises #GP with error code 0, and CR0 stays as it was.",
         ),
         notes=("Only TS changes may be queued in lazy CPU mode.",),
         source=_SPEC,
@@ -1203,7 +1308,7 @@ CALLS: tuple[Call, ...] = (
         Kind.BATCHABLE,
         "Switch to another set of page tables.",
         args=(_eax("value", "u32", "guest-physical address of the root, low bits as for the register"),),
-        faults=("#GP: with PAE on, the root holds an entry with a reserved bit set",),
+        faults=("#GP: with PAE on, the root holds a present entry with a reserved bit set",),
         instructions=("mov cr3,r",),
         lazy=LazyMode.CPU,
         linux=LinuxUse("write_cr3", Bind.FILL, "mov to CR3 (traps)"),
@@ -1217,6 +1322,8 @@ CALLS: tuple[Call, ...] = (
             "VMI-SetCR3-05: The root need not have been announced by AllocatePage.",
             "VMI-SetCR3-06: With PAE on, an entry of the active root filled in before the call is in force "
             "after it.",
+            "VMI-SetCR3-07: With PAE on, a root with a reserved bit in a present entry is refused with #GP, "
+            "error code 0, or is in force afterwards.",
         ),
         notes=(
             "Linux PAE up to 2.6.24 rewrites its live two-level root as a PAE root, reloads CR3, and only "
@@ -1242,6 +1349,8 @@ CALLS: tuple[Call, ...] = (
             "VMI-SetCR4-04: PGE and TSD may be cleared and set again at any time.",
             "VMI-SetCR4-05: If CPUID offers PAE, it may be set while paging is on; CR3 is read as a PAE root "
             "from then on.",
+            "VMI-SetCR4-06: A bit that the processor does not have raises #GP with error code 0, and CR4 "
+            "stays as it was.",
         ),
         source=_SPEC,
     ),
@@ -1258,6 +1367,7 @@ CALLS: tuple[Call, ...] = (
         requirements=(
             "VMI-GetCR0-01: It returns what the guest last wrote, with ET always 1.",
             "VMI-GetCR0-02: TS shows the guest's own setting, whatever the hypervisor does with the FPU.",
+            "VMI-GetCR0-03: In lazy CPU mode it shows what SetCR0 and CLTS have been given.",
         ),
         source=_CLIENT,
     ),
@@ -1290,6 +1400,7 @@ CALLS: tuple[Call, ...] = (
         requirements=(
             "VMI-GetCR3-01: It returns what the guest last wrote, or loaded before VMI_Init.",
             "VMI-GetCR3-02: The address is guest-physical, never that of a shadow table.",
+            "VMI-GetCR3-03: In lazy CPU mode it shows what SetCR3 has been given.",
         ),
         source=_CLIENT,
     ),
@@ -1342,6 +1453,10 @@ CALLS: tuple[Call, ...] = (
             "are fixed in DR6 and DR7.",
             "VMI-SetDR-02: A breakpoint enabled in DR7 raises #DB in the guest when its address is hit.",
             "VMI-SetDR-03: Registers 0 to 3 keep their contents while user code runs.",
+            "VMI-SetDR-04: Registers 4 and 5 raise #UD while CR4.DE is set.",
+            "VMI-SetDR-05: While DR7.GD is set an access raises #DB and nothing is written; the flag is "
+            "clear then, so that the call can be made again.",
+            "VMI-SetDR-06: While CR4.DE is clear, 4 and 5 mean 6 and 7.",
         ),
         source=_CLIENT,
     ),
@@ -1360,6 +1475,10 @@ CALLS: tuple[Call, ...] = (
         requirements=(
             "VMI-GetDR-01: Registers 0 to 3 return what the guest last wrote.",
             "VMI-GetDR-02: In a #DB handler register 6 names the breakpoint that was hit.",
+            "VMI-GetDR-03: Registers 4 and 5 raise #UD while CR4.DE is set.",
+            "VMI-GetDR-04: While DR7.GD is set an access raises #DB; the flag is clear then, so that the "
+            "call can be made again.",
+            "VMI-GetDR-05: While CR4.DE is clear, 4 and 5 mean 6 and 7.",
         ),
         source=_CLIENT,
     ),
@@ -1530,6 +1649,15 @@ CALLS: tuple[Call, ...] = (
             "VMI-IRET-05: A fault is reported with EIP at the site (return address - 5 for CALL_REL) and the "
             "frame intact on the interrupted stack.",
             "VMI-IRET-06: Every general register reaches the target unchanged.",
+            "VMI-IRET-07: A frame whose CS is null, no code segment, or of a level that it can't return to "
+            "raises #GP with the selector as error code.",
+            "VMI-IRET-08: A frame whose code segment is not present raises #NP with its selector.",
+            "VMI-IRET-09: A return to user mode with an SS that is null or no writable data segment of "
+            "level 3 raises #GP with the selector as error code.",
+            "VMI-IRET-10: A return to user mode with a stack segment that is not present raises #SS with "
+            "its selector.",
+            "VMI-IRET-11: Once the frame or the descriptor that it was refused for is right, it can be made "
+            "again.",
         ),
         notes=(
             "A same-ring frame has 3 words, and its CS carries the kernel's privilege level.",
@@ -1651,6 +1779,8 @@ CALLS: tuple[Call, ...] = (
             "VMI-SetPxE-04: The address in the flags is used only if CURRENT_AS is set.",
             "VMI-SetPxE-05: An entry of a table that is not in use may be written; it counts later.",
             "VMI-SetPxE-06: The guest reads back the accessed and dirty bits in the entry itself.",
+            "VMI-SetPxE-07: A page fault on the entry has the error code of a write and CR2 at the entry, "
+            "and comes before anything is stored.",
         ),
         notes=(
             "Guests read entries with plain loads: they must always hold guest-physical frame numbers.",
@@ -1681,6 +1811,8 @@ CALLS: tuple[Call, ...] = (
             "without a fault.",
             "VMI-SetPxELong-05: It may write the entries of a page-directory-pointer table of 32 bytes that "
             "shares its page with others.",
+            "VMI-SetPxELong-06: A page fault on the entry has the error code of a write and CR2 at the "
+            "entry, and comes before anything is stored.",
         ),
         notes=("Offer UpdatePxELong with it: Linux calls that one without asking first.",),
         source=_SPEC,

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from vmi import abi
 from vmi.abi import Call, FlagsEffect
+from vmi.conformance import generated_arrivals as arriving
+from vmi.conformance import generated_faults as faulting
 from vmi.conformance.case import ALL_PAGING, Body, Case, Findings
 from vmi.conformance.examples import EXAMPLES, Example
-from vmi.conformance.layout import FREE_SELECTOR, GDT, STACK, descriptor
+from vmi.conformance.layout import FREE_SELECTOR, GDT, STACK, Paging, descriptor
+from vmi.conformance.refusals import REFUSALS, Refusal
 from vmi.conformance.rig import Called, Rig, fill
 from vmi.x86 import Eflags
 
@@ -52,13 +55,53 @@ def made() -> Iterator[Case]:
                 partial(held_interrupt, call=call, example=example),
                 example,
             )
+            if number in (0, len(EXAMPLES[call.name]) - 1):
+                yield from _arrivals(call, number, example)
+    for row in REFUSALS:
+        yield from _faults(row)
+
+
+def _arrivals(call: Call, number: int, example: Example) -> Iterator[Case]:
+    """Interrupts at each instruction of the call; some calls have cases by hand instead."""
+    for name, body, requirements, but in (
+        ("interrupt in it", arriving.interrupted, arriving.INTERRUPTED, arriving.SWITCH_OFF),
+        ("masked interrupt in it", arriving.masked, arriving.MASKED, arriving.SWITCH_ON),
+        ("call in the handler", arriving.reentered, arriving.REENTERED, arriving.SWITCH_OFF | arriving.ONCE),
+    ):
+        if call.name not in but and not (body is arriving.reentered and number):
+            yield _case(
+                call, f"{name} {number}", requirements, partial(body, call=call, example=example), example
+            )
+
+
+def _faults(row: Refusal) -> Iterator[Case]:
+    """One way in which a call is refused, and what is to be said of that."""
+    call = abi.BY_NAME[row.call]
+    own = tuple(f"VMI-{row.call}-{number:02}" for number in row.numbers)
+    kinds: tuple[tuple[str, Callable[..., None], tuple[str, ...]], ...] = (
+        ("fault", faulting.refused, (*own, *faulting.REFUSED)),
+        ("fault at the site", faulting.at_site, faulting.PROMISED),
+        ("fault cured", faulting.cured, faulting.CURED),
+        ("fault and interrupt", faulting.with_interrupt, faulting.WITH_INTERRUPT),
+    )
+    if row.may:
+        kinds = (("fault", faulting.done_or_refused, own),)
+    for name, body, requirements in kinds:
+        if body is not faulting.cured or row.cure is not None:
+            given = f"{name}, {row.what}"
+            yield _case(call, given, requirements, partial(body, row=row), paging=row.paging)
 
 
 def _case(
-    call: Call, name: str, requirements: tuple[str, ...], body: Body, example: Example | None = None
+    call: Call,
+    name: str,
+    requirements: tuple[str, ...],
+    body: Body,
+    example: Example | None = None,
+    paging: frozenset[Paging] = ALL_PAGING,
 ) -> Case:
-    paging = ALL_PAGING if example is None else example.paging
-    return Case(f"{call.name}/{name}", requirements, call.name, str(call.group), call.level, body, paging)
+    where = paging if example is None else example.paging
+    return Case(f"{call.name}/{name}", requirements, call.name, str(call.group), call.level, body, where)
 
 
 def relocation(rig: Rig, found: Findings, *, call: Call) -> None:

@@ -8,7 +8,7 @@ that is guest code that runs on the subject; the rig itself only writes words an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from struct import Struct
 
@@ -123,7 +123,9 @@ class Rig:
         self.rom = 0
         self.limit_ns = LIMIT_NS
         self.own_exits = 0  # that one run with nothing in it takes, for the port it ends with
+        self.back: Callable[[], None] | None = None  # see Subject.mark
         self._entries: dict[str, tuple[Reloc, int]] = {}
+        self._left = STACK, 0, 0  # ESP, number of events and of exits when the guest set off
 
     def __repr__(self) -> str:
         return f"<Rig {self.subject.name} {self.environment}>"
@@ -142,6 +144,13 @@ class Rig:
         before = self.subject.exits()
         self.go("done")
         self.own_exits = self.subject.exits() - before
+
+    def again(self) -> None:
+        """The guest as it was when it had just begun."""
+        if self.back is not None:
+            self.back()
+        else:
+            self.begin()
 
     def power_on(self) -> None:
         """The guest on the bare machine, paging as the environment says; the ROM is found, not called."""
@@ -207,7 +216,7 @@ class Rig:
             if kind not in {int(each) for each in Reloc}:
                 raise Broken(Stop(End.REFUSED), f"asking for {name}: the unknown relocation type {kind}")
             address = answer["eax"]
-            if kind in (Reloc.CALL_REL, Reloc.JUMP_REL) and not self._may_hold_code(address):
+            if kind in (Reloc.CALL_REL, Reloc.JUMP_REL) and not self.may_hold_code(address):
                 raise Broken(
                     Stop(End.REFUSED),
                     f"asking for {name}: its entry {address:#x} is in the guest's own memory",
@@ -215,7 +224,7 @@ class Rig:
             self._entries[name] = Reloc(kind), address
         return self._entries[name]
 
-    def _may_hold_code(self, address: int) -> bool:
+    def may_hold_code(self, address: int) -> bool:
         """An entry lies in the ROM, or in what a hypervisor keeps for itself."""
         size = abi.ROM_UNIT * self.read(self.rom + 2, 1)[0]
         return self.rom <= address < self.rom + size or address >= layout.RAM
@@ -251,18 +260,35 @@ class Rig:
 
     def call_address(self, target: int, *stack: int, **registers: int) -> Called:
         """CALL an address from the site."""
+        self.set_off_to(target, *stack, **registers)
+        return self.arrive()
+
+    def set_off_to(self, target: int, *stack: int, **registers: int) -> None:
+        """As :meth:`set_off`, to CALL an address from the site."""
         site = self.labels["site"]
         self.jump_to(site, target, call=True)
         esp = registers.pop("esp", STACK) - 4 * len(stack)
         self.put(esp, *stack)
-        return self.start(site, esp=esp, **registers)
+        self.set_off(site, esp=esp, **registers)
 
     def start(self, at: int, **registers: int) -> Called:
         """Start the guest somewhere; it ends itself."""
-        subject = self.subject
+        self.set_off(at, **registers)
+        return self.arrive()
+
+    def set_off(self, at: int, **registers: int) -> None:
+        """Put the guest somewhere, ready to go: :meth:`advance` and :meth:`arrive` let it."""
         esp = registers.setdefault("esp", STACK)
-        seen, exits = self.word(WORDS["LOG_COUNT"]), subject.exits()
-        subject.set_registers({**registers, "eip": at})
+        self._left = esp, self.word(WORDS["LOG_COUNT"]), self.subject.exits()
+        self.subject.set_registers({**registers, "eip": at})
+
+    def advance(self, limit_ns: int) -> bool:
+        """Let the guest go on for so long; False if it has come to its end, or to any other."""
+        return self.subject.run(limit_ns).end is End.TIMEOUT
+
+    def arrive(self) -> Called:
+        """Let the guest go on to its end."""
+        subject, (esp, seen, exits) = self.subject, self._left
         stop, left, runs = subject.run(self.limit_ns), subject.registers(), 1
         behind = self.labels["done"] + _OUT_LENGTH
         while stop.end is End.DONE and left["eip"] != behind and runs < _MOST_EVENTS:

@@ -82,6 +82,7 @@ class _Beginning:
             self._stuck = Broken(Stop(End.UNKNOWN, f"{type(error).__name__}: {error}"), "beginning")
             raise self._stuck from None
         self._rig, self._back = rig, self.subject.mark()
+        rig.back = self._back
         return rig
 
 

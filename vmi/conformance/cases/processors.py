@@ -6,8 +6,20 @@ from __future__ import annotations
 from vmi import abi
 from vmi.abi import Reloc
 from vmi.conformance.case import PAGED, Findings, case
-from vmi.conformance.layout import CODE0, DATA0, FREE_PAGES, GDT, IDT, SCRATCH, control
-from vmi.conformance.rig import Rig
+from vmi.conformance.layout import (
+    CODE0,
+    DATA0,
+    FREE_PAGES,
+    GDT,
+    IDT,
+    PAGE_TABLES,
+    SCRATCH,
+    Paging,
+    control,
+    entry_address,
+)
+from vmi.conformance.rig import CALL_LENGTH, Rig, Unfit
+from vmi.memory import PAGE_SIZE
 
 _ICR, _ICR_HIGH, _SPURIOUS = 0x300, 0x310, 0xF0
 _INIT, _STARTUP = 0x4500, 0x4600
@@ -50,8 +62,8 @@ def _state(rig: Rig, **changes: int) -> bytes:
     return bytes(data)
 
 
-def _announce(rig: Rig) -> None:
-    rig.write(_STATE, _state(rig))
+def _announce(rig: Rig, **changes: int) -> None:
+    rig.write(_STATE, _state(rig, **changes))
     rig.call("SetInitialAPState", eax=_STATE, edx=1)
     rig.write(_STATE, bytes(abi.AP_STATE_SIZE))
 
@@ -94,3 +106,75 @@ def second_message(rig: Rig, found: Findings) -> None:
     for _ in range(3):
         _message(rig, _STARTUP | 0x77)
     found.equal("starts", _seen(rig, "starts"), 1)
+
+
+_WINDOW, _PAGES = FREE_PAGES + 4 * PAGE_SIZE, tuple(FREE_PAGES + n * PAGE_SIZE for n in (5, 6, 7))
+_CODE, _SECOND_CODE = FREE_PAGES + 0x10000, FREE_PAGES + 0x11000
+_MAPPED_AT, _SLOT = 0xC0000000, 1
+_LOADED = _SEEN + 0x30
+_TWO_LEVEL = frozenset({Paging.TWO_LEVEL, Paging.PSE})
+
+
+def _call(rig: Rig, at: int, code: bytes, name: str, *stack: int, **registers: int) -> bytes:
+    """Code that will lie at an address, with one more call behind it."""
+    for word in reversed(stack):
+        code += b"\x68" + word.to_bytes(4, "little")
+    for number, register in enumerate(("eax", "ecx", "edx")):
+        if register in registers:
+            code += bytes([0xB8 + number]) + registers[register].to_bytes(4, "little")
+    offset = rig.entry(name)[1] - (at + len(code)) - CALL_LENGTH & 0xFFFFFFFF
+    return code + b"\xe8" + offset.to_bytes(4, "little") + b"\x83\xc4" + bytes([4 * len(stack)])
+
+
+def _batch(rig: Rig, at: int, value: int) -> bytes:
+    """Code that loads from the window, changes its entry by way of the slot's range, and loads again."""
+    load = b"\xa1" + _WINDOW.to_bytes(4, "little")
+    entry = _MAPPED_AT + entry_address(rig.environment.paging, _WINDOW)
+    code = _call(rig, at, load, "SetLazyMode", eax=1)
+    code = _call(rig, at, code, "SetPxE", eax=value | 7, edx=entry, ecx=1)
+    code = _call(rig, at, code, "SetLazyMode", eax=0)
+    return code + load + b"\xa3" + _LOADED.to_bytes(4, "little")
+
+
+def _loads(rig: Rig, value: int) -> int:
+    """What the first processor loads behind such a batch."""
+    code = _batch(rig, _CODE, value)
+    rig.write(_CODE, code)
+    rig.jump_to(_CODE + len(code), rig.labels["done"], call=False)
+    rig.start(_CODE)
+    return rig.word(_LOADED)
+
+
+@case("SetLinearMapping", "each processor its own", 3, paging=_TWO_LEVEL, cpus=2)
+def own_slots(rig: Rig, found: Findings) -> None:
+    """What one processor gives for a slot, right or wrong, is nothing to the other, before or after.
+
+    It shows in a change of a present entry that takes effect without a flush, which nobody has to do.
+    """
+    rig.need("SetLinearMapping", "SetPxE", "SetLazyMode")
+    _begin(rig)
+    for number, page in enumerate(_PAGES, 1):
+        rig.put(page, number)
+    rig.put(entry_address(rig.environment.paging, _WINDOW), _PAGES[0] | 7)
+    rig.put(PAGE_TABLES + 4 * (_MAPPED_AT >> 22), PAGE_TABLES + PAGE_SIZE | 7)
+    rig.value("FlushTLB", eax=1)
+    rig.value("SetLinearMapping", 0, eax=_SLOT, edx=_MAPPED_AT, ecx=0x400)
+    if _loads(rig, _PAGES[2]) != 3:
+        raise Unfit("a change of a present entry needs a flush, so that slots show in nothing")
+    # wrong here, and the other processor, which has no slot, must not go by it
+    rig.value("SetLinearMapping", 0x100, eax=_SLOT, edx=_MAPPED_AT, ecx=0x400)
+    code = _batch(rig, _SECOND_CODE, _PAGES[1])
+    # wrong there, once the first one has what is right
+    code = _call(rig, _SECOND_CODE, code, "SetLinearMapping", 0x200, eax=_SLOT, edx=_MAPPED_AT, ecx=0x400)
+    code += b"\xff\x05" + (_SEEN + 4 * _PLACES.index("starts")).to_bytes(4, "little") + b"\xf3\x90\xeb\xfc"
+    rig.write(_SECOND_CODE, code)
+    _announce(rig, eip=_SECOND_CODE)
+    _message(rig, _INIT)
+    _message(rig, _STARTUP | 0x77)
+    found.equal("starts", _seen(rig, "starts"), 1)
+    found.equal("a load of the other processor behind its batch", rig.word(_LOADED), 2)
+    rig.value("SetLinearMapping", 0, eax=_SLOT, edx=_MAPPED_AT, ecx=0x400)
+    for _ in range(20):
+        rig.go("spin", ecx=2000)
+    rig.value("FlushTLB", eax=1)
+    found.equal("a load behind a batch", _loads(rig, _PAGES[2]), 3)

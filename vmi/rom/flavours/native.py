@@ -30,11 +30,19 @@ _DR_DISPATCH = """
         jmp ecx
 @table:
 """
-# EAX table, EDX index, ECX low word, high word on the stack.
+# EAX table, EDX index, ECX low word, high word on the stack. Nothing of an entry on two pages is stored
+# unless both can be written.
 _WRITE_ENTRY = """
-        mov [eax + edx*8], ecx
-        mov ecx, [esp + 4]
-        mov [eax + edx*8 + 4], ecx
+        lea edx, [eax + edx*8]
+        mov eax, [esp + 4]
+        test dl, 7
+        jnz short @apart
+        mov [edx], ecx
+        mov [edx + 4], eax
+        ret
+@apart: or dword ptr [edx], 0
+        mov [edx + 4], eax
+        mov [edx], ecx
         ret
 """
 

@@ -343,8 +343,13 @@ _COUNTER = """
 
 
 def _table_pointer(table: str) -> Template:
-    """A call that stores limit and base, in this order, as the instruction does."""
+    """A call that stores limit and base, in this order, as the instruction does.
+
+    What is stored first means nothing: a page fault comes while the registers are still the caller's.
+    """
     return code(f"""
+        mov [eax], eax
+        mov [eax + 2], eax
         call @here
 @here:  pop ecx
         mov edx, ss:[ecx + {{{table}_LIMIT - @here}}]
