@@ -35,6 +35,54 @@ def test_the_list_runs_nothing() -> None:
     assert rows and {row["level"] for row in rows} == {0}
 
 
+def test_the_list_is_of_what_would_run() -> None:
+    command = ["conform", "--rom", "native", "--list", "--json", "--expression", "SetPxELong and paging=pae"]
+    rows = json.loads(RUN.invoke(app, command).stdout)
+    assert rows and all(row["environments"] == ["pae"] for row in rows)
+    rows = json.loads(RUN.invoke(app, [*command[:5], "--expression", "cpus=2"]).stdout)
+    assert {name for row in rows for name in row["environments"]} == {
+        "2-level, 2 processors",
+        "pae, 2 processors",
+        "pse, 2 processors",
+    }
+
+
+def test_engines_are_environments() -> None:
+    command = ["conform", "GetTR/relocation", "--rom", "native", "--paging", "off", "--json"]
+    one = json.loads(RUN.invoke(app, command).stdout)
+    assert one["facts"]["engine"] in ("accelerated", "python")
+    assert one["environments"]["off"] == {
+        "paging": "off",
+        "control registers": "CR0 0x11, CR3 0x0, CR4 0x0",
+        "MMU": "",
+        "processors": "1",
+        "processor": "i686",
+        "engine": one["facts"]["engine"],
+    }
+    other = json.loads(RUN.invoke(app, [*command, "--engine", "python"]).stdout)
+    assert list(other["environments"]) == ["off, python"] and other["facts"]["engine"] == "python"
+    assert other["cases"][0]["repro"] == (
+        "vmi conform --rom native --paging off --engine python GetTR/relocation"
+    )
+
+
+def test_coverage_is_part_of_each_form(tmp_path: Path) -> None:
+    command = [*FEW, "--coverage", "--report", str(tmp_path / "r.html"), "--report", str(tmp_path / "r.json")]
+    done = RUN.invoke(app, command)
+    assert "ROM code run: 7 of 7 bytes, 100.0 %; 1 of 1 entries whole" in done.stdout
+    assert json.loads((tmp_path / "r.json").read_text())["coverage"]["percent"] == 100.0
+    assert "7 of 7 bytes" in (tmp_path / "r.html").read_text()
+
+
+def test_the_same_command_gives_the_same_bytes() -> None:
+    command = [*FEW, "--json", "--coverage"]
+    one, two = (json.loads(RUN.invoke(app, command).stdout) for _ in range(2))
+    for made in (one, two):
+        for case in made["cases"]:
+            case["seconds"] = 0
+    assert json.dumps(one) == json.dumps(two)
+
+
 def test_reports_in_each_form(tmp_path: Path) -> None:
     files = [tmp_path / f"r{suffix}" for suffix in (".json", ".html", ".xml", ".tap", ".txt")]
     done = RUN.invoke(app, [*FEW, "-q", *(part for file in files for part in ("--report", str(file)))])
@@ -66,6 +114,19 @@ def test_a_bad_rom_and_a_waiver(tmp_path: Path) -> None:
         (["--rom", "vmwar"], "ROM 'vmwar' is neither a flavour (native, vmware) nor the name of a file"),
         (["--report", "x.pdf"], "a report must end in .json, .xml, .tap, .html, .txt, but it is 'x.pdf'"),
         (["--rom", "native", "--mmu", "direct"], "there is no MMU 'direct'; there is no choice here"),
+        (["--engine", "fast"], "there is no engine 'fast'; there is accelerated, python, and both"),
+        (
+            ["--expression", "SetCR3 and", "--list"],
+            "the expression must go on with a word, 'not' or '(', but it ends",
+        ),
+        (
+            ["--backend", "a:B", "--coverage"],
+            "--coverage is about this toolkit's own machine, so it can't go with --backend",
+        ),
+        (
+            ["--backend", "a:B", "--engine", "both"],
+            "--engine is about this toolkit's own machine, so it can't go with --backend",
+        ),
         (["--paging", "4-level"], "there is no paging '4-level'; there is 2-level, off, pae, pse"),
         (
             ["--backend", "no.such:Thing"],

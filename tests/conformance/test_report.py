@@ -8,7 +8,6 @@ from xml.etree import ElementTree
 
 from tests.conformance.test_waivers import result
 from vmi.conformance.layout import Paging
-from vmi.conformance.page import to_html
 from vmi.conformance.report import Report, to_junit, to_tap, to_text
 from vmi.conformance.subject import Environment
 from vmi.conformance.verdict import Verdict
@@ -83,13 +82,6 @@ def test_junit() -> None:
     ]
     assert suites[1].get("errors") == "1" and suites[1].get("skipped") == "1"
     assert [child.tag for case in suites[1] for child in case] == ["failure", "skipped", "error"]
-
-
-def test_html_is_one_page_and_escapes() -> None:
-    page = to_html(REPORT)
-    assert "&lt;mine&gt;" in page and "<mine>" not in page
-    assert "http" not in page and "<script" not in page
-    assert '<td class="v CRASH">CRASH</td>' in page and "VMI-SetCR0-03" in page
 
 
 def test_json_says_it_all() -> None:

@@ -80,9 +80,9 @@ def test_a_selection_of_nothing(selection: Selection, sentence: str) -> None:
 
 def test_processes_make_no_difference() -> None:
     wanted = Selection(("GetCR*",)).pick(suite.all_cases())
-    where = [Environment(), Environment(Paging.PAE)]
-    one = [replace(result, seconds=0.0) for result in suite.run(NATIVE, where, wanted)]
-    two = [replace(result, seconds=0.0) for result in suite.run(NATIVE, where, wanted, jobs=2)]
+    plan = [(Environment(), wanted), (Environment(Paging.PAE), wanted)]
+    one = [replace(result, seconds=0.0) for result in suite.run(NATIVE, plan)]
+    two = [replace(result, seconds=0.0) for result in suite.run(NATIVE, plan, jobs=2)]
     assert one == two and len(one) == 2 * len(wanted)
 
 
@@ -126,7 +126,7 @@ def test_a_backend_of_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.syspath_prepend(str(tmp_path))
     target = Target("theirs", backend="theirs:Theirs")
     wanted = Selection(("GetTR",)).pick(suite.all_cases())
-    assert not not_good(suite.run(target, [Environment()], wanted))
+    assert not not_good(suite.run(target, [(Environment(), wanted)]))
     with pytest.raises(
         BadInput, match=r"^the backend must be package.module:Class, but 'theirs:No' can't be"
     ):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vmi.conformance.case import Case
     from vmi.conformance.report import Report
     from vmi.conformance.subject import Environment
-    from vmi.conformance.suite import Target
+    from vmi.conformance.suite import Plan, Target
 
 _FORMS = (".json", ".xml", ".tap", ".html", ".txt")
 
@@ -52,6 +52,18 @@ def command(
     mmu: Annotated[
         list[str] | None, typer.Option("--mmu", metavar="HOW", help="direct or shadow; repeat it.")
     ] = None,
+    expression: Annotated[
+        str,
+        typer.Option(
+            "--expression", metavar="EXPR", help="Only where it holds, such as 'SetCR3 and not paging=pae'."
+        ),
+    ] = "",
+    engine: Annotated[
+        str, typer.Option("--engine", metavar="WHICH", help="accelerated, python, or both.")
+    ] = "",
+    coverage: Annotated[
+        bool, typer.Option("--coverage", help="Show how much of the ROM's code is executed.")
+    ] = False,
     jobs: Annotated[int, typer.Option("-j", "--jobs", metavar="N", min=1, max=64, help="Processes.")] = 1,
     waivers: Annotated[
         Path | None, typer.Option("--waivers", metavar="FILE", help="Failures to live with, as TOML.")
@@ -77,21 +89,37 @@ def command(
         if path.suffix not in _FORMS:
             raise UsageError(f"a report must end in {', '.join(_FORMS)}, but it is {path.name!r}")
         check_writable(path)
+    from vmi.conformance import selection as chosen
     from vmi.conformance import suite
 
-    picked = suite.Selection(
-        tuple(selection or ()), tuple(group or ()), tuple(level or ()), tuple(requirement or ())
-    ).pick(suite.all_cases())
-    if listing:
-        _show_cases(ui, picked)
-        return
+    wanted = chosen.Selection(
+        tuple(selection or ()), tuple(group or ()), tuple(level or ()), tuple(requirement or ()), expression
+    )
+    if backend and (engine or coverage):
+        what = "--engine" if engine else "--coverage"
+        raise UsageError(f"{what} is about this toolkit's own machine, so it can't go with --backend")
     target = suite.Target(backend, backend=backend) if backend else suite.Target(rom, values.rom(rom))
-    environments = _environments(target, paging, mmu)
-    _run(ui, target, environments, picked, jobs, waivers, report or ())
+    environments = _environments(target, paging, mmu, _engines(engine))
+    plan = wanted.plan(suite.all_cases(), environments)
+    if listing:
+        _show_cases(ui, plan)
+        return
+    _run(ui, target, plan, jobs, waivers, report or (), measured=coverage)
 
 
-def _environments(target: Target, paging: list[str] | None, mmu: list[str] | None) -> list[Environment]:
-    found = target.environments()
+def _engines(named: str) -> tuple[str, ...]:
+    from vmi.conformance import suite
+    from vmi.conformance.subject import ENGINES
+
+    engines = ENGINES if named == "both" else (named,) if named else ()
+    suite.check_engines(engines)
+    return engines or ("",)
+
+
+def _environments(
+    target: Target, paging: list[str] | None, mmu: list[str] | None, engines: Sequence[str]
+) -> list[Environment]:
+    found = target.environments(engines)
     for what, wanted, there in (
         ("paging", paging, {environment.paging.value for environment in found}),
         ("MMU", mmu, {environment.mmu for environment in found}),
@@ -107,7 +135,15 @@ def _environments(target: Target, paging: list[str] | None, mmu: list[str] | Non
     ]
 
 
-def _show_cases(ui: Ui, cases: Sequence[Case]) -> None:
+def _show_cases(ui: Ui, plan: Plan) -> None:
+    """The cases that would run somewhere, and where."""
+    places: dict[str, list[str]] = {}
+    cases: dict[str, Case] = {}
+    for environment, wanted in plan:
+        for case in wanted:
+            if case.fits(environment):
+                cases[case.name] = case
+                places.setdefault(case.name, []).append(str(environment))
     if ui.json:
         ui.data([
             {
@@ -115,23 +151,30 @@ def _show_cases(ui: Ui, cases: Sequence[Case]) -> None:
                 "requirements": list(case.requirements),
                 "group": case.group,
                 "level": case.level,
+                "environments": places[case.name],
             }
-            for case in cases
+            for case in cases.values()
         ])  # fmt: skip
     else:
-        ui.show("\n".join(f"{case.name:<44}L{case.level} {', '.join(case.requirements)}" for case in cases))
+        ui.show(
+            "\n".join(
+                f"{case.name:<44}L{case.level} {', '.join(case.requirements)}" for case in cases.values()
+            )
+        )
 
 
 def _run(
     ui: Ui,
     target: Target,
-    environments: list[Environment],
-    cases: list[Case],
+    plan: Plan,
     jobs: int,
     waiver_file: Path | None,
     files: Sequence[Path],
+    *,
+    measured: bool,
 ) -> None:
     from vmi.conformance import suite, waivers
+    from vmi.conformance.coverage import Ran
     from vmi.conformance.report import Report, to_text
     from vmi.conformance.verdict import exit_status
 
@@ -139,18 +182,25 @@ def _run(
     if waiver_file is not None:
         text = read_input(waiver_file, "waivers").decode("utf-8", "replace")
         granted = waivers.parse(text, suite.all_cases(), datetime.now(UTC).date())
-    results, total = [], len(environments) * len(cases)
+    ran = Ran(len(target.rom or b"")) if measured else None
+    results, total = [], sum(len(cases) for _, cases in plan)
     with ui.steps("testing") as step:
-        for result in suite.run(target, environments, cases, jobs=jobs):
+        for result in suite.run(target, plan, jobs=jobs, ran=ran):
             results.append(result)
             step(len(results), total)
     results, unused = waivers.apply(results, granted)
+    tested = dict.fromkeys(result.environment for result in results)
+    facts = target.facts()
+    if any(environment.engine for environment in tested):
+        facts["engine"] = ", ".join(dict.fromkeys(environment.engine for environment in tested))
     name = f"--backend {target.backend}" if target.backend else f"--rom {target.name}"
     made = Report(
-        target.facts(),
+        facts,
         f"vmi conform {name}",
         tuple(results),
         tuple(f"the waiver for {waiver} was not needed" for waiver in unused),
+        environments={str(environment): target.surroundings(environment) for environment in tested},
+        coverage=None if ran is None else suite.measure(target, ran, plan),
     )
     for path in files:
         write_atomically(path, _form(made, path.suffix).encode())

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from vmi import abi
 from vmi.conformance.layout import Paging
 from vmi.conformance.rig import Rig
+from vmi.conformance.subject import Environment
 
 ALL_PAGING = frozenset(Paging)
 PAGED = ALL_PAGING - {Paging.OFF}
@@ -69,6 +70,10 @@ class Case:
 
     def __repr__(self) -> str:
         return f"<Case {self.name}>"
+
+    def fits(self, environment: Environment) -> bool:
+        """It makes sense there."""
+        return self.cpus == environment.cpus and environment.paging in self.paging
 
     @property
     def summary(self) -> str:

@@ -6,13 +6,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 
+from vmi.conformance.coverage import Ran
 from vmi.conformance.layout import RAM, Paging
-from vmi.conformance.subject import REGISTERS, End, Environment, Stop
+from vmi.conformance.subject import ENGINES, REGISTERS, End, Environment, Stop
 from vmi.exits import price
 from vmi.hypervisor.domain import Domain
 from vmi.hypervisor.mmu import DEFAULT
 from vmi.hypervisor.personalities import attach
-from vmi.native import start
+from vmi.native import accelerator, fitness, start
 from vmi.native.boot.state import BootState
 from vmi.native.cpuid import MODELS, CpuModel
 from vmi.native.machine import Machine, Outcome
@@ -31,13 +32,21 @@ _ENDS = {
 
 
 class MachineSubject:
-    """A ROM image on our machine. :raises VmiError: it can't be plugged in, or its hypervisor is none."""
+    """A ROM image on our machine. :raises VmiError: it can't be plugged in, or its hypervisor is none.
+
+    :param ran: learns what is executed of the ROM.
+    """
 
     def __init__(
-        self, name: str, rom: bytes, environment: Environment, model: CpuModel | None = None
+        self,
+        name: str,
+        rom: bytes,
+        environment: Environment,
+        model: CpuModel | None = None,
+        ran: Ran | None = None,
     ) -> None:
         self.name = name
-        self._rom = rom
+        self._rom, self._ran = rom, ran
         self._environment = environment
         usual = "i686" if environment.cpus == 1 else "i686-apic"
         self._model = model or MODELS[_MODELS.get(environment.paging, usual)]
@@ -51,7 +60,9 @@ class MachineSubject:
     def reset(self) -> None:
         """See :class:`vmi.conformance.subject.Subject`."""
         machine = self._machine = Machine(ram=RAM, model=self._model, cpus=self._environment.cpus)
-        machine.plug(self._rom)
+        base = machine.plug(self._rom)
+        if self._ran is not None:
+            self._ran.watch(machine, base)
         self._domain = attach(machine, self._rom, self._environment.mmu or DEFAULT)
         start.at_kernel(machine.cpu, BootState(eip=0, kernel=range(0), end=0))
 
@@ -115,4 +126,15 @@ class MachineSubject:
             "ROM SHA-256": hashlib.sha256(self._rom).hexdigest(),
             "processor": self._model.name,
             "hypervisor": "none" if self._domain is None else self._domain.rom.name,
+            "engine": _engine(),
         }
+
+
+def engine() -> str:
+    """What executes guests in this process, one of :data:`~vmi.conformance.subject.ENGINES`."""
+    fitness.describe()  # it settles that
+    return _engine()
+
+
+def _engine() -> str:
+    return ENGINES[accelerator.load() is None]

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from xml.sax.saxutils import escape, quoteattr
 
 from vmi import abi
+from vmi.conformance.coverage import Coverage
 from vmi.conformance.runner import Result
 from vmi.conformance.subject import Environment
 from vmi.conformance.verdict import Verdict, worst
@@ -23,18 +24,24 @@ class Report:
     :ivar facts: of the subject, one row of (what, value) for all environments.
     :ivar command: how to run the suite again; a case's own is ``command`` with its name and environment.
     :ivar troubles: what is wrong with waivers; makes the whole an ERROR.
+    :ivar notes: sentences about the run that no case is the place for.
+    :ivar environments: of each environment that was tested in, by name, what it is.
+    :ivar coverage: what was executed of the ROM; None if nobody asked.
     """
 
     facts: dict[str, str]
     command: str
     results: tuple[Result, ...]
     troubles: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    environments: dict[str, dict[str, str]] = field(default_factory=dict)
+    coverage: Coverage | None = None
 
     @property
     def verdict(self) -> Verdict:
         """The most severe of all."""
         found = [result.verdict for result in self.results]
-        return worst([_decided(found), Verdict.ERROR] if self.troubles else [_decided(found)])
+        return worst([decided(found), Verdict.ERROR] if self.troubles else [decided(found)])
 
     @property
     def counts(self) -> dict[str, int]:
@@ -56,7 +63,7 @@ class Report:
                     result.verdict
                 )
         return {
-            requirement: {name: _decided(verdicts) for name, verdicts in found[requirement].items()}
+            requirement: {name: decided(verdicts) for name, verdicts in found[requirement].items()}
             for requirement in abi.ALL_REQUIREMENTS
             if requirement in found
         }
@@ -65,7 +72,8 @@ class Report:
         """A command that runs exactly this case again."""
         environment = result.environment
         mmu = f" --mmu {environment.mmu}" if environment.mmu else ""
-        return f"{self.command} --paging {environment.paging.value}{mmu} {_quoted(result.case.name)}"
+        engine = f" --engine {environment.engine}" if environment.engine else ""
+        return f"{self.command} --paging {environment.paging.value}{mmu}{engine} {_quoted(result.case.name)}"
 
     def to_json(self) -> dict[str, object]:
         """Everything; the other forms are made from the same."""
@@ -73,6 +81,8 @@ class Report:
             "schema": SCHEMA,
             "verdict": self.verdict.value,
             "facts": self.facts,
+            "environments": self.environments,
+            "notes": list(self.notes),
             "counts": self.counts,
             "assertions": self.assertions,
             "troubles": list(self.troubles),
@@ -88,6 +98,8 @@ class Report:
                     "level": result.case.level,
                     "paging": result.environment.paging.value,
                     "mmu": result.environment.mmu,
+                    "cpus": result.environment.cpus,
+                    "engine": result.environment.engine,
                     "verdict": result.verdict.value,
                     "reasons": list(result.reasons),
                     "assertions": result.assertions,
@@ -96,11 +108,12 @@ class Report:
                 }
                 for result in self.results
             ],
+            "coverage": None if self.coverage is None else self.coverage.to_json(),
         }
 
 
-def _decided(verdicts: Sequence[Verdict]) -> Verdict:
-    """Skipped cases don't hide that others have passed."""
+def decided(verdicts: Sequence[Verdict]) -> Verdict:
+    """The most severe of some verdicts, where skipped cases don't hide that others have passed."""
     asked = [verdict for verdict in verdicts if verdict is not Verdict.SKIP]
     return worst(asked) if asked else Verdict.SKIP
 
@@ -120,6 +133,9 @@ def to_text(report: Report, *, verbose: bool = False) -> str:
                 ids = ", ".join(result.case.requirements)
                 lines += [f"        {ids}", f"        {report.repro(result)}"]
     lines += [f"ERROR   {trouble}" for trouble in report.troubles]
+    lines += [f"NOTE    {note}" for note in report.notes]
+    if report.coverage is not None:
+        lines += report.coverage.to_text(verbose=verbose).splitlines()
     sums = ", ".join(f"{count} {name}" for name, count in report.counts.items())
     lines.append(f"{report.verdict.value}: {sums or 'no cases'}; {report.assertions} assertions")
     return "\n".join(lines) + "\n"

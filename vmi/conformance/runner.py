@@ -37,7 +37,7 @@ def run(cases: Iterable[Case], maker: Maker, environment: Environment) -> Iterat
         subject = maker(environment)
     except RomError as error:  # the ROM is none that can be plugged in: no case holds
         for case in cases:
-            if case.cpus == environment.cpus and environment.paging in case.paging:
+            if case.fits(environment):
                 yield Result(case, environment, Verdict.FAIL, (str(error),), 1, 0.0)
         return
     beginning = _Beginning(subject, environment)

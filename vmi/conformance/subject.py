@@ -17,6 +17,9 @@ from vmi.conformance.layout import Paging
 #: The registers that a case sets and looks at; EFLAGS as the guest's own PUSHF natively shows it.
 REGISTERS = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi", "eip", "eflags")
 
+#: What can execute the guest on our own machine, see docs/engine.md.
+ENGINES = ("accelerated", "python")
+
 
 @dataclass(frozen=True)
 class Environment:
@@ -25,15 +28,18 @@ class Environment:
     :ivar paging: what the guest itself has switched on.
     :ivar mmu: what the hypervisor does about it, in its own words; "" where there is no choice.
     :ivar cpus: processors.
+    :ivar engine: one of :data:`ENGINES`; "" for the one that there is.
     """
 
     paging: Paging = Paging.OFF
     mmu: str = ""
     cpus: int = 1
+    engine: str = ""
 
     def __str__(self) -> str:
         several = f", {self.cpus} processors" if self.cpus > 1 else ""
-        return f"{self.paging.value} {self.mmu}".rstrip() + several
+        engine = f", {self.engine}" if self.engine else ""
+        return f"{self.paging.value} {self.mmu}".rstrip() + several + engine
 
 
 class End(StrEnum):
