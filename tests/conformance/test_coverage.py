@@ -81,7 +81,7 @@ def test_hundred_percent_means_all() -> None:
 @pytest.mark.parametrize(("target", "least"), [(NATIVE, 98), (VMWARE, 93)], ids=str)
 def test_the_suite_runs_nearly_all_code_of_our_roms(target: Target, least: int) -> None:
     found, _ = measured(target, Selection(expression="not paging=pse and not mmu=direct"))
-    assert coverage.percent(found.ran, found.size) >= least and found.elsewhere < 64
+    assert coverage.percent(found.ran, found.size) >= least and found.elsewhere < 100
     assert len(found.entries) > 50
 
 
