@@ -182,7 +182,7 @@ def compare(
     :param in_c: the quick way is the accelerator's, not Python's.
     """
     ram, state, cr2 = bytes(guest.memory.ram), guest.cpu.freeze(), guest.cpu.told_cr2
-    ways, straight = delivery._ways, delivery._straight
+    ways, straight = delivery.ways, delivery._straight
     enter = ways.enter
     quick: list[object] = []
 

@@ -7,13 +7,14 @@ That each event has the right flags is tests/native/test_cpu_events.py's matter,
 from __future__ import annotations
 
 import ctypes
+import gc
 
 import pytest
 
-from tests.native.bare import put
+from tests.native.bare import Recorder, new_cpu, put
 from tests.native.test_interpose import plain, registers
 from vmi.errors import EngineError
-from vmi.native import engine, interpose, pointers, translator
+from vmi.native import engine, pointers, translator
 
 pytestmark = pytest.mark.usefixtures("plain_cpus")
 
@@ -35,6 +36,30 @@ def test_flags_are_those_of_the_last_instruction_that_set_them(cpu, budget):
         assert seen[1:4] == [0x95, 0x95, 0x55]
 
 
+@pytest.mark.parametrize("first", ["xor eax, eax", "cmp eax, 9", "cmp ebx, ebx", "sahf"])
+@pytest.mark.parametrize("between", ["", "nop | ", "nop | nop | "])
+@pytest.mark.parametrize("loop", ["loope", "loopne", "loop", "jecxz"])
+@pytest.mark.parametrize("times", [0, 1, 2])
+def test_flags_are_kept_by_what_goes_on_in_one_of_two_ways(cpu, first, between, loop, times):
+    put(cpu, f"{first} | pushfd | pop edx | hang: jmp hang")
+    cpu.ebx, cpu.eax = 3, 5
+    cpu.run(20)
+    cpu.ebx, cpu.eax, cpu.ecx = 3, 5, times
+    wanted = cpu.edx
+    put(cpu, f"stc | adc edi, edi | {first} | {between}{loop} on | on: pushfd | pop edx | hang: jmp hang")
+    cpu.run(20)
+    assert cpu.edx & ARITHMETIC == wanted & ARITHMETIC
+
+
+def test_a_cpu_that_is_gone_is_forgotten():
+    before = set(translator._makers)
+    cpu = new_cpu(Recorder())
+    assert set(translator._makers) - before == {cpu.host_cpu}
+    del cpu.bus.cpu, cpu
+    gc.collect()
+    assert set(translator._makers) <= before
+
+
 def test_engines_that_are_not_ours_have_flags_stored_for_their_hooks(cpu):
     """Such a hook may look into the library's own structure, where nothing computes them."""
     uc = plain("31c0 83f801 90")  # the first three of them
@@ -50,7 +75,7 @@ def test_engines_that_are_not_ours_have_flags_stored_for_their_hooks(cpu):
 
 def test_it_is_done_once(cpu, monkeypatch):
     before = list(translator._kept)
-    translator.install(cpu._engine.lib, interpose._by_cpu)
+    translator.install(cpu._engine.lib)
     assert translator._kept == before != []
 
 
@@ -58,7 +83,7 @@ def test_another_build_of_the_library_is_left_alone(cpu, monkeypatch):
     monkeypatch.setattr(translator, "_kept", [])
     monkeypatch.setattr(pointers, "BUILD", "00")
     monkeypatch.setattr(pointers, "put", lambda *_: pytest.fail("a pointer was exchanged"))
-    translator.install(cpu._engine.lib, interpose._by_cpu)
+    translator.install(cpu._engine.lib)
     assert translator._kept == []
 
 

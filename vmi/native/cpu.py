@@ -149,6 +149,7 @@ class Cpu(Events):
         """Open or close the gate of address line 20."""
         self.a20_mask = U32 if enabled else U32 & ~_A20
         self.straight.parameters.open_a20 = enabled
+        self.straight.changed()
         self._lib.x86_cpu_set_a20_x86_64(self._state, ctypes.c_int(enabled))
 
     # -- running ----------------------------------------------------------------------------

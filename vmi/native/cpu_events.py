@@ -73,7 +73,7 @@ class Events(Translation):
     def _hook_events(self, places: layout.Places) -> None:
         engine = self._engine
         made = {
-            "interrupt": engine.callback((None, PTR, C_U32, PTR), self._on_interrupt, None),
+            "interrupt": engine.raw_callback((None, PTR, C_U32), self._on_interrupt),
             "invalid": engine.callback((ctypes.c_bool, PTR, PTR), self._on_invalid, False),
             "port_read": engine.callback((C_U32, PTR, C_U32, I32, PTR), self._on_in, 0),
             "port_write": engine.callback((None, PTR, C_U32, I32, C_U32, PTR), self._on_out, None),
@@ -150,7 +150,15 @@ class Events(Translation):
         if self._counter.value >= self._budget.value:
             self._engine.leave()
 
-    def _on_interrupt(self, _uc: int, vector: int, _user: int) -> None:
+    def _on_interrupt(self, _uc: int, vector: int) -> None:
+        try:
+            quick = self.straight.quick
+            if quick is None or not quick(vector):
+                self._interrupted(vector)
+        except BaseException as error:
+            self._keep(error)
+
+    def _interrupted(self, vector: int) -> None:
         is_int, error = self.exception_is_int, self.error_code
         fetch = vector == _PF and self.faulted_in_fetch
         if self._core is None and not fetch and vector != _DB:

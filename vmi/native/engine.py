@@ -116,6 +116,10 @@ class Engine:
         if not self.structure:
             raise EngineError("the CPU emulator gave no engine")
         self.served = None if library is None else Served(library, self.structure, memory)
+        # Other threads get in between during callbacks only: to let them in for all else takes a fifth of a
+        # microsecond at each callback, and a run is short.
+        start = ctypes.PYFUNCTYPE(I32, PTR, U64, U64, U64, ctypes.c_size_t)
+        self._start: Any = start(self.function("uc_emu_start"))
         self._on_error = on_error
         self._callbacks: list[object] = []
         self._uc.ctl_exits_enabled(True)
@@ -198,7 +202,14 @@ class Engine:
                 self._on_error(error)
                 return otherwise
 
-        made = ctypes.CFUNCTYPE(*signature)(guarded)
+        return self.raw_callback(signature, guarded)
+
+    def raw_callback(self, signature: tuple[Any, ...], function: Callable[..., Any]) -> Any:
+        """A C function that calls ``function``, which must not raise anything.
+
+        :param signature: as for :meth:`callback`; the last arguments may be left out.
+        """
+        made = ctypes.CFUNCTYPE(*signature)(function)
         self._callbacks.append(made)
         return made
 
@@ -243,7 +254,7 @@ class Engine:
         if self.served is not None:
             return self.served.run(eip, budget)
         interpose.begin_run(self.structure)
-        status: int = self.lib.uc_emu_start(self.handle, U64(eip), U64(0), U64(0), ctypes.c_size_t(budget))
+        status: int = self._start(self.handle, eip, 0, 0, budget)
         return status
 
     def leave(self) -> None:

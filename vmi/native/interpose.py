@@ -143,8 +143,10 @@ def adopt(owner: Owner, *, engine: int, cpu: int, state: int) -> None:
     def gone(reference: ReferenceType[Any]) -> None:
         if _by_cpu.get(cpu) is reference:
             del _by_cpu[cpu]
+            translator.release(cpu)
 
     _by_cpu[cpu] = ref(owner, gone)
+    translator.adopt(cpu, engine)
 
 
 def _put(library: Any, made: Mapping[str, Any]) -> None:
@@ -276,7 +278,7 @@ def install(library: Any) -> None:
     made = {f"{name}_x86_64": function for name, function in replaced.items()}
     _put(library, {**made, "gettimeofday": _TIME(_no_time)})
     _installed.append(library)
-    translator.install(library, _by_cpu)
+    translator.install(library)
 
 
 def begin_run(engine: int) -> None:

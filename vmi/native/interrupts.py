@@ -86,14 +86,14 @@ class TripleFault(Exception):
 
 
 class Delivery:
-    """Delivers events to the guest's own handlers."""
+    """Delivers events to the guest's own handlers. :ivar ways: those found before."""
 
     def __init__(self, privilege: Privilege) -> None:
         self._p = privilege
         self._cpu = privilege.cpu
         self._linear = privilege.linear
         self._straight = privilege.cpu.straight.enter
-        self._ways = Ways(privilege)
+        self.ways = Ways(privilege)
 
     def deliver(self, event: Event) -> None:
         """Enter the handler of an event, or of the fault that its delivery raises.
@@ -108,7 +108,7 @@ class Delivery:
         straight = self._straight
         if straight is not None and straight(vector, software, pushed, self._cpu.running):
             return
-        if not self._ways.enter(vector, software, None if pushed < 0 else pushed):
+        if not self.ways.enter(vector, software, None if pushed < 0 else pushed):
             self._deliver(event)
 
     def _deliver(self, event: Event) -> None:

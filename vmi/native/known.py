@@ -9,7 +9,7 @@ fraction of the time. So nobody has to tell of a change.
 from __future__ import annotations
 
 from collections.abc import Callable
-from operator import itemgetter
+from struct import Struct
 from typing import Any, Generic, TypeVar
 
 from vmi.memory import PAGE_SIZE
@@ -79,16 +79,21 @@ class Known(Generic[Way]):
     def _find_page(self, linear: int) -> Page | None:
         """The page of a stack that has a frame; None if it isn't RAM."""
         places: dict[int, int] = {}
-        try:
-            start = self._place(linear & ~OFFSET, PAGE_SIZE, places, write=self._stores) << 2
-        except (GuestFault, Unsuitable):
-            return None
-        if self._stores and ROM_START <= start < ROM_END:
+        start = self.find_page(linear, places)
+        if start is None:
             return None
         if len(self._pages) >= _MOST_PAGES:
             self._pages.clear()
         page = self._pages[linear >> 12] = *gather(places), start
         return page
+
+    def find_page(self, linear: int, places: dict[int, int]) -> int | None:
+        """Where such a page begins, guest-physical; ``places`` get what that was found by."""
+        try:
+            start = self._place(linear & ~OFFSET, PAGE_SIZE, places, write=self._stores) << 2
+        except (GuestFault, Unsuitable):
+            return None
+        return None if self._stores and ROM_START <= start < ROM_END else start
 
 
 class Unsuitable(Exception):
@@ -96,13 +101,19 @@ class Unsuitable(Exception):
 
 
 def gather(places: dict[int, int]) -> tuple[Gather, object]:
-    """How dwords are gathered, by number, and what they are."""
-    if not places:
-        return _nothing, ()
-    gather = itemgetter(*places)
-    values = tuple(places.values())
-    return gather, values if len(values) > 1 else values[0]
+    """How dwords are gathered, by number, and what they are.
 
-
-def _nothing(_dwords: object) -> tuple[()]:
-    return ()
+    Those that lie together are so as bytes: a dozen takes half of the time that it does dword by dword.
+    """
+    layout, found, end = "<", list[bytes](), 0
+    for place in sorted(places):
+        data = places[place].to_bytes(4, "little")
+        if found and place == end:
+            found[-1] += data
+        else:
+            layout += f"{len(found[-1])}s" if found else ""
+            layout += f"{4 * (place - end)}x"
+            found.append(data)
+        end = place + 1
+    layout += f"{len(found[-1])}s" if found else ""
+    return Struct(layout).unpack_from, tuple(found)

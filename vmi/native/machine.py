@@ -35,6 +35,7 @@ from vmi.native.monitor import Monitor
 from vmi.native.msr import MsrFile
 from vmi.native.privilege import Privilege
 from vmi.native.processor import live_registers
+from vmi.native.quick import Quick
 from vmi.native.rom_area import RomArea
 from vmi.native.straight import fault_name
 from vmi.native.traffic import Traffic
@@ -116,6 +117,7 @@ class Machine(Traffic):
         # in progress ends at the latest, ns
         self._time = self.cpu.straight.time
         self.cpu.straight.set_prices(instruction=NS_PER_INSTRUCTION, event=EVENT_NS)
+        Quick(self.cpu, self.delivery.ways, self)
         self._retry: int | None = None
         self.halted = False
         self._rom_top = ROM_BAY.start

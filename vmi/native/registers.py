@@ -21,10 +21,10 @@ from vmi.x86 import D_BIT, TSS_AVAILABLE_32, Seg
 ENV_SIZE = 5568  # bytes of the state structure that a machine's state consists of
 
 # offsets in dwords
-_EIP = 128 // 4
-_EFLAGS = 136 // 4
+AT_EIP = 128 // 4
+AT_EFLAGS = 136 // 4
 _CC_SRC = 152 // 4
-_CC_OP = 168 // 4
+AT_CC_OP = 168 // 4
 _DF = 172 // 4
 _HFLAGS = 176 // 4
 _SEGS = 184 // 4
@@ -32,21 +32,27 @@ _LDT = 328 // 4
 _TR = 352 // 4
 _GDT = 376 // 4
 _IDT = 400 // 4
-_CR = 424 // 4
+AT_CR = 424 // 4
 _EFER = 592 // 4
 _FAST_CALL = 4800 // 4  # SYSENTER's CS, ESP and EIP
-_ERROR_CODE = 5384 // 4
-_IS_INT = 5388 // 4
+AT_ERROR_CODE = 5384 // 4
+AT_IS_INT = 5388 // 4
 _NEXT_EIP = 5392 // 4
 _DR = 5400 // 4
-_OLD_EXCEPTION = 5496 // 4
-_RETURN_ADDRESS = 5560 // 4  # where in translated code the last page walk was asked for
+AT_OLD_EXCEPTION = 5496 // 4
+AT_RETURN_ADDRESS = 5560 // 4  # where in translated code the last page walk was asked for
 
 #: What matters for the entry to a handler, from the start of the state structure: ESP, EIP, EFLAGS, mode
 #: flags, selectors of CS and SS, base and flags of SS; TR, GDTR, IDTR and CR0; CR3 and CR4; EFER.
 ENTRY = Struct("<32xI92xI4xI36xI28xI20xI4xI8xI96x88s8x16s128x4s")
 
-_CC_OP_EFLAGS = 1
+#: The same for an entry in the middle of a run: ESP, EIP, EFLAGS and the arithmetic flags; mode flags with
+#: ES, CS, SS and DS; TR, GDTR, IDTR and CR0; CR3 and CR4; EFER.
+ENTRY_IN_RUN = Struct("<32xI92xI4xI12xI16x108s72x76s20x12s132x4s")
+#: Of it: mode flags with ES, CS and SS.
+MODE_AND_STACK = slice(172, 256)
+
+CC_OP_EFLAGS = 1
 
 TSS_AVAILABLE_16, TSS_BUSY_BIT = 1, 2
 _PG_AND_WP = 1 << 31 | 1 << 16  # of CR0
@@ -64,7 +70,7 @@ HF_INHIBIT_IRQ = 1 << 3
 HF_CS32 = 1 << 4
 HF_SS32 = 1 << 5
 HF_ADDSEG = 1 << 6
-_NO_MODE = ~(HF_CPL | HF_INHIBIT_IRQ | HF_CS32 | HF_SS32 | HF_ADDSEG)
+NO_MODE = ~(HF_CPL | HF_INHIBIT_IRQ | HF_CS32 | HF_SS32 | HF_ADDSEG)
 
 
 @dataclass(frozen=True)
@@ -214,15 +220,15 @@ class Registers:
     @property
     def eip(self) -> int:
         """EIP (an offset in the code segment)."""
-        return self._d[_EIP]
+        return self._d[AT_EIP]
 
     @eip.setter
     def eip(self, value: int) -> None:
-        self._d[_EIP] = value & 0xFFFFFFFF
+        self._d[AT_EIP] = value & 0xFFFFFFFF
 
     def code_address(self, offset: int = 0) -> int:
         """Linear address of EIP plus ``offset``."""
-        return self._d[_CS_PLACE + 2] + self._d[_EIP] + offset & 0xFFFFFFFF
+        return self._d[_CS_PLACE + 2] + self._d[AT_EIP] + offset & 0xFFFFFFFF
 
     @property
     def code_bits(self) -> int:
@@ -232,29 +238,29 @@ class Registers:
     @property
     def eip_marked(self) -> bool:
         """EIP is as :meth:`mark_eip` has left it: the emulator has not gone back to an instruction since."""
-        return bool(self._d[_EIP + 1])
+        return bool(self._d[AT_EIP + 1])
 
     def mark_eip(self, on: bool) -> None:
         """Leave a mark that is gone when the emulator goes back to an instruction, or take it away."""
-        self._d[_EIP + 1] = on
+        self._d[AT_EIP + 1] = on
 
     @property
     def system_flags(self) -> int:
         """EFLAGS without the arithmetic flags and DF."""
-        return self._d[_EFLAGS]
+        return self._d[AT_EFLAGS]
 
     @system_flags.setter
     def system_flags(self, value: int) -> None:
-        self._d[_EFLAGS] = value
+        self._d[AT_EFLAGS] = value
 
     def load_flags(self, value: int) -> None:
         """Set all of EFLAGS while the emulator runs (arithmetic flags go to its lazy form)."""
         d = self._d
         d[_CC_SRC] = value & 0x8D5
         d[_CC_SRC + 1] = 0
-        d[_CC_OP] = _CC_OP_EFLAGS
+        d[AT_CC_OP] = CC_OP_EFLAGS
         d[_DF] = 0xFFFFFFFF if value & 0x400 else 1
-        d[_EFLAGS] = value & ~0xCD5 | 2
+        d[AT_EFLAGS] = value & ~0xCD5 | 2
 
     @property
     def hflags(self) -> int:
@@ -307,8 +313,8 @@ class Registers:
             flags |= HF_SS32 if segment.flags & D_BIT else 0
         d = self._d
         segmented = (
-            not d[_CR] & 1
-            or d[_EFLAGS] & 1 << 17
+            not d[AT_CR] & 1
+            or d[AT_EFLAGS] & 1 << 17
             or not flags & HF_CS32
             or d[_SEGS + 2] | d[_SEGS + 12 + 2] | d[_SEGS + 18 + 2]
         )
@@ -322,10 +328,10 @@ class Registers:
         """
         d = self._d
         d[_CS_PLACE : _CS_PLACE + len(segments)] = segments
-        d[8], d[_EIP] = esp, eip
+        d[8], d[AT_EIP] = esp, eip
         if not mode & HF_CS32 or d[_SEGS + 2] | d[_SEGS + 12 + 2] | d[_SEGS + 18 + 2]:
             mode |= HF_ADDSEG
-        d[_HFLAGS] = d[_HFLAGS] & _NO_MODE | mode
+        d[_HFLAGS] = d[_HFLAGS] & NO_MODE | mode
 
     def data_segments_suit_users(self) -> bool:
         """ES, DS, FS and GS are each of ring 3, or null with nothing behind it."""
@@ -378,26 +384,26 @@ class Registers:
 
     def cr(self, number: int) -> int:
         """Control register 0, 2, 3 or 4."""
-        return self._d[_CR + 2 * number]
+        return self._d[AT_CR + 2 * number]
 
     def paging(self) -> tuple[int, int, int, int, int]:
         """CR0, CR3, CR4, EFER and the mask of address line 20: all that page tables are read by."""
         d = self._d
-        return d[_CR] & _PG_AND_WP, d[_CR + 6], d[_CR + 8], d[_EFER], self.a20_mask
+        return d[AT_CR] & _PG_AND_WP, d[AT_CR + 6], d[AT_CR + 8], d[_EFER], self.a20_mask
 
     @property
     def root(self) -> int:
         """CR3 as wide as the emulator has it: it may point above 4 GiB, see :mod:`vmi.native.translation`."""
-        return self._d[_CR + 6] | self._d[_CR + 7] << 32
+        return self._d[AT_CR + 6] | self._d[AT_CR + 7] << 32
 
     @property
     def cr2(self) -> int:
         """CR2, the address of the last page fault."""
-        return self._d[_CR + 4]
+        return self._d[AT_CR + 4]
 
     @cr2.setter
     def cr2(self, value: int) -> None:
-        self._d[_CR + 4] = self._told_cr2[0] = value & 0xFFFFFFFF
+        self._d[AT_CR + 4] = self._told_cr2[0] = value & 0xFFFFFFFF
 
     @property
     def told_cr2(self) -> int:
@@ -439,12 +445,12 @@ class Registers:
     @property
     def error_code(self) -> int:
         """Error code of the exception that is being reported."""
-        return self._d[_ERROR_CODE]
+        return self._d[AT_ERROR_CODE]
 
     @property
     def exception_is_int(self) -> bool:
         """The exception that is being reported comes from an INT instruction."""
-        return bool(self._d[_IS_INT])
+        return bool(self._d[AT_IS_INT])
 
     @property
     def exception_next_eip(self) -> int:
@@ -454,7 +460,7 @@ class Registers:
     @property
     def faulted_in_fetch(self) -> bool:
         """The page fault that is being reported came when code was fetched: no instruction has begun."""
-        return not self._d[_RETURN_ADDRESS] | self._d[_RETURN_ADDRESS + 1]
+        return not self._d[AT_RETURN_ADDRESS] | self._d[AT_RETURN_ADDRESS + 1]
 
     def settle_flags(self) -> None:
         """Tell the emulator where the arithmetic flags are, in the middle of an instruction.
@@ -462,15 +468,15 @@ class Registers:
         Counting instructions makes it gather them in one word at the start of each, but what it goes
         back to in a fault or a port access still names the way they were to be computed before that.
         """
-        self._d[_CC_OP] = _CC_OP_EFLAGS
+        self._d[AT_CC_OP] = CC_OP_EFLAGS
 
     def settled_flags(self) -> int | None:
         """EFLAGS while the emulator runs, None if it has yet to compute the arithmetic ones."""
         d = self._d
-        if d[_CC_OP] != _CC_OP_EFLAGS:
+        if d[AT_CC_OP] != CC_OP_EFLAGS:
             return None
-        return d[_EFLAGS] & ~0xCD5 | d[_CC_SRC] & 0x8D5 | (0 if d[_DF] == 1 else 0x400)
+        return d[AT_EFLAGS] & ~0xCD5 | d[_CC_SRC] & 0x8D5 | (0 if d[_DF] == 1 else 0x400)
 
     def forget_exception(self) -> None:
         """Tell the emulator that no exception is in flight: it never does so itself."""
-        self._d[_OLD_EXCEPTION] = 0xFFFFFFFF
+        self._d[AT_OLD_EXCEPTION] = 0xFFFFFFFF

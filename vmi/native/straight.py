@@ -23,6 +23,7 @@ _POINTER, _U64, _I64, _U32 = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int64, c
 NO_GATE = 256
 ALL = U32  # of the events on a ring: exceptions and INTs
 _TOP = 1 << 32
+_EXCEPTIONS = 32
 _NAMES = {int(vector): f"#{vector.name}" for vector in Vector}
 
 
@@ -81,7 +82,7 @@ class Straight(ctypes.Structure):
         ("ns_each", _I64),
         ("ns_event", _I64),
         ("entered", _U64),
-        ("exceptions", _U64 * 32),
+        ("exceptions", _U64 * _EXCEPTIONS),
         ("software", _U64),
         ("served", _U64 * len(Service)),
         ("told_cr2", _POINTER),
@@ -126,6 +127,8 @@ class Path:
     :ivar on_served: told how many calls C has served, by :class:`Service`, behind a run in which it has.
     :ivar enter: enters the handler of an event (vector, whether it is an INT, error code or -1, whether the
         CPU runs), or gives 0 where Python has to do it; None without the accelerator.
+    :ivar quick: is asked first of all for an event that the CPU reports, by vector; False if that is to be
+        dealt with in another way. None if it isn't to be asked now.
     """
 
     def __init__(self) -> None:
@@ -140,6 +143,9 @@ class Path:
         self.enter: Callable[[int, bool, int, bool], int] | None = None
         self.on_served: Callable[[Mapping[Service, int]], None] = lambda _: None
         self.parameters.served_gates[:] = (_NOBODY,) * len(Service)
+        self.quick: Callable[[int], bool] | None = None
+        self._quick: Callable[[int], bool] | None = None
+        self._forget: Callable[[], None] = lambda: None
 
     def __repr__(self) -> str:
         kind = "compressed" if self.parameters.compressed else "bare"
@@ -160,6 +166,29 @@ class Path:
     @image.setter
     def image(self, image: bytes) -> None:
         ctypes.memmove(ctypes.byref(self.parameters), image, len(image))
+        self.changed()
+
+    def set_quick(self, enter: Callable[[int], bool], forget: Callable[[], None]) -> None:
+        """Have a function deal with events on the bare machine where C doesn't, see :attr:`quick`.
+
+        :param forget: it is to remember nothing of what :meth:`passes` has said.
+        """
+        if self.enter is None:
+            self._quick, self._forget = enter, forget
+
+    def changed(self) -> None:
+        """What events mean is not what it was."""
+        self.quick = None  # until the next run
+        self._forget()
+
+    def passes(self, vector: int, is_int: bool) -> bool:
+        """An event on the bare machine is nobody's but the guest's."""
+        parameters = self.parameters
+        if is_int:
+            return bool(vector != parameters.gate)
+        if vector == Vector.PF and not parameters.pages_too:
+            return False
+        return vector < _EXCEPTIONS and vector != Vector.DB and not parameters.asked[0] >> vector & 1
 
     def set_prices(self, *, instruction: int, event: int) -> None:
         """What an instruction and the entry to a handler take, ns."""
@@ -168,6 +197,7 @@ class Path:
     def allow(self, allowed: bool) -> None:
         """Let events go straight in the next run, or have Python see all of them."""
         self._reports[0] = allowed
+        self.quick = self._quick if allowed and not self.parameters.compressed else None
 
     def collect(self, exits: Counter[str]) -> None:
         """Add what went straight since the last time to what the machine counts."""
@@ -196,6 +226,7 @@ class Path:
         parameters.compressed, parameters.enters, parameters.top = 0, 1, _TOP
         parameters.gate = NO_GATE if gate is None else gate
         parameters.asked[:] = (asked,) * 4
+        self.changed()
 
     def show(self, idt: TableRegister, ring: int) -> None:
         """The IDT of a kernel on ring 1, and the ring that it sees in selectors."""
@@ -234,3 +265,4 @@ class Path:
         parameters.gate = NO_GATE if gate is None else gate
         parameters.top, parameters.enters = top or _TOP, enters
         parameters.compressed = 1
+        self.changed()

@@ -72,10 +72,20 @@ class Translation(Registers):
     def pager(self, pager: Pager | None) -> None:
         self._pager = pager
         self.straight.parameters.pages_too = pager is None
+        self.straight.changed()
         self._want_control()
 
     def _want_control(self) -> None:
         """Have loads of control registers told, now that somebody wants to know."""
+
+    def quick_words(self) -> tuple[memoryview, memoryview, memoryview]:
+        """Instructions that this run has executed and may execute, and :attr:`told_cr2`, as memory."""
+        counter, budget = (memoryview(word).cast("B").cast("Q") for word in (self._counter, self._budget))
+        return counter, budget, self._told_cr2
+
+    def leave(self) -> None:
+        """End the run in progress when the library next looks: at once, where it reports an event."""
+        self._engine.leave()
 
     def share(self) -> None:
         """Tell C of what it looks at itself: :attr:`hidden_from` and :attr:`nowhere`."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from array import array
 from struct import Struct
+from typing import NamedTuple
 
 from vmi.memory import PAGE_SIZE
 from vmi.native.known import OFFSET, Gather, Known, Unsuitable, gather
@@ -29,6 +30,27 @@ _GATES = (GateType.INTERRUPT_32, GateType.TRAP_32)
 # the one in use, as words; what they make of the CPU's mode; base of that other stack, or -1; number of the
 # dword of memory that its ESP is in, if the TSS has it.
 _Way = tuple[Gather, object, int, bool, memoryview, int, int, int]
+
+
+class Found(NamedTuple):
+    """A way into a handler.
+
+    :ivar places: dwords of memory, by number, that it was found by.
+    :ivar offset: the handler's.
+    :ivar masks: interrupts are masked.
+    :ivar words: CS, and SS if the stack is not the one in use.
+    :ivar mode: what they make of the CPU's mode.
+    :ivar base: of that other stack, or -1.
+    :ivar place: number of the dword that its ESP is in, if the TSS has it.
+    """
+
+    places: dict[int, int]
+    offset: int
+    masks: bool
+    words: list[int]
+    mode: int
+    base: int
+    place: int
 
 
 class Ways(Known[_Way]):
@@ -57,9 +79,11 @@ class Ways(Known[_Way]):
             key |= given[0] << 12 | _GIVEN
         way = self._ways.get(key)
         if way is None or way[0](dwords) != way[1]:
-            way = self._find(vector, software, given)
-            if way is None:
+            found = self.find(vector, software, given)
+            if found is None:
                 return False
+            places, offset, masks, words, mode, base, place = found
+            way = *gather(places), offset, masks, memoryview(array("I", words)), mode, base, place
             self._remember(key, way)
         _, _, offset, masks, segments, mode, base, place = way
         shown = p.frame_flags()
@@ -93,7 +117,7 @@ class Ways(Known[_Way]):
         cpu.enter(segments, mode, top, offset)
         return True
 
-    def _find(self, vector: int, software: bool, given: tuple[int, int] | None) -> _Way | None:
+    def find(self, vector: int, software: bool, given: tuple[int, int] | None) -> Found | None:
         """The way of a vector, by the stack that the kernel gave; None if it is to be gone the long way."""
         p = self._p
         table = p.idt()
@@ -127,8 +151,7 @@ class Ways(Known[_Way]):
         except (GuestFault, Unsuitable):
             return None
         masks = gate.type == GateType.INTERRUPT_32
-        segments = memoryview(array("I", words))
-        return *gather(places), gate.offset, masks, segments, mode, base, place
+        return Found(places, gate.offset, masks, words, mode, base, place)
 
     def _find_stack(
         self, ring: int, given: tuple[int, int] | None, places: dict[int, int]
