@@ -70,6 +70,8 @@ enum { WRITABLE = 2, CC_OP_DYNAMIC = 0, CC_OP_EFLAGS = 1, IF_BIT = 0x200, HF_CPL
 enum { MOST_TEMPS = 400, MOST_OPS = 4000, MOST_INSTRUCTIONS = 128 };
 /* log2 of MOST_INSTRUCTIONS */
 enum { MOST_HASTE = 7 };
+/* of a block: RF is on, and ends with it, so that a guest can tell where that is */
+enum { FLAGS_RF = 0x10000 };
 enum { PAGE_BITS = 12, SVM_PAUSE = 0x77, LENGTH_OF_CALL = 2 };
 /* how a block is translated: as so many instructions; by a mark that the library has no use for, cut; not kept */
 enum { CFLAGS_COUNT = 0x7fff, CFLAGS_CUT = 0x8000, CFLAGS_ONCE = 0x10000 };
@@ -122,14 +124,15 @@ struct core {
     uint32_t counts;      /* that block has been given its counting code */
     uint32_t breaks;      /* that block ends in front of a breakpoint */
     uint32_t cut;         /* that block is a part of one */
+    uint32_t resumes;     /* that block must end where the library ends it */
     uint64_t known_parts; /* of the library's table of blocks: something may be in them */
     struct block *made;   /* the last block that is not a part of one */
     uint32_t left_early;  /* and whether it was left for one of its instructions to be done alone */
     uint32_t haste;       /* how often that was so lately */
     struct straight *straight; /* what of events need not be asked */
 
-    uint32_t (*port_read)(void *engine, uint32_t port, int size, void *user);
-    void (*port_write)(void *engine, uint32_t port, int size, uint32_t value, void *user);
+    uint32_t (*port_read)(uint32_t port, int size);
+    void (*port_write)(uint32_t port, int size, uint32_t value);
     int (*cpuid)(void *engine, void *user);
     int (*rdtsc)(void *engine, void *user);
     void (*interrupt)(void *engine, uint32_t vector, void *user);
