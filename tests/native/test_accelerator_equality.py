@@ -58,6 +58,8 @@ ONCE = {
     f" | pop ecx | {LOOP}",
     "control registers": f"mov ecx,300 | again: mov eax,cr0 | xor eax,2 | mov cr0,eax | mov eax,cr3"
         f" | mov cr3,eax | {LOOP}",
+    "resume flag": "mov ecx,20 | mov esi,0xe0000000 | again: pushfd | or dword ptr [esp],0x10000 | push cs"
+    f" | push edi | iretd | there: {'mov [esi],al | inc eax | ' * 12} out 0x80,al | inc eax | {LOOP}",
     "pauses": f"mov ecx,300 | again: add eax,ecx | pause | {LOOP}",
     "conditional flags": f"mov ecx,300 | again: push ecx | mov ecx,2 | cmp eax,ebx | loopne here"
         " | here: pushfd | pop edx"

@@ -110,12 +110,12 @@ def test_pointers_that_cannot_be_found(monkeypatch, cpu):
         "the CPU emulator is not as expected: 1 of 2 functions to replace are reached in a way that can't be "
         "changed"
     )
-    before = pointers.current(cpu._lib, "tlb_flush_x86_64")
-    wanted = {"tlb_set_dirty_x86_64": 1, "tlb_flush_x86_64": before}
+    before = pointers.current(cpu._lib, "tlb_flush_page_x86_64")
+    wanted = {"tlb_set_dirty_x86_64": 1, "tlb_flush_page_x86_64": before}
     for _ in range(2):  # the second time as well, though the first has been there
         with pytest.raises(EngineError, match=f"^{sentence}$"):
             pointers.exchange(cpu._lib, wanted)
-    assert pointers.current(cpu._lib, "tlb_flush_x86_64") == before
+    assert pointers.current(cpu._lib, "tlb_flush_page_x86_64") == before
 
 
 def test_function_that_is_missing(monkeypatch):

@@ -75,8 +75,6 @@ class Events(Translation):
         made = {
             "interrupt": engine.raw_callback((None, PTR, C_U32), self._on_interrupt),
             "invalid": engine.callback((ctypes.c_bool, PTR, PTR), self._on_invalid, False),
-            "port_read": engine.callback((C_U32, PTR, C_U32, I32, PTR), self._on_in, 0),
-            "port_write": engine.callback((None, PTR, C_U32, I32, C_U32, PTR), self._on_out, None),
             "cpuid": engine.callback((I32, PTR, PTR), self._on_cpuid, 1),
             "rdtsc": engine.callback((I32, PTR, PTR), self._on_rdtsc, 1),
             "rom_write": engine.callback(
@@ -90,8 +88,10 @@ class Events(Translation):
             made = {name: served.callback(name) for name in (*_LIBRARY_CALLS, "window")}
         else:
             made["window"] = engine.callback((ctypes.c_bool, PTR, I32), self._on_window, False)
-            engine.hook_instruction(Instruction.IN, made["port_read"])
-            engine.hook_instruction(Instruction.OUT, made["port_write"])
+            port_read = engine.callback((C_U32, PTR, C_U32, I32, PTR), self._on_in, 0)
+            port_write = engine.callback((None, PTR, C_U32, I32, C_U32, PTR), self._on_out, None)
+            engine.hook_instruction(Instruction.IN, port_read)
+            engine.hook_instruction(Instruction.OUT, port_write)
         engine.hook(Hook.INTERRUPT, made["interrupt"])
         engine.hook(Hook.INVALID, made["invalid"])
         engine.hook_instruction(Instruction.CPUID, made["cpuid"])
@@ -116,6 +116,8 @@ class Events(Translation):
         made["storing"] = callback((None, U64, U64), self.storing_into_watched, None)
         made["block_appeared"] = callback((None, U64, C_U32), self.block_appeared, None)
         made["load_control"] = callback((ctypes.c_bool, I32, C_U32), self._load_control, False)
+        made["port_read"] = callback((C_U32, C_U32, I32), self._port_read, 0)
+        made["port_write"] = callback((None, C_U32, I32, C_U32), self._port_write, None)
         made["memory_read"] = callback((U64, U64, C_U32), self._memory_read, 0)
         made["memory_write"] = callback((None, U64, C_U32, U64), self._memory_write, None)
         served.ask(**made)
@@ -136,6 +138,12 @@ class Events(Translation):
 
     def _memory_write(self, address: int, size: int, value: int) -> None:
         self.bus.memory_write(address, size, value)
+
+    def _port_read(self, port: int, size: int) -> int:
+        return self.bus.port_read(port, size)
+
+    def _port_write(self, port: int, size: int, value: int) -> None:
+        self.bus.port_write(port, size, value)
 
     # -- events -----------------------------------------------------------------------------
 

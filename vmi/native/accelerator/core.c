@@ -22,6 +22,8 @@ uintptr_t (*lib_const_i64)(void *context, int64_t value);
 uint32_t (*lib_compute_flags)(void *env, int op);
 void (*lib_set_dirty)(void *cpu, uint64_t linear);
 void (*lib_flush)(void *cpu);
+struct block *(*lib_htable_lookup)(void *cpu, uint64_t pc, uint64_t cs_base, uint32_t flags, uint32_t how);
+void *(*lib_memset)(void *to, int value, size_t size);
 void (*lib_reset_dirty)(void *cpu, uint64_t host, uint64_t size);
 void (*lib_loop_exit_noexc)(void *cpu) NORETURN;
 bool (*lib_restore_state)(void *cpu, uintptr_t back, bool will_exit);
@@ -81,7 +83,6 @@ static const struct {
     {"cpu_cc_compute_all_x86_64", &lib_compute_flags},
     {"tlb_set_dirty_x86_64", &lib_set_dirty},
     {"tlb_reset_dirty_x86_64", &lib_reset_dirty},
-    {"tlb_flush_x86_64", &lib_flush},
 };
 
 static const struct {
@@ -98,6 +99,9 @@ static const struct {
     {"page_collection_unlock_x86_64", on_unlock, &lib_unlock},
     {"tb_invalidate_phys_page_fast_x86_64", on_invalidate_fast, &lib_invalidate_fast},
     {"x86_cpu_tlb_fill_x86_64", on_fill, &lib_fill},
+    {"tlb_flush_x86_64", on_flush, &lib_flush},
+    {"tb_htable_lookup_x86_64", on_htable_lookup, &lib_htable_lookup},
+    {"memset", on_memset, &lib_memset},
     {"x86_ldl_phys_x86_64", on_ldl_phys, &lib_ldl_phys},
     {"x86_ldq_phys_x86_64", on_ldq_phys, &lib_ldq_phys},
     {"tcg_tb_insert_x86_64", on_insert, &lib_insert},

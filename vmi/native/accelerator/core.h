@@ -70,6 +70,8 @@ enum { WRITABLE = 2, CC_OP_DYNAMIC = 0, CC_OP_EFLAGS = 1, IF_BIT = 0x200, HF_CPL
 enum { MOST_TEMPS = 400, MOST_OPS = 4000, MOST_INSTRUCTIONS = 128 };
 /* log2 of MOST_INSTRUCTIONS */
 enum { MOST_HASTE = 7 };
+/* of a block: RF is on, and ends with it, so that a guest can tell where that is */
+enum { FLAGS_RF = 0x10000 };
 enum { PAGE_BITS = 12, SVM_PAUSE = 0x77, LENGTH_OF_CALL = 2 };
 /* how a block is translated: as so many instructions; by a mark that the library has no use for, cut; not kept */
 enum { CFLAGS_COUNT = 0x7fff, CFLAGS_CUT = 0x8000, CFLAGS_ONCE = 0x10000 };
@@ -122,13 +124,15 @@ struct core {
     uint32_t counts;      /* that block has been given its counting code */
     uint32_t breaks;      /* that block ends in front of a breakpoint */
     uint32_t cut;         /* that block is a part of one */
+    uint32_t resumes;     /* that block must end where the library ends it */
+    uint64_t known_parts; /* of the library's table of blocks: something may be in them */
     struct block *made;   /* the last block that is not a part of one */
     uint32_t left_early;  /* and whether it was left for one of its instructions to be done alone */
     uint32_t haste;       /* how often that was so lately */
     struct straight *straight; /* what of events need not be asked */
 
-    uint32_t (*port_read)(void *engine, uint32_t port, int size, void *user);
-    void (*port_write)(void *engine, uint32_t port, int size, uint32_t value, void *user);
+    uint32_t (*port_read)(uint32_t port, int size);
+    void (*port_write)(uint32_t port, int size, uint32_t value);
     int (*cpuid)(void *engine, void *user);
     int (*rdtsc)(void *engine, void *user);
     void (*interrupt)(void *engine, uint32_t vector, void *user);
@@ -170,6 +174,8 @@ extern uintptr_t (*lib_const_i64)(void *context, int64_t value);
 extern uint32_t (*lib_compute_flags)(void *env, int op);
 extern void (*lib_set_dirty)(void *cpu, uint64_t linear);
 extern void (*lib_flush)(void *cpu);
+extern struct block *(*lib_htable_lookup)(void *cpu, uint64_t pc, uint64_t cs_base, uint32_t flags, uint32_t how);
+extern void *(*lib_memset)(void *to, int value, size_t size);
 extern void (*lib_reset_dirty)(void *cpu, uint64_t host, uint64_t size);
 extern void (*lib_loop_exit_noexc)(void *cpu) NORETURN;
 extern bool (*lib_restore_state)(void *cpu, uintptr_t back, bool will_exit);
@@ -269,6 +275,9 @@ void on_call_n(void *context, void *function, char *result, int count, char **ar
 void on_check_exit_request(void *engine, uint32_t delayed);
 void on_check_intercept(void *env, uint32_t kind, uint64_t parameter, uintptr_t back);
 int on_cpuid(void *engine, struct core *core);
+void on_flush(void *cpu);
+struct block *on_htable_lookup(void *cpu, uint64_t pc, uint64_t cs_base, uint32_t flags, uint32_t how);
+void *on_memset(void *to, int value, size_t size);
 bool on_fill(void *cpu, uint64_t address, int size, int access, int mode, bool probe, uintptr_t back);
 void on_helper_into(void *env, int length);
 void on_helper_rdmsr(void *env);

@@ -71,6 +71,8 @@ class Core(ctypes.Structure):
         ("counts", _U32),
         ("breaks", _U32),
         ("cut", _U32),
+        ("resumes", _U32),
+        ("known_parts", _U64),
         ("made", _POINTER),
         ("left_early", _U32),
         ("haste", _U32),

@@ -171,6 +171,19 @@ void on_init_context(void *context)
     lib_init_context(context);
 }
 
+/* Python is always asked by this, so that there is no use for a block that goes on behind it. */
+static bool asks(const void *function)
+{
+    static const void *const asking[] = {
+        on_inb, on_inw, on_inl, on_outb, on_outw, on_outl, on_helper_rdmsr, on_helper_wrmsr,
+    };
+
+    for (size_t i = 0; i < sizeof asking / sizeof *asking; i++)
+        if (asking[i] == function)
+            return true;
+    return false;
+}
+
 void on_call_n(void *context, void *function, char *result, int count, char **args)
 {
     struct core *core = core_of_engine(AT(context, CONTEXT_ENGINE, void *));
@@ -194,7 +207,7 @@ void on_call_n(void *context, void *function, char *result, int count, char **ar
         function = known(context, function);
     }
     lib_call_n(context, function, result, count, args);
-    if (RARELY(core && AT(context, CONTEXT_TEMPS, int) > MOST_TEMPS))
+    if (RARELY(core && (AT(context, CONTEXT_TEMPS, int) > MOST_TEMPS || (!core->resumes && asks(function)))))
         AT(context, CONTEXT_OPS, int) = MOST_OPS;
 }
 
@@ -204,7 +217,7 @@ void on_call_n(void *context, void *function, char *result, int count, char **ar
  */
 static int length(struct core *core, struct block *block)
 {
-    if (block->cflags & CFLAGS_COUNT)
+    if (block->cflags & CFLAGS_COUNT || core->resumes)
         return MOST_INSTRUCTIONS;
     if (core->left_early)
         core->haste += core->haste < MOST_HASTE;
@@ -224,6 +237,7 @@ void on_translate(void *cpu, struct block *block, int most)
         lib_translate(cpu, block, most);
         return;
     }
+    core->resumes = block->flags & FLAGS_RF;
     longest = length(core, block);
     core->counts = core->breaks = 0;
     core->cut = block->cflags & CFLAGS_CUT;

@@ -9,7 +9,7 @@ static uint64_t port_read(struct core *core, uint32_t port, int size, uintptr_t 
 
     alone(core, back);
     show(core);
-    value = core->port_read(core->engine, port, size, NULL);
+    value = core->port_read(port, size);
     take(core);
     return size == 4 ? value : value & ((1u << 8 * size) - 1);
 }
@@ -18,7 +18,7 @@ static void port_write(struct core *core, uint32_t port, int size, uint32_t valu
 {
     alone(core, back);
     show(core);
-    core->port_write(core->engine, port, size, size == 4 ? value : value & ((1u << 8 * size) - 1), NULL);
+    core->port_write(port, size, size == 4 ? value : value & ((1u << 8 * size) - 1));
     take(core);
 }
 

@@ -3,6 +3,8 @@
 
 #include "core.h"
 
+#include <string.h>
+
 static char no_pages; /* stands for the library's list of pages, which serves only to lock them */
 
 void on_set_page(void *cpu, uint64_t linear, uint64_t physical, uint32_t attributes, int access,
@@ -150,4 +152,41 @@ void on_insert(void *context, struct block *block)
         core->block_appeared(block->pc, block->size);
         take(core);
     }
+}
+
+/*
+ * The library knows blocks by their linear addresses, in a table of 64 parts; which part is the page's. Dropping
+ * all translations it clears all of the table, which takes as long as all else that loading CR3 does. Here only
+ * those parts are cleared that something was put into: it looks for a block elsewhere first.
+ */
+
+enum { PARTS = 64, PART_SIZE = 64 * sizeof(void *) };
+
+static _Thread_local struct core *flushing;
+
+struct block *on_htable_lookup(void *cpu, uint64_t pc, uint64_t cs_base, uint32_t flags, uint32_t how)
+{
+    struct core *core = core_of_cpu(cpu);
+
+    if (core)
+        core->known_parts |= UINT64_C(1) << ((pc ^ pc >> 6) >> PAGE_BITS) % PARTS;
+    return lib_htable_lookup(cpu, pc, cs_base, flags, how);
+}
+
+void on_flush(void *cpu)
+{
+    flushing = core_of_cpu(cpu);
+    lib_flush(cpu);
+    flushing = NULL;
+}
+
+void *on_memset(void *to, int value, size_t size)
+{
+    struct core *core = size == PARTS * PART_SIZE ? flushing : NULL;
+
+    if (!core || to < core->cpu || to >= core->env)
+        return memset(to, value, size);
+    for (; core->known_parts; core->known_parts &= core->known_parts - 1)
+        memset((char *)to + __builtin_ctzll(core->known_parts) * PART_SIZE, 0, PART_SIZE);
+    return to;
 }
