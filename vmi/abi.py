@@ -984,6 +984,54 @@ TOPICS: tuple[Topic, ...] = (
         "VMI-Table-10: Records are in the order of their first word, and each slot has 5 bytes at least.",
         "VMI-Table-11: No two slots overlap, and no two links have one address.",
     ),
+    _topic(
+        "Exception",
+        "Exceptions of user code and of the kernel",
+        1,
+        "VMI-Exception-01: A fault of user code has the processor's vector and error code, and EIP at its "
+        "instruction.",
+        "VMI-Exception-02: Its frame has CS, SS and ESP of user code, and the handler finds user code's "
+        "registers.",
+        "VMI-Exception-03: INT3, INTO and INT n of user code are delivered with EIP behind them.",
+        "VMI-Exception-04: INT n of user code through a gate of level 0 raises #GP, and through one that is "
+        "not present #NP, with the vector in the error code.",
+        "VMI-Exception-05: With TF user code raises #DB behind each instruction, and handlers run without "
+        "it.",
+        "VMI-Exception-06: A page fault of user code says by its error code what the access was, and "
+        "whether the page is there; CR2 is its address.",
+        "VMI-Exception-07: A page fault of the kernel has the user bit clear in its error code, and EIP at "
+        "its instruction.",
+        "VMI-Exception-08: With TS an FPU instruction of user code raises #NM; without it runs.",
+        "VMI-Exception-09: A load of a segment that is not present raises #NP, or #SS for SS, with its "
+        "selector; the null selector in SS raises #GP.",
+        "VMI-Exception-10: An exception in the kernel stays on its stack, has its CS and the virtual "
+        "interrupt flag, and its handler may go on anywhere.",
+        "VMI-Exception-11: Each entry from user mode begins at the top of the kernel's stack.",
+    ),
+    _topic(
+        "Mmu",
+        "Translation as the guest's tables say it",
+        2,
+        "VMI-Mmu-01: A right holds where directory and table both give it, for loads and stores of user "
+        "code and stores of the kernel.",
+        "VMI-Mmu-02: With WP clear the kernel stores to read-only pages, and user code does not.",
+        "VMI-Mmu-03: The other bits of a directory entry that is not present mean nothing.",
+        "VMI-Mmu-04: An entry that a plain store has made present counts without a call.",
+        "VMI-Mmu-05: A right that a plain store has added counts without a call, at most after one more "
+        "fault.",
+        "VMI-Mmu-06: What is stored by one of two addresses of a page is loaded by the other.",
+        "VMI-Mmu-07: A load sets the accessed bit in both levels and a store the dirty bit in the table, "
+        "and no other bit of an entry changes.",
+        "VMI-Mmu-08: Accessed and dirty bits that the guest has cleared are set again by the next access "
+        "behind a flush.",
+        "VMI-Mmu-09: A change in a table that two directory entries lead to counts by way of both.",
+        "VMI-Mmu-10: A directory entry that leads to another table counts behind a flush.",
+        "VMI-Mmu-11: A directory that is one of its own tables shows all tables, and stores there change "
+        "mappings.",
+        "VMI-Mmu-12: A frame that nothing answers at is no fault: loads give ones and stores nothing.",
+        "VMI-Mmu-13: A large page has the rights of its one entry and gets its bits, and may be exchanged "
+        "for a table.",
+    ),
 )
 
 
