@@ -789,6 +789,10 @@ TOPICS: tuple[Topic, ...] = (
         "VMI-Init-04: On failure EAX is not 0 and nothing that the guest can observe has changed.",
         "VMI-Init-05: The descriptor tables, task register and page tables that were loaded natively "
         "before the call stay in force as the guest sees them.",
+        "VMI-Init-06: EBX may hold anything: without a table of version 2 in RAM, and with one whose sites "
+        "are outside RAM, the guest is taken over all the same.",
+        "VMI-Init-07: With a table, an instruction that a record with call 255 names does what it does at "
+        "level 0.",
     ),
     _topic(
         "GetReloc",
@@ -900,6 +904,133 @@ TOPICS: tuple[Topic, ...] = (
         "registers as before that.",
         "VMI-Fault-07: A handler that takes away the cause and returns lets the call do all that it should.",
         "VMI-Fault-08: An interrupt that waits meanwhile is neither let in nor lost.",
+    ),
+    _topic(
+        "Activation",
+        "What a patched kernel does before it starts",
+        1,
+        "VMI-Activation-01: A ROM is found on any 2 KiB boundary from C0000h to below E0000h; status is "
+        "ACTIVE then, and rom_base its physical address.",
+        "VMI-Activation-02: A ROM whose bytes do not add up to 0 modulo 256 is passed over.",
+        "VMI-Activation-03: A ROM without 55 AA, or without cVmi, is passed over.",
+        "VMI-Activation-04: A ROM with another API major version is passed over.",
+        "VMI-Activation-05: A ROM of length 0 is passed over.",
+        "VMI-Activation-06: A ROM without a PCI data structure is passed over.",
+        "VMI-Activation-07: A ROM without a licence, with one outside its image, or with another one than "
+        "GPL or GPL v2 is passed over.",
+        "VMI-Activation-08: The search goes on behind a ROM that is passed over.",
+        "VMI-Activation-09: A ROM that begins below C0000h or from E0000h on is not looked at.",
+        "VMI-Activation-10: Where there is no ROM to be taken, status is NATIVE and rom_base 0, and slots, "
+        "links and the kernel's code stay as they are.",
+        "VMI-Activation-11: A ROM larger than the space kept for it is not started; status is TOO_LARGE and "
+        "the kernel runs natively.",
+        "VMI-Activation-12: If VMI_Init answers anything but 0, status is REFUSED and the kernel runs "
+        "natively.",
+        "VMI-Activation-13: VMI_Init is called in a copy at rom_reserve that has the image's bytes, with "
+        "the header's physical address in EBX.",
+        "VMI-Activation-14: A slot whose call is answered CALL_REL becomes a call of its adaptor, or of the "
+        "entry if it has none, and NOPs.",
+        "VMI-Activation-15: A slot whose call is answered NONE stays as it is.",
+        "VMI-Activation-16: A slot whose call is answered NOP becomes NOPs if it has the flag NOP_OK, and "
+        "stays as it is otherwise.",
+        "VMI-Activation-17: A slot whose call is answered JUMP_REL becomes a jump to the entry and NOPs if "
+        "it has the flag JUMP_OK, and stays as it is otherwise.",
+        "VMI-Activation-18: A link leads to the entry of its call if that is answered CALL_REL, and stays "
+        "as it is otherwise.",
+        "VMI-Activation-19: A slot with call 254 becomes a call of its adaptor whatever the ROM answers.",
+        "VMI-Activation-20: A slot with the flag ISOLATED stays as it is.",
+        "VMI-Activation-21: A slot with the flag RECOVERED stays as it is unless it has no adaptor and the "
+        "ROM promises FAULTS_AT_CALL; the word unconnected says so.",
+        "VMI-Activation-22: The kernel is entered with the boot loader's registers and flags, but for ESP, "
+        "which is stack_top.",
+        "VMI-Activation-23: Nothing is written outside slots, links, the copy of the ROM and the segment's "
+        "own scratch space, and no other word of the header.",
+        "VMI-Activation-24: The memory map of a multiboot loader shows the segment as reserved and is "
+        "otherwise the same; map_status is CARVED.",
+        "VMI-Activation-25: Without a memory map map_status is NO_MAP; with another boot loader it is "
+        "UNTOUCHED, and nothing of the loader's is changed.",
+        "VMI-Activation-26: Activation that runs a second time leaves connected slots as they are, and the "
+        "kernel works as the first time.",
+    ),
+    _topic(
+        "Patched",
+        "Patched kernels",
+        1,
+        "VMI-Patched-01: Without a ROM a patched kernel computes what the original computes.",
+        "VMI-Patched-02: With a ROM it reads of control registers, tables and ports what the original reads "
+        "without.",
+        "VMI-Patched-03: A connected slot leaves general registers and arithmetic flags as its instruction "
+        "does.",
+        "VMI-Patched-04: CLI, STI, POPF, PUSHF and IRET in slots mean the virtual interrupt flag.",
+        "VMI-Patched-05: An annotated kernel has its slots where its source has made them, and computes the "
+        "same.",
+        "VMI-Patched-06: A patched file is not patched again.",
+        "VMI-Patched-07: Annotations that are not true of the code, or that contradict each other, are "
+        "refused.",
+    ),
+    _topic(
+        "Table",
+        "Header, site table and link table of a patched kernel",
+        1,
+        "VMI-Table-01: A segment with another magic is refused.",
+        "VMI-Table-02: A header of another version is refused.",
+        "VMI-Table-03: A header that says that it is shorter than version 2 has it is refused.",
+        "VMI-Table-04: A segment that ends in its header or its tables is refused.",
+        "VMI-Table-05: A table outside the segment, or in its header, is refused.",
+        "VMI-Table-06: A table with more records than the segment has room for is refused.",
+        "VMI-Table-07: A record with an unknown tactic is refused.",
+        "VMI-Table-08: A record with a call that there is not is refused.",
+        "VMI-Table-09: A header that says that it is longer is read as far as it is known.",
+        "VMI-Table-10: Records are in the order of their first word, and each slot has 5 bytes at least.",
+        "VMI-Table-11: No two slots overlap, and no two links have one address.",
+    ),
+    _topic(
+        "Exception",
+        "Exceptions of user code and of the kernel",
+        1,
+        "VMI-Exception-01: A fault of user code has the processor's vector and error code, and EIP at its "
+        "instruction.",
+        "VMI-Exception-02: Its frame has CS, SS and ESP of user code, and the handler finds user code's "
+        "registers.",
+        "VMI-Exception-03: INT3, INTO and INT n of user code are delivered with EIP behind them.",
+        "VMI-Exception-04: INT n of user code through a gate of level 0 raises #GP, and through one that is "
+        "not present #NP, with the vector in the error code.",
+        "VMI-Exception-05: With TF user code raises #DB behind each instruction, and handlers run without "
+        "it.",
+        "VMI-Exception-06: A page fault of user code says by its error code what the access was, and "
+        "whether the page is there; CR2 is its address.",
+        "VMI-Exception-07: A page fault of the kernel has the user bit clear in its error code, and EIP at "
+        "its instruction.",
+        "VMI-Exception-08: With TS an FPU instruction of user code raises #NM; without it runs.",
+        "VMI-Exception-09: A load of a segment that is not present raises #NP, or #SS for SS, with its "
+        "selector; the null selector in SS raises #GP.",
+        "VMI-Exception-10: An exception in the kernel stays on its stack, has its CS and the virtual "
+        "interrupt flag, and its handler may go on anywhere.",
+        "VMI-Exception-11: Each entry from user mode begins at the top of the kernel's stack.",
+    ),
+    _topic(
+        "Mmu",
+        "Translation as the guest's tables say it",
+        2,
+        "VMI-Mmu-01: A right holds where directory and table both give it, for loads and stores of user "
+        "code and stores of the kernel.",
+        "VMI-Mmu-02: With WP clear the kernel stores to read-only pages, and user code does not.",
+        "VMI-Mmu-03: The other bits of a directory entry that is not present mean nothing.",
+        "VMI-Mmu-04: An entry that a plain store has made present counts without a call.",
+        "VMI-Mmu-05: A right that a plain store has added counts without a call, at most after one more "
+        "fault.",
+        "VMI-Mmu-06: What is stored by one of two addresses of a page is loaded by the other.",
+        "VMI-Mmu-07: A load sets the accessed bit in both levels and a store the dirty bit in the table, "
+        "and no other bit of an entry changes.",
+        "VMI-Mmu-08: Accessed and dirty bits that the guest has cleared are set again by the next access "
+        "behind a flush.",
+        "VMI-Mmu-09: A change in a table that two directory entries lead to counts by way of both.",
+        "VMI-Mmu-10: A directory entry that leads to another table counts behind a flush.",
+        "VMI-Mmu-11: A directory that is one of its own tables shows all tables, and stores there change "
+        "mappings.",
+        "VMI-Mmu-12: A frame that nothing answers at is no fault: loads give ones and stores nothing.",
+        "VMI-Mmu-13: A large page has the rights of its one entry and gets its bits, and may be exchanged "
+        "for a table.",
     ),
 )
 

@@ -94,8 +94,11 @@ found:
     mov dword ptr [{rom_base}], esi
     cmp ecx, {reserve_size}
     ja too_large
+    cmp dword ptr [{status}], {status_active}
+    je started_before ; the kernel has started once: the copy is in use
     mov edi, {reserve}
     rep movsb
+started_before:
     cmp dword ptr [{reserve + record_at}], {record_magic}
     jne start_rom
     cmp byte ptr [{reserve + record_at + 4}], {record_version}
@@ -206,6 +209,8 @@ active:
     mov dword ptr [{status}], {status_active}
 CLEAR    jmp hand_over
 refused:
+    cmp dword ptr [{status}], {status_active}
+    je hand_over
     mov dword ptr [{status}], {status_refused}
     jmp hand_over
 too_large:
