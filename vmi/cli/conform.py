@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +18,9 @@ from vmi.files import check_writable, read_input, write_atomically
 
 if TYPE_CHECKING:
     from vmi.conformance.case import Case
+    from vmi.conformance.findings import Finding
     from vmi.conformance.report import Report
+    from vmi.conformance.runner import Result
     from vmi.conformance.subject import Environment
     from vmi.conformance.suite import Target
 
@@ -62,6 +64,10 @@ def command(
             "--report", metavar="FILE", help="Write .json, .html, .xml (JUnit), .tap or .txt; repeat it."
         ),
     ] = None,
+    replay: Annotated[
+        list[Path] | None,
+        typer.Option("--replay", metavar="FILE", help="Run what vmi fuzz has found instead; repeat it."),
+    ] = None,
     listing: Annotated[bool, typer.Option("--list", help="Only show the cases that would run.")] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -79,15 +85,48 @@ def command(
         check_writable(path)
     from vmi.conformance import suite
 
+    target = suite.Target(backend, backend=backend) if backend else None
+    if replay:
+        if selection or level or group or requirement or paging or mmu:
+            raise UsageError("what --replay runs is said by its files; no other choice goes with it")
+        _replay(ui, target or suite.Target(rom, values.rom(rom)), replay, listing, waivers, report or ())
+        return
     picked = suite.Selection(
         tuple(selection or ()), tuple(group or ()), tuple(level or ()), tuple(requirement or ())
     ).pick(suite.all_cases())
     if listing:
         _show_cases(ui, picked)
         return
-    target = suite.Target(backend, backend=backend) if backend else suite.Target(rom, values.rom(rom))
+    target = target or suite.Target(rom, values.rom(rom))
     environments = _environments(target, paging, mmu)
-    _run(ui, target, environments, picked, jobs, waivers, report or ())
+    results = suite.run(target, environments, picked, jobs=jobs)
+    _report(ui, target, results, len(environments) * len(picked), suite.all_cases(), waivers, report or ())
+
+
+def _replay(
+    ui: Ui,
+    target: Target,
+    paths: Sequence[Path],
+    listing: bool,
+    waivers: Path | None,
+    files: Sequence[Path],
+) -> None:
+    """Run findings as cases, each where it was found."""
+    from vmi.conformance import findings, runner
+
+    cases: list[tuple[Finding, Case]] = []
+    for path in paths:
+        found = findings.load(read_input(path, "file of findings").decode("utf-8", "replace"))
+        cases += zip(found, findings.as_cases(found, str(path)), strict=True)
+    if listing:
+        _show_cases(ui, [case for _, case in cases])
+        return
+    there = [environment for environment in target.environments() if environment.cpus == 1]
+    todo = [(case, environment) for found, case in cases for environment in found.places(there)]
+    results = (
+        result for case, environment in todo for result in runner.run([case], target.make, environment)
+    )
+    _report(ui, target, results, len(todo), [case for _, case in cases], waivers, files)
 
 
 def _environments(target: Target, paging: list[str] | None, mmu: list[str] | None) -> list[Environment]:
@@ -122,26 +161,27 @@ def _show_cases(ui: Ui, cases: Sequence[Case]) -> None:
         ui.show("\n".join(f"{case.name:<44}L{case.level} {', '.join(case.requirements)}" for case in cases))
 
 
-def _run(
+def _report(
     ui: Ui,
     target: Target,
-    environments: list[Environment],
-    cases: list[Case],
-    jobs: int,
+    outcomes: Iterable[Result],
+    total: int,
+    cases: Sequence[Case],
     waiver_file: Path | None,
     files: Sequence[Path],
 ) -> None:
-    from vmi.conformance import suite, waivers
+    """Run, and tell what came out."""
+    from vmi.conformance import waivers
     from vmi.conformance.report import Report, to_text
     from vmi.conformance.verdict import exit_status
 
     granted = []
     if waiver_file is not None:
         text = read_input(waiver_file, "waivers").decode("utf-8", "replace")
-        granted = waivers.parse(text, suite.all_cases(), datetime.now(UTC).date())
-    results, total = [], len(environments) * len(cases)
+        granted = waivers.parse(text, cases, datetime.now(UTC).date())
+    results = []
     with ui.steps("testing") as step:
-        for result in suite.run(target, environments, cases, jobs=jobs):
+        for result in outcomes:
             results.append(result)
             step(len(results), total)
     results, unused = waivers.apply(results, granted)
