@@ -29,8 +29,10 @@ def test_every_requirement_is_decided_by_a_case_or_listed() -> None:
     assert set(abi.ALL_REQUIREMENTS) - decided == set(matrix.UNDECIDED)
 
 
-def test_the_command_prints_what_is_shown() -> None:
-    command, shown = re.findall(r"```console\n\$ vmi (.*?)\n(.*?)```", PAGE, re.DOTALL)[0]
+@pytest.mark.parametrize(
+    ("command", "shown"), re.findall(r"```console\n\$ vmi (.*?)\n(.*?)```", PAGE, re.DOTALL)
+)
+def test_the_command_prints_what_is_shown(command: str, shown: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "vmi", *command.split()], capture_output=True, text=True, check=True
     )

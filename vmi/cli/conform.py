@@ -74,6 +74,10 @@ def command(
             "--report", metavar="FILE", help="Write .json, .html, .xml (JUnit), .tap or .txt; repeat it."
         ),
     ] = None,
+    replay: Annotated[
+        list[Path] | None,
+        typer.Option("--replay", metavar="FILE", help="Run what vmi fuzz has found instead; repeat it."),
+    ] = None,
     listing: Annotated[bool, typer.Option("--list", help="Only show the cases that would run.")] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -92,19 +96,52 @@ def command(
     from vmi.conformance import selection as chosen
     from vmi.conformance import suite
 
-    wanted = chosen.Selection(
-        tuple(selection or ()), tuple(group or ()), tuple(level or ()), tuple(requirement or ()), expression
-    )
     if backend and (engine or coverage):
         what = "--engine" if engine else "--coverage"
         raise UsageError(f"{what} is about this toolkit's own machine, so it can't go with --backend")
-    target = suite.Target(backend, backend=backend) if backend else suite.Target(rom, values.rom(rom))
-    environments = _environments(target, paging, mmu, _engines(engine))
-    plan = wanted.plan(suite.all_cases(), environments)
+    cases: Sequence[Case] = suite.all_cases()
+    if replay:
+        if selection or level or group or requirement or expression or paging or mmu or engine or coverage:
+            raise UsageError("what --replay runs is said by its files; no other choice goes with it")
+        target, jobs = _target(rom, backend), 1
+        cases, plan = _found(target, replay)
+    else:
+        wanted = chosen.Selection(
+            tuple(selection or ()),
+            tuple(group or ()),
+            tuple(level or ()),
+            tuple(requirement or ()),
+            expression,
+        )
+        target = _target(rom, backend)
+        plan = wanted.plan(cases, _environments(target, paging, mmu, _engines(engine)))
     if listing:
         _show_cases(ui, plan)
         return
-    _run(ui, target, plan, jobs, waivers, report or (), measured=coverage)
+    _run(ui, target, cases, plan, jobs, waivers, report or (), measured=coverage)
+
+
+def _target(rom: str, backend: str) -> Target:
+    from vmi.conformance import suite
+
+    return suite.Target(backend, backend=backend) if backend else suite.Target(rom, values.rom(rom))
+
+
+def _found(target: Target, paths: Sequence[Path]) -> tuple[Sequence[Case], Plan]:
+    """Findings as cases, and each where it was found."""
+    from vmi.conformance import findings
+
+    places: dict[Environment, list[Case]] = {
+        environment: [] for environment in target.environments() if environment.cpus == 1
+    }
+    cases: list[Case] = []
+    for path in paths:
+        found = findings.load(read_input(path, "file of findings").decode("utf-8", "replace"))
+        for one, case in zip(found, findings.as_cases(found, str(path)), strict=True):
+            cases.append(case)
+            for environment in one.places(tuple(places)):
+                places[environment].append(case)
+    return cases, [(environment, wanted) for environment, wanted in places.items() if wanted]
 
 
 def _engines(named: str) -> tuple[str, ...]:
@@ -166,6 +203,7 @@ def _show_cases(ui: Ui, plan: Plan) -> None:
 def _run(
     ui: Ui,
     target: Target,
+    cases: Sequence[Case],
     plan: Plan,
     jobs: int,
     waiver_file: Path | None,
@@ -181,7 +219,7 @@ def _run(
     granted = []
     if waiver_file is not None:
         text = read_input(waiver_file, "waivers").decode("utf-8", "replace")
-        granted = waivers.parse(text, suite.all_cases(), datetime.now(UTC).date())
+        granted = waivers.parse(text, cases, datetime.now(UTC).date())
     ran = Ran(len(target.rom or b"")) if measured else None
     results, total = [], sum(len(cases) for _, cases in plan)
     with ui.steps("testing") as step:

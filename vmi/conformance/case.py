@@ -56,6 +56,7 @@ class Case:
     :ivar paging: where it makes sense.
     :ivar begun: the guest has been activated when the body is called.
     :ivar cpus: how many processors it needs, no more and no less.
+    :ivar replay: the file that it was made from, if it was made from one.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Case:
     paging: frozenset[Paging] = ALL_PAGING
     begun: bool = True
     cpus: int = 1
+    replay: str = ""
 
     def __repr__(self) -> str:
         return f"<Case {self.name}>"

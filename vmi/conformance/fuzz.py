@@ -1,206 +1,141 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Random sequences of calls on two subjects: what the oracle does, the one under test must do too.
 
-A sequence is made from a seed: calls with their examples' arguments, some of them exchanged for values at the
-boundaries of their type. Both guests begin from the same mark. As long as the oracle goes on without trouble
-(what it ends in is the guest's own fault), results, surviving registers, events and memory must be equal
-after each call; whatever comes, a subject must come back with an end of its own.
+Both guests begin each sequence from the same mark and make its calls in one run
+(:mod:`vmi.conformance.walk`). As far as the oracle goes on without trouble (what it ends in is the guest's
+own fault), what each call leaves must be equal: results, surviving registers, the stack, the direction flag;
+and behind the last of them memory and the interrupt flag. Whatever comes, a subject must come back with an
+end of its own.
+
+What is compared first are the bytes that the two have left. Only where those differ is it asked what the
+table says of them.
 """
 
 from __future__ import annotations
 
-import json
-import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterable, Iterator, Sequence
 
 from vmi import abi
 from vmi.abi import Reloc
 from vmi.conformance import layout
-from vmi.conformance.examples import EXAMPLES, Example
-from vmi.conformance.layout import FREE_PAGES, SCRATCH
-from vmi.conformance.rig import Broken, Called, Rig, Unfit, fill
+from vmi.conformance.rig import Rig
+from vmi.conformance.sequence import Step, draw, undefined, usable
 from vmi.conformance.subject import End, Environment
 from vmi.conformance.suite import Target
-from vmi.errors import BadInput
-from vmi.memory import PAGE_SIZE
-from vmi.x86 import U32, Cr0, Eflags
+from vmi.conformance.walk import COMPARED, Call, Walked, Walker, left
+from vmi.x86 import Eflags
 
-LONGEST = 6  # calls in a sequence
 _LIMIT_NS = 500_000  # guest time of a call, which takes some hundred instructions
-_GENERAL_DETECT = 1 << 13  # of DR7
-_DPL = 3 << 13  # of a descriptor's upper dword
-_MOST_TRANSFERS = 64  # of a string call
-#: Calls whose effect is the same whoever runs the guest, for arguments that are right.
-_TELLING = tuple(
-    name
-    for name, examples in EXAMPLES.items()
-    if all(example.same for example in examples) and abi.BY_NAME[name].group not in ("time", "apic")
-)
-_BOUNDARIES = (
-    *(0, 1, 2, 3, 4, 7, 8, 0x10, 0x7F, 0x80, 0xFF, 0x100, 0x200, 0xFFF, 0x1000, 0x3000, 0x7FFF, 0x8000),
-    *(0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFF000, 0xFFFFFFFE, 0xFFFFFFFF),
-)
-_ADDRESSES = (SCRATCH, SCRATCH + 1, SCRATCH + PAGE_SIZE - 3, FREE_PAGES, 0x70000000, 0xFFFFFFFD)
-_COMPARED = ((SCRATCH, PAGE_SIZE), (FREE_PAGES, 4 * PAGE_SIZE), (layout.IDT, 0x800))
-_SHOWN = Eflags.IF | Eflags.DF
 
-
-@dataclass(frozen=True)
-class Step:
-    """One call; ``example`` is the number of the example whose memory it needs."""
-
-    call: str
-    example: int
-    registers: tuple[tuple[str, int], ...]
-    stack: tuple[int, ...]
-
-    def __str__(self) -> str:
-        registers = ", ".join(f"{name}={value:#x}" for name, value in self.registers)
-        stack = ", ".join(f"{value:#x}" for value in self.stack)
-        return f"{self.call}({registers}{'; ' if stack else ''}{stack})"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A sequence after which the two differ, or one of them has gone wrong."""
-
-    seed: int
-    environment: Environment
-    steps: tuple[Step, ...]
-    difference: str
-
-    def to_json(self) -> dict[str, object]:
-        """For a file that :func:`load` reads."""
-        return {
-            "seed": self.seed,
-            "paging": self.environment.paging.value,
-            "mmu": self.environment.mmu,
-            "difference": self.difference,
-            "steps": [
-                {"call": s.call, "example": s.example, "registers": dict(s.registers), "stack": list(s.stack)}
-                for s in self.steps
-            ],
-        }
-
-
-def load(text: str) -> Finding:
-    """A finding from its file. :raises BadInput: it is none."""
-    try:
-        data = json.loads(text)
-        steps = tuple(
-            Step(
-                abi.find(row["call"]).name,
-                int(row["example"]),
-                tuple((str(name), int(value)) for name, value in row["registers"].items()),
-                tuple(int(value) for value in row["stack"]),
-            )
-            for row in data["steps"]
-        )
-        for step in steps:
-            _example(step)
-        environment = Environment(layout.Paging(data["paging"]), str(data["mmu"]))
-        return Finding(int(data["seed"]), environment, steps, str(data["difference"]))
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise BadInput(f"this is no finding of vmi fuzz: {type(error).__name__} {error}") from None
-
-
-@cache
-def _usable(environment: Environment) -> tuple[tuple[str, int], ...]:
-    """Calls with the examples that make sense there."""
-    return tuple(
-        (name, number)
-        for name in _TELLING
-        for number, example in enumerate(EXAMPLES[name])
-        if environment.paging in example.paging
-    )
-
-
-def sequence(seed: int, environment: Environment) -> tuple[Step, ...]:
-    """The sequence that a seed stands for."""
-    chance = random.Random(seed)
-    steps = []
-    for _ in range(chance.randint(1, LONGEST)):
-        name, number = chance.choice(_usable(environment))
-        example = EXAMPLES[name][number]
-        registers = {key: _vary(chance, value) for key, value in example.registers.items()}
-        if abi.BY_NAME[name].group == "io":  # another port is another device's matter
-            registers["edx"] = example.registers.get("edx", registers.get("edx", 0))
-            if "ecx" in registers:
-                registers["ecx"] %= _MOST_TRANSFERS
-        stack = tuple(_vary(chance, value) for value in example.stack)
-        steps.append(Step(name, number, tuple(registers.items()), stack))
-    return tuple(steps)
-
-
-def _vary(chance: random.Random, value: int) -> int:
-    """The value as it is, mostly; or one of its neighbours, a boundary, an address, or anything."""
-    kind = chance.randrange(12)
-    if kind == 0:
-        return chance.choice(_BOUNDARIES)
-    if kind == 1:
-        return chance.choice(_ADDRESSES)
-    if kind == 2:
-        return value ^ 1 << chance.randrange(32)
-    if kind == 3:
-        return value + chance.choice((-4, -1, 1, 4, PAGE_SIZE)) & U32
-    if kind == 4:
-        return chance.getrandbits(32)
-    return value
+_Drawn = tuple[Call, list[int], tuple[int, ...]]
 
 
 class Fuzzer:
-    """Two guests in one environment, from one mark each.
+    """Two guests in one environment, from one mark each; both are begun here.
 
     :raises Broken: one of them can't begin.
     """
 
-    def __init__(self, target: Target, oracle: Target, environment: Environment) -> None:
-        self.environment = environment
-        self._rigs = [
+    def __init__(self, under_test: Rig, oracle: Rig) -> None:
+        self.environment = under_test.environment
+        self._usable = usable(self.environment.paging)
+        calls = [call for examples in self._usable for call in examples]
+        self._by_name = {(call.name, call.number): call for call in calls}
+        self._under_test = Walker(under_test, calls, _LIMIT_NS)
+        self._oracle = Walker(oracle, calls, _LIMIT_NS)
+        both = (self._under_test, self._oracle)
+        self._left_out = {
+            call.name
+            for call in calls
+            if any(walker.entries[call.name] is not Reloc.CALL_REL for walker in both)
+        }
+
+    @classmethod
+    def against(cls, target: Target, oracle: Target, environment: Environment) -> Fuzzer:
+        """A target in an environment, and an oracle that has no choice of MMU."""
+        native = Environment(environment.paging)
+        return cls(
             Rig(target.make(environment), environment),
-            Rig(oracle.make(Environment(environment.paging)), Environment(environment.paging)),
-        ]
-        self._backs = []
-        for rig in self._rigs:
-            rig.begin()
-            rig.limit_ns = _LIMIT_NS
-            for name in _TELLING:
-                rig.entry(name)  # asked once, not for each sequence
-            self._backs.append(rig.subject.mark() or rig.begin)
+            Rig(oracle.make(native), native),
+        )
+
+    def __repr__(self) -> str:
+        return f"<Fuzzer {self.environment}>"
+
+    def seed(self, seed: int) -> str:
+        """What is wrong behind the sequence that a seed stands for, "" if nothing is."""
+        return self._run(draw(seed, self._usable))
 
     def run(self, steps: Sequence[Step]) -> str:
         """What is wrong behind a sequence, "" if nothing is."""
-        for back in self._backs:
-            back()
-        under_test, oracle = self._rigs
-        for number, step in enumerate(steps):
-            if any(rig.entry(step.call)[0] is not Reloc.CALL_REL for rig in self._rigs):
-                continue
-            if _undefined(step):
-                return ""  # the two may have another state from here on
-            right = _make(oracle, step)
-            got = _make(under_test, step)
-            if isinstance(got, str):
-                return "" if isinstance(right, str) and got == right else f"{step}, call {number}: {got}"
-            if isinstance(right, str) or not right.returned or right.frames:
-                # the guest has harmed itself, or is told of its mistake; how, may be another matter
-                if got.stop.end is End.TIMEOUT and not isinstance(right, str) and right.returned:
-                    return f"{step}, call {number}: it does not come back"
-                return ""
-            difference = _difference(step, got, right) or self._memory()
-            if difference:
-                return f"{step}, call {number}: {difference}"
-        return ""
+        return self._run(
+            (self._by_name[step.call, step.example], [value for _, value in step.registers], step.stack)
+            for step in steps
+        )
 
-    def _memory(self) -> str:
-        under_test, oracle = self._rigs
-        for address, size in _COMPARED:
-            got, right = under_test.read(address, size), oracle.read(address, size)
+    def _run(self, drawn: Iterable[_Drawn]) -> str:
+        made: list[_Drawn] = []
+        records: list[bytes] = []
+        ends = ""
+        for call, values, stack in drawn:
+            if call.name in self._left_out:
+                continue
+            if undefined(call, values, stack):
+                break  # the two may have another state from here on
+            ours = self._under_test.unfit.get((call.name, call.number))
+            theirs = self._oracle.unfit.get((call.name, call.number))
+            if ours is not None or theirs is not None:
+                if theirs is None:
+                    ends = f"{step_of(call, values, stack)}, call {len(made)}: {ours}"
+                break
+            records.append(call.record(len(made), values, stack))
+            made.append((call, values, stack))
+        return self._judge(made, records) or ends
+
+    def _judge(self, made: list[_Drawn], records: list[bytes]) -> str:
+        count = len(made)
+        if not count:
+            return ""
+        packed = b"".join(records)
+        right = self._oracle.walk(packed, count)
+        got = self._under_test.walk(packed, count)
+        whole = right.returned == count and right.stop.end is End.DONE and not right.events
+        if not whole or got.returned != count or _differ(made, got.left, right.left):
+            for index in range(min(got.returned, right.returned)):
+                difference = _difference(made[index][0], got.of(index), right.of(index))
+                if difference:
+                    return _sentence(made, index, difference)
+            if got.returned < right.returned:
+                return _sentence(made, got.returned, self._trouble(got))
+        if not whole:
+            # the guest has harmed itself, or is told of its mistake; how, may be another matter
+            if got.stop.end is End.TIMEOUT and got.returned == right.returned and right.stop.end is End.DONE:
+                return _sentence(made, got.returned, "it does not come back")
+            done = right.returned
+            # with what came before that, nothing may be wrong
+            return self._judge(made[:done], records[:done]) if done and self._state() else ""
+        if got.stop.end is not End.DONE or got.events:
+            return _sentence(made, count - 1, self._trouble(got))
+        difference = self._state()
+        return _sentence(made, count - 1, difference) if difference else ""
+
+    def _trouble(self, got: Walked) -> str:
+        if got.events:
+            frame = self._under_test.event()
+            return f"no event must come, but vector {frame.vector} did at {frame.eip:#x}"
+        return f"it must return, but {got.stop.reason or got.stop.end.value}"
+
+    def _state(self) -> str:
+        """How memory and the interrupt flag differ."""
+        ours, theirs = self._under_test, self._oracle
+        for address, size in COMPARED:
+            got, right = ours.read(address, size), theirs.read(address, size)
             if got != right:
                 at = next(n for n in range(size) if got[n] != right[n])
                 return f"memory at {address + at:#x} must be {right[at]:#x}, but it is {got[at]:#x}"
+        if ours.flags() != theirs.flags():
+            on, off = ("on", "off") if theirs.flags() else ("off", "on")
+            return f"interrupts must be {on}, but they are {off}"
         return ""
 
     def shrink(self, steps: tuple[Step, ...]) -> tuple[Step, ...]:
@@ -208,66 +143,64 @@ class Fuzzer:
         changed = True
         while changed:
             changed = False
-            for smaller in _smaller(steps):
+            for smaller in self._smaller(steps):
                 if self.run(smaller):
                     steps, changed = smaller, True
                     break
         return steps
 
-
-def _smaller(steps: tuple[Step, ...]) -> Iterator[tuple[Step, ...]]:
-    for n in range(len(steps)):
-        yield steps[:n] + steps[n + 1 :]
-    for n, step in enumerate(steps):
-        example = _example(step)
-        for index, (name, value) in enumerate(step.registers):
-            plain = example.registers.get(name, value)
-            if plain != value:
-                registers = (*step.registers[:index], (name, plain), *step.registers[index + 1 :])
-                yield (*steps[:n], Step(step.call, step.example, registers, step.stack), *steps[n + 1 :])
-        if step.stack != example.stack:
-            yield (*steps[:n], Step(step.call, step.example, step.registers, example.stack), *steps[n + 1 :])
-
-
-def _undefined(step: Step) -> bool:
-    """The table says nothing about such an argument; behind it the two may have another state, too."""
-    registers = dict(step.registers)
-    if step.call == "SetCR0" and not registers["eax"] & Cr0.PE:
-        return True  # back to real mode, which hypervisors may refuse to serve
-    if step.call == "SetDR" and registers["eax"] == 7 and registers["edx"] & _GENERAL_DETECT:
-        return True  # what it guards, the oracle's emulator does not
-    if step.call in ("WriteGDTEntry", "WriteLDTEntry") and step.stack[0] & _DPL != _DPL:
-        return True  # a hypervisor may raise the level that is stored
-    if step.call == "SetTR" and not registers["eax"] & 0xFFFC:
-        return True  # #GP by the manual, which the oracle's emulator doesn't know
-    most = {"SetDR": 7, "GetDR": 7, "SetLazyMode": 2, "SetLinearMapping": abi.LINEAR_SLOTS - 1, "FlushTLB": 3}
-    return registers.get("eax", 0) > most.get(step.call, U32)
+    def _smaller(self, steps: tuple[Step, ...]) -> Iterator[tuple[Step, ...]]:
+        for n in range(len(steps)):
+            yield steps[:n] + steps[n + 1 :]
+        for n, step in enumerate(steps):
+            call = self._by_name[step.call, step.example]
+            for index, (name, value) in enumerate(step.registers):
+                plain = call.values[index]
+                if plain != value:
+                    registers = (*step.registers[:index], (name, plain), *step.registers[index + 1 :])
+                    yield (*steps[:n], Step(step.call, step.example, registers, step.stack), *steps[n + 1 :])
+            if step.stack != call.stack:
+                yield (
+                    *steps[:n],
+                    Step(step.call, step.example, step.registers, call.stack),
+                    *steps[n + 1 :],
+                )
 
 
-def _example(step: Step) -> Example:
-    return EXAMPLES[step.call][step.example]
+def step_of(call: Call, values: Sequence[int], stack: tuple[int, ...]) -> Step:
+    """A call as it was drawn."""
+    return Step(call.name, call.number, tuple(zip(call.keys, values, strict=True)), stack)
 
 
-def _make(rig: Rig, step: Step) -> Called | str:
-    try:
-        _example(step).before(rig)
-        return rig.call(step.call, *step.stack, **{**fill(0), **dict(step.registers)})
-    except (Unfit, Broken) as reason:
-        return str(reason)
+def _sentence(made: list[_Drawn], index: int, difference: str) -> str:
+    return f"{step_of(*made[index])}, call {index}: {difference}"
 
 
-def _difference(step: Step, got: Called, right: Called) -> str:
-    call = abi.BY_NAME[step.call]
-    if not got.returned:
-        return f"it must return, but {got.stop.reason or got.stop.end.value}"
-    if got.frames:
-        return f"no event must come, but vector {got.first.vector} did at {got.first.eip:#x}"
-    wanted = {place for result in call.results for place in result.places} | set(call.preserves)
-    for name in sorted(wanted & set(abi.REGISTERS)):
-        if got.registers[name] != right.registers[name]:
-            return f"{name.upper()} must be {right.registers[name]:#x}, but it is {got.registers[name]:#x}"
-    if got.popped != right.popped:
-        return f"it must take {right.popped} bytes off the stack, but it took {got.popped}"
-    if (got.registers["eflags"] ^ right.registers["eflags"]) & _SHOWN:
-        return f"flags must be {right.registers['eflags']:#x}, but they are {got.registers['eflags']:#x}"
-    return ""
+def _differ(made: list[_Drawn], got: bytes, right: bytes) -> bool:
+    """What calls have left differs, in what the table speaks of."""
+    if got == right:
+        return False
+    mask = b"".join([call.mask for call, _, _ in reversed(made)])
+    return bool(
+        (int.from_bytes(got, "little") ^ int.from_bytes(right, "little")) & int.from_bytes(mask, "little")
+    )
+
+
+def _difference(call: Call, got: bytes, right: bytes) -> str:
+    """How what a call has left differs, of what the table speaks of."""
+    if not _differ([(call, [], ())], got, right):
+        return ""
+    ours, theirs = left(got), left(right)
+    what = abi.BY_NAME[call.name]
+    shown = {*what.preserves, *(place for result in what.results for place in result.places)}
+    for name in sorted(shown & set(abi.REGISTERS)):
+        if ours[name] != theirs[name]:
+            return f"{name.upper()} must be {theirs[name]:#x}, but it is {ours[name]:#x}"
+    if ours["popped"] != theirs["popped"]:
+        start = layout.STACK - 4 * len(call.stack)
+        return (
+            f"it must take {theirs['popped'] - start} bytes off the stack, "
+            f"but it took {ours['popped'] - start}"
+        )
+    on = bool(theirs["eflags"] & Eflags.DF)
+    return f"the direction flag must be {int(on)}, but it is {int(not on)}"

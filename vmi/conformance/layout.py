@@ -22,16 +22,24 @@ STACK, KERNEL_STACK, USER_STACK = 0xA000, 0xB000, 0xD000  # each grows down
 AGENT = 0x10000
 USER = 0x20000  # user code
 SCRATCH = 0x21000  # a page that cases may use, and the next ones
+RECORDS, RECORD = 0x30000, 96  # calls to be made in one run, and bytes of each; the last one has no site
+RETURNED, RETURN = 0x31000, 40  # what those calls left, downwards from there, and bytes of each
+SITES = 0x31000  # the sites of such calls, a page
+NEEDS = 0x32000  # what they need in memory, a page to copy from
 PAGE_TABLES = 0x40000  # root first; 16 pages
 FREE_PAGES = 0x60000  # 32 pages that nothing uses
 
 #: Words of the agent, by name: it finds them at these addresses.
 WORDS = {
     name: PARAMETERS + 4 * n
-    for n, name in enumerate(("CR0", "CR3", "CR4", "LOG_COUNT", "RESUME", "USER_FLAGS"))
-}
+    for n, name in enumerate((
+        "CR0", "CR3", "CR4", "LOG_COUNT", "RESUME", "USER_FLAGS",
+        "ONCE", "WALK_RECORD", "WALK_LOG", "WALK_SITE", "WALK_ESP",
+    ))
+}  # fmt: skip
 SYMBOLS = {
     **WORDS,
+    "RECORD": RECORD,
     "GDT": GDT, "IDT": IDT, "LOG": LOG, "USER": USER, "USER_STACK": USER_STACK, "SCRATCH": SCRATCH,
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -71,6 +72,8 @@ class Report:
     def repro(self, result: Result) -> str:
         """A command that runs exactly this case again."""
         environment = result.environment
+        if result.case.replay:
+            return f"{self.command} --replay {shlex.quote(result.case.replay)}"
         mmu = f" --mmu {environment.mmu}" if environment.mmu else ""
         engine = f" --engine {environment.engine}" if environment.engine else ""
         return f"{self.command} --paging {environment.paging.value}{mmu}{engine} {_quoted(result.case.name)}"
@@ -130,8 +133,8 @@ def to_text(report: Report, *, verbose: bool = False) -> str:
             lines.append(f"{result.verdict.value:<8}{result.case.name} ({result.environment})")
             lines += [f"        {reason}" for reason in result.reasons]
             if not result.verdict.good:
-                ids = ", ".join(result.case.requirements)
-                lines += [f"        {ids}", f"        {report.repro(result)}"]
+                ids = [", ".join(result.case.requirements)] if result.case.requirements else []
+                lines += [f"        {line}" for line in (*ids, report.repro(result))]
     lines += [f"ERROR   {trouble}" for trouble in report.troubles]
     lines += [f"NOTE    {note}" for note in report.notes]
     if report.coverage is not None:

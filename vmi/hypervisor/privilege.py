@@ -251,11 +251,11 @@ class CompressedPrivilege(Privilege):
             size = min(end - address, PAGE_SIZE - (address & U32) % PAGE_SIZE)
             size = max(size // 8 * 8, 8)
             try:
-                data = self.linear.read(address, size)
-                for at in range(0, size, 8):
-                    high = int.from_bytes(data[at + 4 : at + 8], "little")
-                    if _to_be_raised(high):
-                        self.raise_at(address + at)
+                access = self.linear.read(address, size)[5::8].translate(_TO_BE_RAISED)
+                at = access.find(1)  # a table may have thousands of entries, most of them empty
+                while at >= 0:
+                    self.raise_at(address + 8 * at)
+                    at = access.find(1, at + 1)
             except GuestFault:
                 pass
             address += size
@@ -267,3 +267,6 @@ def _to_be_raised(high: int) -> bool:
     VERR and VERW don't care whether a segment is present, and are not refused.
     """
     return high & 0x7000 == 0x1000
+
+
+_TO_BE_RAISED = bytes(_to_be_raised(access << 8) for access in range(256))  # by the access byte

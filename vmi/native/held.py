@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from enum import Enum
 from functools import partial
+from itertools import repeat
+from operator import setitem
 from types import BuiltinMethodType, FunctionType, MethodType
 from typing import Any
 
@@ -40,6 +42,7 @@ class Held:
         self._packages = tuple({_package(type(root)) for root in todo} - {"builtins"})
         self._others = others + _CONSTANT
         self._undo: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
+        self._many = _Many()
         # with the objects, or the number of one might become another's
         seen: dict[int, object] = {id(one): one for one in alone}
         while todo:
@@ -49,10 +52,11 @@ class Held:
                 todo.extend(self._keep(one))
 
     def __repr__(self) -> str:
-        return f"<Held {len(self._undo)} objects>"
+        return f"<Held {len(self._undo) + len(self._many)} objects>"
 
     def put_back(self) -> None:
         """Let each object hold what it held."""
+        self._many.put_back()
         for undo, one, kept in self._undo:
             undo(one, kept)
 
@@ -63,13 +67,16 @@ class Held:
             return tuple(one)
         if isinstance(one, dict):
             copy = dict(one)
-            self._undo.append((_undo_ordered if isinstance(one, OrderedDict) else _undo_dict, one, copy))
+            if isinstance(one, OrderedDict):
+                self._undo.append((_undo_ordered, one, copy))
+            else:
+                self._many.dicts.add(one, copy)
             return (*copy, *copy.values())
         if isinstance(one, list):
-            self._undo.append((_undo_list, one, one.copy()))
+            self._many.lists.add(one, one.copy())
             return one.copy()
         if isinstance(one, bytearray):
-            self._undo.append((_undo_list, one, bytes(one)))
+            self._many.lists.add(one, bytes(one))
             return ()
         if isinstance(one, (set, deque)):
             self._undo.append((_undo_set if isinstance(one, set) else _undo_deque, one, tuple(one)))
@@ -93,10 +100,71 @@ class Held:
         parameters = getattr(kind, "__dataclass_params__", None)
         if parameters is None or not parameters.frozen:
             if own is not None:
-                self._undo.append((_undo_attributes, own, dict(own)))
+                self._many.attributes.add(own, dict(own))
             if names:
-                self._undo.append((_undo_slots, one, tuple(zip(names, values, strict=True))))
+                self._many.slots(one, names, values)
         return [*(own or {}).values(), *values]
+
+
+class _Pairs:
+    """Objects of one kind, with what each held."""
+
+    def __init__(self) -> None:
+        self.ones: list[Any] = []
+        self.kept: list[Any] = []
+
+    def __repr__(self) -> str:
+        return f"<Pairs {len(self.ones)}>"
+
+    def add(self, one: Any, kept: Any) -> None:
+        """Remember one."""
+        self.ones.append(one)
+        self.kept.append(kept)
+
+
+class _Many:
+    """The kinds of objects of which there are most: each kind goes back in one go, without a loop of ours."""
+
+    def __init__(self) -> None:
+        self.attributes, self.dicts, self.lists = _Pairs(), _Pairs(), _Pairs()
+        self._slots: tuple[list[Any], list[str], list[Any]] = [], [], []
+        self._unset: list[tuple[Any, str]] = []
+
+    def __repr__(self) -> str:
+        return f"<Many {len(self)}>"
+
+    def __len__(self) -> int:
+        return len(self.attributes.ones) + len(self.dicts.ones) + len(self.lists.ones)
+
+    def slots(self, one: Any, names: Iterable[str], values: Iterable[Any]) -> None:
+        """Remember an object without a dictionary."""
+        for name, value in zip(names, values, strict=True):
+            if value is _MISSING:
+                self._unset.append((one, name))
+            else:
+                for row, part in zip(self._slots, (one, name, value), strict=True):
+                    row.append(part)
+
+    def put_back(self) -> None:
+        """Let each hold what it held."""
+        own, kept = self.attributes.ones, self.attributes.kept
+        _do(map(dict.update, own, kept))
+        if list(map(len, own)) != list(map(len, kept)):
+            # rare, and an attribute can't be missed for a moment here
+            for attributes, before in zip(own, kept, strict=True):
+                for name in attributes.keys() - before.keys():
+                    del attributes[name]
+        _do(map(dict.clear, self.dicts.ones))
+        _do(map(dict.update, self.dicts.ones, self.dicts.kept))  # a Counter's own update() would add
+        _do(map(setattr, *self._slots))
+        for one, name in self._unset:
+            if hasattr(one, name):
+                delattr(one, name)
+        _do(map(setitem, self.lists.ones, repeat(_WHOLE), self.lists.kept))
+
+
+_do = deque[None](maxlen=0).extend
+_WHOLE = slice(None)
 
 
 def _of_function(one: FunctionType) -> list[object]:
@@ -119,33 +187,9 @@ def _slots(kind: type) -> tuple[str, ...]:
     return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
 
 
-def _undo_attributes(attributes: dict[str, Any], kept: dict[str, Any]) -> None:
-    attributes.update(kept)
-    if len(attributes) != len(kept):  # rare, and an attribute can't be missed for a moment here
-        for name in attributes.keys() - kept.keys():
-            del attributes[name]
-
-
-def _undo_slots(one: Any, kept: tuple[tuple[str, Any], ...]) -> None:
-    for name, value in kept:
-        if value is not _MISSING:
-            setattr(one, name, value)
-        elif hasattr(one, name):
-            delattr(one, name)
-
-
-def _undo_dict(one: dict[Any, Any], kept: dict[Any, Any]) -> None:
-    one.clear()
-    dict.update(one, kept)  # a Counter's own update() would add
-
-
 def _undo_ordered(one: OrderedDict[Any, Any], kept: dict[Any, Any]) -> None:
     one.clear()
     one.update(kept)
-
-
-def _undo_list(one: Any, kept: Any) -> None:
-    one[:] = kept
 
 
 def _undo_set(one: set[Any], kept: tuple[Any, ...]) -> None:

@@ -6,7 +6,7 @@ a hypervisor. So it is not the writers who are watched, which can't be done comp
 system's page tables. The stretch becomes a private mapping of a file in memory that holds the image. A page
 that is written to gets a copy of its own, and :meth:`PageImage.put_back` asks which pages have one. They keep
 it: a page that has been written once costs no page fault the next time, only its bytes are copied. When there
-are many of them, all go back to the file at once.
+are many of them, and now and then, all go back to the file at once.
 
 Where the system doesn't tell which pages have a copy (Linux tells since 4.2 and quickly since 6.7, unless
 ``/proc`` is hidden), all pages go back to the file each time. That is right too, but slower.
@@ -27,6 +27,8 @@ from vmi.errors import OutputError
 from vmi.files import reason
 from vmi.memory import PAGE_SIZE
 
+#: After so many times all copies are dropped: a page that was written once is not copied to for ever.
+DROPPED_EACH = 64
 #: More pages than this with a copy of their own are dropped rather than copied to.
 MOST_COPIES = 4096
 
@@ -81,6 +83,7 @@ class PageImage:
                 f"{self._size >> 20} MiB of memory can't be kept for a checkpoint: {reason(error)}"
             ) from error
         self._pagemap = _Pagemap(address, self._size)
+        self._times = 0
         self._map()
 
     def __repr__(self) -> str:
@@ -110,7 +113,8 @@ class PageImage:
 
         :param written: what :meth:`written` just gave.
         """
-        if written is None or sum(map(len, written)) > MOST_COPIES:
+        self._times += 1
+        if written is None or self._times % DROPPED_EACH == 0 or sum(map(len, written)) > MOST_COPIES:
             self._map()
             return
         view, was = self._view, self._was

@@ -59,6 +59,39 @@ site:   nop
 done:   out 0xf4, al
         jmp done
 
+; -- many calls in one run: a record for each at WALK_RECORD, which says what is copied to where first (the
+; stack arguments, and what the call needs in memory), ESP, the other registers, and the site; the last one has
+; no site. What each call leaves goes to the log, downwards from WALK_LOG: flags, registers, its ESP.
+walk:   mov ebx, [{WALK_RECORD}]
+        mov eax, [ebx]
+        test eax, eax
+        jz done
+        mov [{WALK_SITE}], eax
+        mov eax, [ebx + 4]
+        mov [{WALK_ESP}], eax
+        mov esi, [ebx + 8]
+        mov edi, [ebx + 12]
+        mov ecx, [ebx + 16]
+        rep movsb
+        mov esi, [ebx + 20]
+        mov edi, [ebx + 24]
+        mov ecx, [ebx + 28]
+        rep movsb
+        lea esp, [ebx + 32]
+        add ebx, {RECORD}
+        mov [{WALK_RECORD}], ebx
+        popad
+        mov esp, [{WALK_ESP}]
+        jmp dword ptr [{WALK_SITE}]
+walked: mov [{WALK_ESP}], esp
+        mov esp, [{WALK_LOG}]
+        pushfd
+        pushad
+        push dword ptr [{WALK_ESP}]
+        mov [{WALK_LOG}], esp
+        cld
+        jmp walk
+
 ; -- what a kernel does between calls; each ends the run
 load:   mov eax, [ebx]
         jmp done
@@ -186,7 +219,7 @@ iret_slot:
         nop
         nop
 
-; -- every vector: keep the frame and the registers, and go back, or to where the host said
+; -- every vector: keep the frame and the registers, and go back, or to where the host said, or end the run
 common: pushad
         push ds
         push es
@@ -206,6 +239,8 @@ common: pushad
         mov eax, [ebp + 4]
         mov [edi], eax
 full:   inc dword ptr [{LOG_COUNT}]
+        cmp dword ptr [{ONCE}], 0
+        jne done
         mov eax, [{RESUME}]
         test eax, eax
         jz keep
