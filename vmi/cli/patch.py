@@ -130,6 +130,7 @@ def command(
         ui.show(done.report.to_text())
     if dry_run:
         ui.note("nothing was written")
-    ui.detail(coverage_table(done.report))
-    ui.detail(misses_table(done.report))
+    if ui.verbose:
+        ui.detail(coverage_table(done.report))
+        ui.detail(misses_table(done.report))
     ui.detail(", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in done.seconds.items()))
