@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +15,10 @@ from vmi.cli.guest import KernelArgument
 from vmi.cli.tables import coverage_table, misses_table
 from vmi.errors import UsageError
 from vmi.files import check_writable, read_input, write_atomically
+
+if TYPE_CHECKING:
+    from vmi.patcher import Options, Patched
+    from vmi.patcher.explain import Explanation
 
 _PHASES = {
     "read": "reading", "plan": "planning", "emit": "making code", "write": "writing", "verify": "checking",
@@ -92,11 +97,12 @@ def command(
             keep_inputs(inputs, target)
             check_writable(target)
 
-    from vmi.patcher import Options, patch
-    from vmi.patcher.container import in_gzip
+    from vmi.patcher.container import in_gzip, open_container
     from vmi.patcher.elf import MAGIC
-    from vmi.patcher.explain import of_patch, parse_address
 
+    with ThreadPoolExecutor(1) as beside:
+        opening = beside.submit(open_container, image.data)  # unpacks it while the rest is loaded
+        from vmi.patcher import Options, patch
     # What is only looked at needs no record to be taken back by, which takes the most time for a bzImage.
     looked_at = output is None and report is None and not dry_run
     options = Options(
@@ -108,11 +114,8 @@ def command(
         prove_undo=prove_undo,
     )
     with ui.phases(f"patching {image.name}") as phase:
-        done = patch(image.data, options, progress=lambda name: phase(_PHASES.get(name, name)))
-        explainer = None if explain is None else of_patch(image.data, done.data, done.report, options.symbols)
-    answer = None
-    if explainer is not None and explain is not None:
-        answer = explainer.explain(parse_address(explain, explainer.symbols))
+        done = patch(opening.result(), options, progress=lambda name: phase(_PHASES.get(name, name)))
+        answer = None if explain is None else _explained(explain, image, done, options)
     if output is not None and not dry_run:
         compressed = output.suffix == ".gz" and done.data.startswith(MAGIC)
         write_atomically(output, in_gzip(done.data) if compressed else done.data)
@@ -134,3 +137,11 @@ def command(
         ui.detail(coverage_table(done.report))
         ui.detail(misses_table(done.report))
     ui.detail(", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in done.seconds.items()))
+
+
+def _explained(text: str, image: values.Kernel, done: Patched, options: Options) -> Explanation:
+    """What became of the code at the address that ``text`` names."""
+    from vmi.patcher.explain import of_patch, parse_address
+
+    explainer = of_patch(image.data, done.data, done.report, options.symbols)
+    return explainer.explain(parse_address(text, explainer.symbols))

@@ -19,13 +19,14 @@ empty list with it: it displaces itself.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
-from vmi.errors import BadInput
-from vmi.patcher import compression, displaced, elf, peheader, twoblocks
+from vmi.errors import BadInput, VerifyError
+from vmi.patcher import compression, displaced, elf, peheader
+from vmi.patcher.blocks import LEAST, Packing
 from vmi.patcher.compression import Format
+from vmi.patcher.model import Image
 from vmi.patcher.peheader import PeHeader
 
 MAGIC_AT, MAGIC = 0x202, b"HdrS"
@@ -100,16 +101,30 @@ class BzImage:
         """Bytes for the payload, the size word included."""
         return self.payload.end - self.payload.start
 
-    def pack(self, kernel: bytes) -> bytes:
-        """The image with another kernel in it; BadInput when that doesn't fit."""
+    def begin(self, kernel: Image) -> Packing | None:
+        """Begin to pack a kernel that will be this one with changes; None if that gains nothing."""
+        payload = self.payload
+        base = next(compression.better(self.data[payload.start : payload.end], payload.format), None)
+        if base is None or payload.format is not Format.XZ or payload.kernel_size < LEAST:
+            return None
+        return Packing(base, kernel)
+
+    def pack(self, kernel: bytes, begun: Packing | None = None) -> bytes:
+        """The image with another kernel in it; BadInput when that doesn't fit.
+
+        It is checked that the new image unpacks to that.
+        """
         unpacked = kernel
         if self.payload.words is not None:
             # The boot code looks for the list at the very end, in whole words.
             unpacked = kernel + bytes(-len(kernel) % displaced.WORD) + displaced.append(())
         self._check_segments(unpacked)
         old = self.data[self.payload.start : self.payload.end]
-        packed = _squeeze(unpacked, old, self.payload.format)
-        return self.assemble(packed, unpacked)
+        packed = _squeeze(unpacked, old, self.payload.format, begun)
+        image = self.assemble(packed, unpacked)
+        if not read(image, unpacked).payload.kernel.startswith(kernel):
+            raise VerifyError("the new image doesn't hold the kernel that was put into it")
+        return image
 
     def assemble(self, packed: bytes, unpacked: bytes) -> bytes:
         """The image with this payload, which has its size word: everything that depends on it follows."""
@@ -166,8 +181,11 @@ class BzImage:
             )
 
 
-def read(data: bytes) -> BzImage:
-    """Check an image, unpack its kernel and find everything that depends on it; raises BadInput."""
+def read(data: bytes, unpacked: bytes | None = None) -> BzImage:
+    """Check an image, unpack its kernel and find everything that depends on it; raises BadInput.
+
+    ``unpacked`` is for who knows what the payload unpacks to.
+    """
     if not recognise(data):
         raise BadInput(f"the kernel has no Linux setup header: there is no 'HdrS' at byte {MAGIC_AT:#x}")
     if len(data) < _HEADER_END:
@@ -196,7 +214,7 @@ def read(data: bytes) -> BzImage:
             f"the kernel's payload must lie inside the boot code at {code:#x}-{end:#x}, "
             f"but its header says {start:#x}-{stop:#x}"
         )
-    payload = _payload(data, start, stop)
+    payload = _payload(data, start, stop, unpacked)
     if _TAKES_INIT_SIZE not in data[code:start]:
         raise BadInput(
             "the kernel's boot code must take its memory from init_size, as it does since Linux 4.7"
@@ -215,7 +233,7 @@ def read(data: bytes) -> BzImage:
     )
 
 
-def _payload(data: bytes, start: int, stop: int) -> Payload:
+def _payload(data: bytes, start: int, stop: int, unpacked: bytes | None) -> Payload:
     packed = data[start:stop]
     kind = compression.format_of(packed)
     if kind is None:
@@ -223,7 +241,10 @@ def _payload(data: bytes, start: int, stop: int) -> Payload:
             "the kernel's payload must be compressed with xz, gzip, lzma or bzip2, "
             f"but starts with {packed[:4].hex(' ')}"
         )
-    unpacked, rest = compression.unpack(packed, kind)
+    if unpacked is None:
+        unpacked, rest = compression.unpack(packed, kind)
+    else:
+        rest = b"" if kind is Format.GZIP else packed[-4:]
     size = int.from_bytes(packed[-4:], "little")
     # gzip ends in the size by itself; behind the others Linux's build puts it.
     if len(rest) != (0 if kind is Format.GZIP else 4) or size != len(unpacked):
@@ -280,15 +301,14 @@ def _highest(data: bytes) -> int:
     )
 
 
-def _squeeze(unpacked: bytes, old: bytes, kind: Format) -> bytes:
-    """A payload that is no longer than the old one, with its size word."""
+def _squeeze(unpacked: bytes, old: bytes, kind: Format, begun: Packing | None = None) -> bytes:
+    """A payload that is no longer than the old one, with its size word, and unpacks to what it should."""
     size_word = b"" if kind is Format.GZIP else len(unpacked).to_bytes(4, "little")
     best: int | None = None
-    for compress in _ways(unpacked, old, kind):
-        packed = compress(unpacked) + size_word
-        if len(packed) <= len(old):
-            return packed
-        best = len(packed) if best is None else min(best, len(packed))
+    for packed in _ways(unpacked, old, kind, begun):
+        if len(packed + size_word) <= len(old):
+            return packed + size_word
+        best = len(packed + size_word) if best is None else min(best, len(packed + size_word))
     if best is None:
         raise BadInput(f"the kernel's {kind} data was made with settings that can't be used again")
     raise BadInput(
@@ -297,12 +317,15 @@ def _squeeze(unpacked: bytes, old: bytes, kind: Format) -> bytes:
     )
 
 
-def _ways(unpacked: bytes, old: bytes, kind: Format) -> Iterator[Callable[[bytes], bytes]]:
-    """How to compress what takes the place of ``old``, the quickest way first."""
-    for number, recipe in enumerate(compression.better(old, kind)):
-        if number == 0 and kind is Format.XZ and len(unpacked) >= twoblocks.LEAST:
-            yield partial(twoblocks.compress, base=recipe)
-        yield recipe.compress
+def _ways(unpacked: bytes, old: bytes, kind: Format, begun: Packing | None) -> Iterator[bytes]:
+    """What may take the place of ``old``, the quickest to make first."""
+    if begun is not None:
+        yield from begun.ways(unpacked)
+    for recipe in compression.better(old, kind):
+        packed = recipe.compress(unpacked)
+        if compression.unpack(packed, kind) != (unpacked, b""):
+            raise VerifyError("the compressed kernel doesn't unpack to what was compressed")
+        yield packed
 
 
 def _only(data: bytes, start: int, stop: int, value: int, what: str) -> int:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from vmi.patcher import bzimage, elf
+from vmi.patcher.blocks import Packing
+from vmi.patcher.model import Image
 
 _GZIP_LEVEL = 9
 
@@ -42,10 +44,17 @@ class Container(ABC):
     @abstractmethod
     def kind(self) -> Kind: ...
 
+    def begin(self, kernel: Image) -> Packing | None:
+        """Do what can be done of :meth:`pack` while the kernel, as given, is still to be changed; None for
+        nothing. Takes a second for a bzImage, without the interpreter's lock."""
+        return None
+
     @abstractmethod
-    def pack(self, kernel: bytes) -> bytes:
+    def pack(self, kernel: bytes, begun: Packing | None = None) -> bytes:
         """The whole file with another kernel in it, the same bytes for the same kernel; BadInput when it
         can't be. Takes seconds for a bzImage, most of them without the interpreter's lock.
+
+        ``begun`` is what :meth:`begin` gave. The bytes depend on whether it was asked.
         """
 
 
@@ -57,7 +66,7 @@ class Plain(Container):
     def kind(self) -> Kind:
         return Kind.ELF
 
-    def pack(self, kernel: bytes) -> bytes:
+    def pack(self, kernel: bytes, begun: Packing | None = None) -> bytes:
         return kernel
 
 
@@ -70,7 +79,7 @@ class Gzip(Container):
     def kind(self) -> Kind:
         return Kind.GZIP
 
-    def pack(self, kernel: bytes) -> bytes:
+    def pack(self, kernel: bytes, begun: Packing | None = None) -> bytes:
         return kernel
 
 
@@ -88,8 +97,11 @@ class Linux(Container):
     def relocatable(self) -> bool:
         return self.image.payload.words is not None
 
-    def pack(self, kernel: bytes) -> bytes:
-        return self.image.pack(kernel)
+    def begin(self, kernel: Image) -> Packing | None:
+        return self.image.begin(kernel)
+
+    def pack(self, kernel: bytes, begun: Packing | None = None) -> bytes:
+        return self.image.pack(kernel, begun)
 
 
 def open_container(data: bytes) -> Container:

@@ -61,8 +61,10 @@ class Options:
     prove_undo: bool = False
 
 
-def patch(data: bytes, options: Options = Options(), *, progress: Progress | None = None) -> Patched:
-    """Patch a kernel file (ELF, ELF in gzip, or Linux's bzImage) and check the result.
+def patch(
+    data: bytes | Container, options: Options = Options(), *, progress: Progress | None = None
+) -> Patched:
+    """Patch a kernel file (ELF, ELF in gzip, or Linux's bzImage), opened or not, and check the result.
 
     Raises BadInput for a file that can't be patched, UsageError for options that make no sense, NoSites when
     it holds no sensitive instruction (unless ``allow_empty``), and VerifyError when the output would not be
@@ -71,9 +73,9 @@ def patch(data: bytes, options: Options = Options(), *, progress: Progress | Non
     clock = _Clock(progress)
     with ExitStack() as stack:
         stack.enter_context(_without_collector())
-        beside = stack.enter_context(ThreadPoolExecutor(max_workers=2))
+        beside = stack.enter_context(ThreadPoolExecutor(max_workers=1))
         with clock.phase("read"):
-            source = container.open_container(data)
+            source = data if isinstance(data, Container) else container.open_container(data)
             image = _image(source)
             wanted = _choice(options.place, source)
             where = place(image, wanted)
@@ -81,6 +83,7 @@ def patch(data: bytes, options: Options = Options(), *, progress: Progress | Non
             named = image if options.symbols is None else symbols.merge(image, options.symbols)
             stores = _stores(image, options)
         writer = stack.enter_context(segmentwriter.writer(soon=where.file_offset is None))
+        begun = beside.submit(source.begin, image)
         recipe = beside.submit(undo.recipe, source, options.prove_undo) if options.undo else None
         with clock.phase("plan"):
             plan = make_plan(named, adaptors.refusal, stores.forms)
@@ -92,19 +95,19 @@ def patch(data: bytes, options: Options = Options(), *, progress: Progress | Non
             emission = _emission(plan, where, image, wanted)
         with clock.phase("write"):
             kernel = write(emission, writer)
-        packing = beside.submit(source.pack, kernel)
+        packing = stack.enter_context(ThreadPoolExecutor(1)).submit(source.pack, kernel, begun.result())
         with clock.phase("verify"):
             verify(emission, kernel)
         with clock.phase("pack"):
-            begun = undo.ahead(source, kernel) if recipe is not None else None
+            ahead = undo.ahead(source, kernel) if recipe is not None else None
             output, notes = packing.result(), list(source.notes)
             if recipe is not None:
-                sealed = undo.seal(source, output, recipe.result(), begun)
+                sealed = undo.seal(source, output, recipe.result(), ahead)
                 output = sealed.data
                 untried = "" if options.prove_undo else undo.untried(source)
                 notes += [note for note in (sealed.note or untried,) if note]
         with clock.phase("report"):
-            given = Input(source.kind.value, len(data), tuple(notes))
+            given = Input(source.kind.value, len(source.data), tuple(notes))
             report = make_report(
                 emission,
                 len(output),

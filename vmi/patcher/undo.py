@@ -103,7 +103,6 @@ def untried(original: Container) -> str:
 class Ahead:
     """What of a bzImage's record is known before its kernel is compressed: the difference of the kernels."""
 
-    kernel: bytes = field(repr=False)
     difference: bytes = field(repr=False)
 
 
@@ -113,13 +112,14 @@ def ahead(original: Container, kernel: bytes) -> Ahead | None:
         return None
     if original.relocatable:
         kernel += bytes(-len(kernel) % displaced.WORD)  # as the bzImage will have it
-    return Ahead(kernel, delta.encode(kernel, _original_kernel(original)))
+    return Ahead(delta.encode(kernel, _original_kernel(original)))
 
 
 def seal(original: Container, output: bytes, settings: Recipe | None, begun: Ahead | None = None) -> Sealed:
     """Put a record behind the patched file ``output``.
 
-    ``settings`` are what :func:`recipe` gives, ``begun`` what :func:`ahead` gave if it was asked.
+    ``settings`` are what :func:`recipe` gives, ``begun`` what :func:`ahead` gave for the kernel
+    that is in ``output``, if it was asked.
     """
     if isinstance(original, Linux):
         if settings is None:
@@ -199,11 +199,9 @@ def _restored(output: bytes, body: bytes) -> bytes:
 def _image_body(original: Linux, output: bytes, settings: Recipe, begun: Ahead | None) -> bytes:
     payload = original.image.payload
     room = payload.end - payload.start
-    patched = _patched_kernel(output)
-    if begun is not None and begun.kernel == patched:
-        kernels = begun.difference
-    else:
-        kernels = delta.encode(patched, _original_kernel(original))
+    if begun is None:
+        begun = Ahead(delta.encode(_patched_kernel(output), _original_kernel(original)))
+    kernels = begun.difference
     frames = delta.encode(_without(output, payload.start, room), _without(original.data, payload.start, room))
     kernel_size = 0 if payload.words is None else payload.kernel_size
     numbers = _IMAGE.pack(payload.start, room, kernel_size) + _SIZE.pack(len(kernels))
