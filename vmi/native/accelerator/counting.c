@@ -89,7 +89,7 @@ void alone(struct core *core, uintptr_t back)
     if (left <= 1)
         return;
     core->left_early |= block == core->made;
-    core->resumed = block->flags & FLAGS_RF ? (uint32_t)left - 1 : 0;
+    core->resumed = block->flags & FLAGS_RF && !(block->cflags & CFLAGS_COUNT) ? (uint32_t)left - 1 : 0;
     *left_of(core) += left;
     core->walking = 0;
     AT(core->cpu, CPU_NEXT_BLOCK, uint32_t) = CFLAGS_CUT | 1;
