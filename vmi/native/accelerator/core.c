@@ -220,7 +220,7 @@ EXPORT int vmi_core_run(struct core *core, uint64_t eip)
 
     core->counter = 0;
     core->window = core->walking = core->inside = core->tsc_known = 0;
-    core->store_back = core->last_back = 0;
+    core->store_back = core->last_back = core->resumed = 0;
     *left_of(core) = (int64_t)core->budget;
     core->running = 1;
     status = lib_emu_start(core->engine, eip, 0, 0, 0);

@@ -125,6 +125,7 @@ struct core {
     uint32_t breaks;      /* that block ends in front of a breakpoint */
     uint32_t cut;         /* that block is a part of one */
     uint32_t resumes;     /* that block must end where the library ends it */
+    uint32_t resumed;     /* or where the one would end whose beginning was done alone: so many instructions */
     uint64_t known_parts; /* of the library's table of blocks: something may be in them */
     struct block *made;   /* the last block that is not a part of one */
     uint32_t left_early;  /* and whether it was left for one of its instructions to be done alone */

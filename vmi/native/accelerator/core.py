@@ -72,6 +72,7 @@ class Core(ctypes.Structure):
         ("breaks", _U32),
         ("cut", _U32),
         ("resumes", _U32),
+        ("resumed", _U32),
         ("known_parts", _U64),
         ("made", _POINTER),
         ("left_early", _U32),

@@ -89,6 +89,7 @@ void alone(struct core *core, uintptr_t back)
     if (left <= 1)
         return;
     core->left_early |= block == core->made;
+    core->resumed = block->flags & FLAGS_RF && !(block->cflags & CFLAGS_COUNT) ? (uint32_t)left - 1 : 0;
     *left_of(core) += left;
     core->walking = 0;
     AT(core->cpu, CPU_NEXT_BLOCK, uint32_t) = CFLAGS_CUT | 1;
@@ -217,8 +218,13 @@ void on_call_n(void *context, void *function, char *result, int count, char **ar
  */
 static int length(struct core *core, struct block *block)
 {
-    if (block->cflags & CFLAGS_COUNT || core->resumes)
+    int rest = (int)core->resumed;
+
+    if (block->cflags & CFLAGS_COUNT)
         return MOST_INSTRUCTIONS;
+    core->resumed = 0;
+    if (core->resumes)
+        return rest ? rest : MOST_INSTRUCTIONS;
     if (core->left_early)
         core->haste += core->haste < MOST_HASTE;
     else
