@@ -20,7 +20,7 @@ from vmi.native.machine import Machine, Outcome
 from vmi.version import __version__
 
 # another processor each time, so that every feature is there once
-_MODELS = {Paging.PSE: "i686-apic", Paging.PAE: "qemu32"}
+_MODELS = {Paging.TWO_LEVEL: "pentium3", Paging.PSE: "i686-apic", Paging.PAE: "qemu32"}
 _ENDS = {
     Outcome.DEBUG_EXIT: End.DONE,
     Outcome.TIMEOUT: End.TIMEOUT,

@@ -21,7 +21,7 @@ from vmi.conformance.subject import End, Stop
 from vmi.patcher import elf
 from vmi.patcher.inspect import site_table
 from vmi.patcher.marks import SECTION
-from vmi.patcher.rewrite import Patched, patch
+from vmi.patcher.rewrite import Options, Patched, patch
 from vmi.rom.assemble import assemble
 from vmi.sitetable import SiteTable, header_offset
 
@@ -186,7 +186,7 @@ def kernel(text: bytes, records: bytes = b"") -> bytes:
 @cache
 def patched(*, marked: bool = False) -> Patched:
     """The patched kernel."""
-    return patch(kernel(*annotated()) if marked else kernel(code()))
+    return patch(kernel(*annotated()) if marked else kernel(code()), Options(undo=False))
 
 
 @dataclass(frozen=True, repr=False)

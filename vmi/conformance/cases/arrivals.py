@@ -201,14 +201,15 @@ def two(rig: Rig, found: Findings) -> None:
     """Two that arrive in one call are both handled once, the one of higher priority first."""
 
     def prepare() -> None:
-        rig.write(FREE_PAGES, _OPEN_BOTH + b"\xeb\xfe")
-        rig.set_off(FREE_PAGES, **fill(0))
-        rig.advance(100_000)
+        rig.write(FREE_PAGES, _OPEN_BOTH)
+        rig.jump_to(FREE_PAGES + len(_OPEN_BOTH), rig.labels["done"], call=False)
+        rig.start(FREE_PAGES)
         rig.value("DisableInterrupts")
         rig.subject.interrupt(_SECOND_LINE)
         rig.set_off_to(rig.entry("EnableInterrupts")[1], **fill(0))
 
-    for arrival in arrivals(rig, prepare, line=LINE):
+    until = (rig.labels[f"v{_SECOND_VECTOR}"],)
+    for arrival in arrivals(rig, prepare, line=LINE, until=until):
         done, where = arrival.done, arrival.where
         found.equal(f"vectors, the second of them {where}", sorted(done.vectors), [VECTOR, _SECOND_VECTOR])
         if arrival.registers["eip"] == rig.labels["site"]:
