@@ -25,7 +25,7 @@ from vmi.conformance.suite import Target
 from vmi.conformance.walk import COMPARED, Call, Walked, Walker, left
 from vmi.x86 import Eflags
 
-_LIMIT_NS = 500_000  # guest time of a call, which takes some hundred instructions
+_LIMIT_NS = 100_000  # guest time of a call; one takes up to a fifth of that
 
 _Drawn = tuple[Call, list[int], tuple[int, ...]]
 

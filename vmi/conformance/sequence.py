@@ -16,7 +16,7 @@ from struct import Struct
 
 from vmi import abi
 from vmi.conformance.examples import EXAMPLES
-from vmi.conformance.layout import FREE_PAGES, SCRATCH, Paging
+from vmi.conformance.layout import FREE_PAGES, FREE_SELECTOR, GDT, IDT, RECORDS, SCRATCH, USER_END, Paging
 from vmi.conformance.walk import Call
 from vmi.memory import PAGE_SIZE
 from vmi.x86 import U32, Cr0
@@ -116,7 +116,19 @@ def sequence(seed: int, paging: Paging) -> tuple[Step, ...]:
 
 _MOST = {"SetDR": 7, "GetDR": 7, "SetLazyMode": 2, "SetLinearMapping": abi.LINEAR_SLOTS - 1, "FlushTLB": 3}
 #: Calls that may have such an argument.
-_PARTLY_DEFINED = frozenset({*_MOST, "SetCR0", "WriteGDTEntry", "WriteLDTEntry", "SetTR"})
+_PARTLY_DEFINED = frozenset(
+    {*_MOST, "SetCR0", "SetGDT", "WriteGDTEntry", "WriteLDTEntry", "WriteIDTEntry", "SetTR"}
+)
+#: Memory that the guest stands on, and what of it is free: entries of its tables that nothing uses.
+_STOOD_ON = (range(SCRATCH), range(RECORDS, FREE_PAGES))
+_FREE = (range(GDT + FREE_SELECTOR, GDT + 0x800), range(IDT + 8 * (USER_END + 1), IDT + 0x800))
+
+
+def _is_stood_on(address: int) -> bool:
+    """Of 8 bytes that are written there, some are what the guest can't do without."""
+    first, last = address, address + 7 & U32
+    free = any(first in span and last in span for span in _FREE)
+    return not free and any(at in span for at in (first, last) for span in _STOOD_ON)
 
 
 def undefined(call: Call, values: list[int], stack: tuple[int, ...]) -> bool:
@@ -131,6 +143,10 @@ def undefined(call: Call, values: list[int], stack: tuple[int, ...]) -> bool:
         return True  # what it guards, the oracle's emulator does not
     if name in ("WriteGDTEntry", "WriteLDTEntry") and stack[0] & _DPL != _DPL:
         return True  # a hypervisor may raise the level that is stored
+    if name.startswith("Write") and _is_stood_on(registers["eax"] + 8 * registers["edx"] & U32):
+        return True  # a segment in use may have the new descriptor at once, and page tables may be cached
+    if name == "SetGDT" and registers["eax"] != SCRATCH:
+        return True  # in what isn't the guest's table a hypervisor may raise levels too
     if name == "SetTR" and not registers["eax"] & 0xFFFC:
         return True  # #GP by the manual, which the oracle's emulator doesn't know
     return registers.get("eax", 0) > _MOST.get(name, U32)
