@@ -60,6 +60,7 @@ SENSITIVE = st.one_of(
     line("push {n}|popfd", n=st.sampled_from((0x2, 0x202, 0x246, 0x8D7, 0xAD7))),
     line("sti|{op} {a}, {b}", op=st.sampled_from(("add", "mov", "sub")), a=register, b=register),
     line("sti|hlt"),
+    line("sti|pause"),
     line("mov {a}, {c}", a=register, c=st.sampled_from(("cr0", "cr2", "cr3", "cr4"))),
     line("mov {c}, {a}", a=register, c=st.sampled_from(("cr2", "cr3"))),
     line("mov {a}, cr0|or {a}, 2|mov cr0, {a}", a=register),

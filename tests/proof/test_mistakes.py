@@ -15,12 +15,16 @@ from tests.proof import kernels
 from tests.proof.kernels import adaptor, damaged, find, image, label, record, rel32, table, trampoline, window
 from vmi import abi
 from vmi.errors import BadInput
-from vmi.patcher import patch
+from vmi.memory import PAGE_SIZE
+from vmi.patcher import elf, patch
 from vmi.proof import prove
-from vmi.proof.code import Step
-from vmi.proof.stage import Ground
+from vmi.proof.code import CodeView, Step
+from vmi.proof.runner import Runner
+from vmi.proof.setting import setting
+from vmi.proof.stage import Ground, Stage
 from vmi.rom.assemble import assemble
 from vmi.sitetable import LINK_SIZE, SITE_SIZE
+from vmi.x86 import Eflags
 
 BOTH, CONNECTED, FILES = {"native", "connected"}, {"connected"}, {"files"}
 
@@ -272,3 +276,15 @@ def test_a_springboard_may_lie_inside_another_window() -> None:
     kernel = small(BOARD_INSIDE)
     found = prove(kernel, patch(kernel).data, trials=2)
     assert (found.windows, found.disagreements) == (2, ())
+
+
+@pytest.mark.parametrize("between", ["", "jmp short next"])
+def test_pause_takes_what_holds_interrupts_off_no_further(between: str) -> None:
+    """Be there a jump behind it or not: an interrupt may come before the third instruction."""
+    view = CodeView(elf.load(small(f"sti\npause\n{between}\nnext: mov eax, ebx\nret")))
+    ground = Ground.of([(VADDR, VADDR + PAGE_SIZE)])
+    stage = Stage(ground, [*view.pieces()])
+    begin = setting(VADDR, 0, ground.region)
+    stage.begin(replace(begin, eflags=begin.eflags & ~Eflags.IF), VADDR)
+    run = Runner(view, stage).run(lambda _: False, 4)
+    assert [opened for _, opened in run.record][:3] == [False, False, True]

@@ -88,6 +88,8 @@ class Runner:
             run.last = step
             at = cpu.eip
             repeating = step.repeated and at == eip
+            if not step.shadow and not repeating:
+                cpu.irq_shadow = False  # it holds for one instruction; the emulator's PAUSE hands it on
             if not repeating and not step.shadow and arrived(at):
                 run.end, run.at = End.ARRIVED, at
                 return run
