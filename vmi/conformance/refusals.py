@@ -257,6 +257,7 @@ _CONTROL = (
     *_debug_numbers("SetDR", 4),
     *_debug_numbers("GetDR", 3),
     Refusal("SetDR", "general detect", (5,), DB, 0, {"eax": 1, "edx": 0x2222}, before=_general_detect,
+            begun=lambda rig: (rig.value("GetDR", eax=1), 0x1111),
             cure=_nothing, result=lambda rig, _done: (rig.value("GetDR", eax=1), 0x2222), emulated=False),
     Refusal("GetDR", "general detect", (4,), DB, 0, {"eax": 1}, before=_general_detect,
             cure=_nothing, result=lambda _rig, done: (done.registers["eax"], 0x1111), emulated=False),
