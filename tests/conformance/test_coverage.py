@@ -64,9 +64,18 @@ def test_counting() -> None:
         "ROM code run: 2 of 5 bytes, 40.0 %; 0 of 1 entries whole",
         "3 bytes more were run that no entry visibly leads to",
     ]
+    assert found.to_text() == found.to_text(verbose=True)
     data = json.loads(json.dumps(found.to_json()))
     assert data["percent"] == 40.0 and data["entries"][0]["never"] == [[0x102, 3]]
     assert data["never"][0]["code"] == ["0102  xor eax,eax", "0104  ret"]
+
+
+def test_a_terminal_is_not_flooded() -> None:
+    code = b"\x90" * 250 + b"\xc3"
+    found = coverage.measure(bytes(0x100) + code, Ran(0x100 + len(code)), {"GetCR3": 0x100}, {"GetCR3"})
+    lines = found.to_text().splitlines()
+    assert len(lines) == 103 and lines[-2] == "and 152 lines more of what was never run; -v shows all"
+    assert len(found.to_text(verbose=True).splitlines()) == 254
 
 
 def test_hundred_percent_means_all() -> None:
@@ -78,15 +87,22 @@ def test_hundred_percent_means_all() -> None:
     ]
 
 
-@pytest.mark.parametrize(("target", "least"), [(NATIVE, 98), (VMWARE, 93)], ids=str)
-def test_the_suite_runs_nearly_all_code_of_our_roms(target: Target, least: int) -> None:
-    found, _ = measured(target, Selection(expression="not paging=pse and not mmu=direct"))
-    assert coverage.percent(found.ran, found.size) >= least and found.elsewhere < 100
+#: Two environments and a part of the cases: most of what the whole suite runs, in a tenth of the time.
+PART = """
+(mmu= or mmu=shadow) and (paging=2-level or paging=pae) and cpus=1
+and not (segments or exits or held or handler or fault or interrupt)
+"""
+
+
+@pytest.mark.parametrize("target", [NATIVE, VMWARE], ids=str)
+def test_the_suite_runs_nearly_all_code_of_our_roms(target: Target) -> None:
+    found, _ = measured(target, Selection(expression=PART))
+    assert coverage.percent(found.ran, found.size) >= 90 and found.elsewhere < 80
     assert len(found.entries) > 50
 
 
 def test_engines_and_processes_see_the_same() -> None:
-    wanted = Selection(("WriteGDTEntry", "GetTR"), expression="paging=pae and mmu=shadow")
+    wanted = Selection(("WriteGDTEntry/convention*",), expression="paging=pae and mmu=shadow")
     here = measured(VMWARE, wanted)
     assert measured(VMWARE, wanted, "python") == here
     assert measured(VMWARE, wanted, jobs=2) == here
