@@ -181,8 +181,9 @@ class Events(Translation):
     def _runs_on(self) -> bool:
         """Have one instruction done alone if it may not be the one that needs the page it runs on into.
 
-        The library fetches a whole block of code before it begins. The instruction that does need the
-        page comes back with the same fault.
+        The library fetches a whole block of code before it begins, and a block may go over the end of a page
+        where :mod:`vmi.native.translator` has not seen to it. The instruction that does need the page comes
+        back with the same fault.
         """
         here = self._counter.value, self.eip
         ahead = (self.cr2 - self.segment(Seg.CS).base - self.eip) & U32
