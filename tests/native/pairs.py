@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The same machine twice, with the accelerator and without, stopped at the same times and compared.
 
-All that a guest or a user can see must be the same at each stop. One thing is known to differ: a string move
-from a device into the very code that it is part of reads the device once or twice.
+All that a guest or a user can see must be the same at each stop.
 """
 
 from __future__ import annotations

@@ -14,11 +14,7 @@
  * Asking Python. Whatever Python is asked in the middle of an instruction may look at all of the CPU's state
  * and may end the run behind this instruction. So the instruction has to be the last of its block: if it is
  * not, nothing is asked yet, and the instruction is done again in a block of its own.
- *
- * What differs. A run is the same with this and without, but for a string move from a device into the block of
- * code that it is in: that reads the device once here, and without this it may do so twice.
  */
-
 
 #ifndef CORE_H
 #define CORE_H
