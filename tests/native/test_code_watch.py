@@ -62,11 +62,13 @@ def test_it_sees_code_that_the_guest_has_overwritten() -> None:
     assert watch.at(FAR) == [(2, 5), (2, 6)]
 
 
-def test_a_block_over_two_pages_is_one() -> None:
-    guest = far(f"mov eax, {FAR + 0xFFE:#x} | call eax | {DONE}", INC * 4 + RET, FAR + 0xFFE)
+def test_an_instruction_over_two_pages_is_a_block() -> None:
+    at, load = FAR + 0xFFE, bytes.fromhex("b907000000")  # mov ecx, 7
+    guest = far(f"mov eax, {at:#x} | call eax | {DONE}", load + RET, at)
     watch = Watch(guest)
     assert guest.exit_value() == 1
-    assert [size for size, _ in watch.at(FAR + 0xFFE)] == [5]
+    assert guest.cpu.ecx == 7
+    assert [size for size, _ in watch.at(at)] == [5]
 
 
 def test_the_last_one_to_ask_watches() -> None:

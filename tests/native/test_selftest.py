@@ -221,11 +221,6 @@ BEHAVIOUR = {
         lambda self: None,
         "EFLAGS behind a store into the block of code that it is in should be 0x892, but it is 0x83",
     ),
-    "_runs_on": (
-        lambda self: False,
-        "where code faults that runs on into an absent page should be 0xe, 0x191000, 0x3, "
-        "but it is 0xe, 0x190ffd, 0x0",
-    ),
     "set_a20": (
         lambda self, enabled: None,
         "what code loads with address line 20 closed and open should be 0x22222222, 0x11111111, "

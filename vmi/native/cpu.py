@@ -91,7 +91,7 @@ class Cpu(Events):
         self.failure = 0  # the library's error number of a run that ended as Stop.FAILED
         self.a20_mask = U32
         engine = Engine(memory, rom, self._keep)
-        engine.map(self._memory_read, self._memory_write)  # also makes the library create its CPU
+        engine.map(self._device_read, self._memory_write)  # also makes the library create its CPU
         places = layout.locate(engine.structure, engine.function)
         self._halted = ctypes.c_uint32.from_address(places.halted)
         self._features = places.features
@@ -168,6 +168,8 @@ class Cpu(Events):
         self._interrupt_request.value = _INTERRUPT_HARD if stop_when_interruptible else 0
         while True:
             self.straight.before[0] = self.instructions
+            self._reads.clear()
+            self._again.clear()
             self._running = True
             status = self._engine.start(self.eip, budget)
             self._running = False

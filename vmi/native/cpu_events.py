@@ -8,6 +8,7 @@ instruction or between two; see :mod:`vmi.native.cpu` for the library's traps th
 from __future__ import annotations
 
 import ctypes
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ from vmi.x86 import U32, Eflags, GuestFault, Seg, Vector
 _LIBRARY_CALLS = "interrupt", "invalid", "cpuid", "rdtsc", "rom_write", "breakpoint"
 # Found quickly: an enumeration's own members are looked up by a function.
 _PF, _DB = Vector.PF.value, Vector.DB.value
+_MOST_READS = 4  # of a device by one instruction, in front of a store
 ONE_INSTRUCTION = 1  # the library's name for "a block of one instruction"
 
 
@@ -47,6 +49,9 @@ class Events(Translation):
         self._running = False
         self._window = self._dropping = False
         self._alone = (0, 0)
+        # the last that devices gave, by instruction; and what one that is done again has had from them
+        self._reads: deque[tuple[int, int, int, int]] = deque(maxlen=_MOST_READS)
+        self._again: list[tuple[int, int, int, int]] = []
         self._next_block = ctypes.c_uint32.from_address(places.next_block)
         self._interrupt_request = ctypes.c_uint32.from_address(places.interrupt_request)
         super().__init__(engine, places)
@@ -136,6 +141,24 @@ class Events(Translation):
         # looked up each time, like the other requests: somebody may measure them
         return self.bus.memory_read(address, size)
 
+    def _device_read(self, address: int, size: int) -> int:
+        value = self._had(address, size) if self._again else None
+        if value is None:
+            value = self.bus.memory_read(address, size)
+            self._reads.append((self._counter.value, address, size, value))
+        return value
+
+    def _had(self, where: int, size: int) -> int | None:
+        """What an instruction that is done again has read by then, see :meth:`stored_into_code`.
+
+        :param where: an address, or the complement of a port.
+        """
+        known = self._again.pop(0)
+        if known[:3] == (self._counter.value, where, size):
+            return known[3]
+        self._again.clear()
+        return None
+
     def _memory_write(self, address: int, size: int, value: int) -> None:
         self.bus.memory_write(address, size, value)
 
@@ -181,8 +204,9 @@ class Events(Translation):
     def _runs_on(self) -> bool:
         """Have one instruction done alone if it may not be the one that needs the page it runs on into.
 
-        The library fetches a whole block of code before it begins. The instruction that does need the
-        page comes back with the same fault.
+        The library fetches a whole block of code before it begins, and a block may go over the end of a page
+        where :mod:`vmi.native.translator` has not seen to it. The instruction that does need the page comes
+        back with the same fault.
         """
         here = self._counter.value, self.eip
         ahead = (self.cr2 - self.segment(Seg.CS).base - self.eip) & U32
@@ -205,12 +229,17 @@ class Events(Translation):
             self.mark_eip(True)
 
     def stored_into_code(self) -> None:
-        """It has gone there; if it was into its own block, it is done again, and so counted again."""
+        """It has gone there; if it was into its own block, it is done again, and so counted again.
+
+        What it has read from devices by then it is not to read again.
+        """
         if self._running and not self._dropping:
             if self.eip_marked:
                 self.mark_eip(False)
             else:
-                self._counter.value -= 1
+                number = self._counter.value
+                self._again = [read for read in self._reads if read[0] == number]
+                self._counter.value = number - 1
             self._settle()
 
     @property
@@ -295,7 +324,11 @@ class Events(Translation):
 
     def _on_in(self, _uc: int, port: int, size: int, _user: int) -> int:
         self._settle()
-        return self.bus.port_read(port, size)
+        value = self._had(~port, size) if self._again else None
+        if value is None:
+            value = self.bus.port_read(port, size)
+            self._reads.append((self._counter.value, ~port, size, value))
+        return value
 
     def _on_out(self, _uc: int, port: int, size: int, value: int, _user: int) -> None:
         self._settle()

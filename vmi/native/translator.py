@@ -10,6 +10,9 @@ Linux takes a quarter less time for that.
 What else comes of it is done here: that the CPU knows how its flags are to be computed, which instructions
 rely on that go on in one of two ways.
 
+And a block ends with each instruction near the end of a page. So none looks at the page behind, which marks
+that as accessed, but one instruction that is about to be executed, and itself reaches there.
+
 The translator tells of each instruction through a table of functions, one of which is exchanged, once per
 process; for an engine that isn't ours it does what it did. The table, and the places of what the translator
 remembers, are those of one build of the library: another is left alone, and is only slower.
@@ -20,6 +23,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
+from vmi.memory import PAGE_SIZE
 from vmi.native import layout, pointers
 
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int
@@ -33,11 +37,17 @@ _NAME = "gen_intermediate_code_x86_64"
 _ENTRY, _FUNCTION = 0xF4ADE0, -0x22060
 # in what the translator remembers of a block: how flags are to be computed, how when they were stored last,
 # and whether the CPU has yet to be told (a byte)
-_FLAGS, _DIRTY, _SIZE = 116, 8, 12
+_SIZE = 128
+_FLAGS, _STORED, _DIRTY = 116 // 4, 120 // 4, 124
+# and at its start: linear address of the instruction, its number in the block, and how many there may be
+_ADDRESS, _NUMBER, _MOST = 16 // 4, 28 // 4, 32 // 4
+# Offset in a page from which on an instruction may be followed by one that reaches the next page.
+_LATE = PAGE_SIZE - 2 * 15
 _MOST_PLACES = 64
 # in the context that code is made with: the variable that says how flags are to be computed
 _CONTEXT_FLAGS = 39312
 
+_there: list[int] = []  # what the table's entry has been since
 _kept: list[Any] = []  # what C code points to must live as long as the process
 # of our CPUs: context, variable, and the operation that sets one
 _makers: dict[int, tuple[int, int, int]] = {}
@@ -61,10 +71,10 @@ def install(library: Any) -> None:
     """Exchange the function; does nothing the second time, or in another build of the library."""
     if _kept or pointers.build_of(library) != pointers.BUILD:
         return
-    base = pointers.original(library, _NAME)
-    start = _OWN_AT_START(base + _FUNCTION)
+    start = _OWN_AT_START(current(library))
     make = _MAKE(pointers.original(library, "tcg_gen_op2_x86_64"))
     places: dict[int, tuple[memoryview, memoryview]] = {}
+    offset = PAGE_SIZE - 1
 
     def on_start(block: int, cpu: int) -> None:
         start(block, cpu)
@@ -75,18 +85,39 @@ def install(library: Any) -> None:
         if place is None:
             if len(places) >= _MOST_PLACES:
                 places.clear()
-            data = memoryview((ctypes.c_ubyte * _SIZE).from_address(block + _FLAGS)).cast("B")
+            data = memoryview((ctypes.c_ubyte * _SIZE).from_address(block)).cast("B")
             place = places[block] = data.cast("I"), data
         words, data = place
         if data[_DIRTY]:
             context, variable, number = maker
-            make(context, number, variable, words[0])
+            make(context, number, variable, words[_FLAGS])
             data[_DIRTY] = 0
-        words[1] = words[0]
+        words[_STORED] = words[_FLAGS]
+        if words[_ADDRESS] & offset >= _LATE:
+            words[_MOST] = words[_NUMBER]
 
     made = _AT_START(on_start)
-    pointers.put(base + _ENTRY, base + _FUNCTION, ctypes.cast(made, _POINTER).value or 0)
+    exchange(library, ctypes.cast(made, _POINTER).value or 0)
     _kept.append(made)
+
+
+def own(library: Any) -> int:
+    """The library's own function for the start of each instruction, in the build that is known."""
+    return pointers.original(library, _NAME) + _FUNCTION
+
+
+def current(library: Any) -> int:
+    """The one that it calls now."""
+    return _there[-1] if _there else own(library)
+
+
+def exchange(library: Any, target: int) -> None:
+    """Have another called, which calls the one that is the :func:`current` one now.
+
+    :raises EngineError: that is not there.
+    """
+    pointers.put(pointers.original(library, _NAME) + _ENTRY, current(library), target)
+    _there.append(target)
 
 
 def _word(address: int) -> int:

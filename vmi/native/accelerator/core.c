@@ -22,6 +22,7 @@ uintptr_t (*lib_const_i64)(void *context, int64_t value);
 uint32_t (*lib_compute_flags)(void *env, int op);
 void (*lib_set_dirty)(void *cpu, uint64_t linear);
 void (*lib_flush)(void *cpu);
+void (*lib_insn_start)(struct making *making, void *cpu), (*insn_start_before)(struct making *making, void *cpu);
 struct block *(*lib_htable_lookup)(void *cpu, uint64_t pc, uint64_t cs_base, uint32_t flags, uint32_t how);
 void *(*lib_memset)(void *to, int value, size_t size);
 void (*lib_reset_dirty)(void *cpu, uint64_t host, uint64_t size);
@@ -194,9 +195,13 @@ EXPORT bool vmi_core_put_behind(const char *name, void *function)
     return false;
 }
 
-/* Say where the library's functions are, in the order of the two tables, and some that are only compared. */
-EXPORT void vmi_core_install(void *const *imported, void *const *originals, void *helper_debug,
-                             void *helper_cc_compute_all, void *helper_reset_rf)
+/*
+ * Say where the library's functions are, in the order of the two tables, the one that its translator calls for
+ * each instruction, and what is called instead of that for others, and some that are only compared; gives the
+ * function that replaces it.
+ */
+EXPORT void *vmi_core_install(void *const *imported, void *const *originals, void *insn_start, void *before,
+                              void *helper_debug, void *helper_cc_compute_all, void *helper_reset_rf)
 {
     for (unsigned i = 0; i < COUNT(imports); i++)
         *(void **)imports[i].variable = imported[i];
@@ -205,6 +210,9 @@ EXPORT void vmi_core_install(void *const *imported, void *const *originals, void
     debug_helper = helper_debug;
     compute_all_helper = helper_cc_compute_all;
     reset_rf_helper = helper_reset_rf;
+    *(void **)&lib_insn_start = insn_start;
+    *(void **)&insn_start_before = before;
+    return on_insn_start;
 }
 
 /* Serve a CPU from now on. */

@@ -14,13 +14,7 @@
  * Asking Python. Whatever Python is asked in the middle of an instruction may look at all of the CPU's state
  * and may end the run behind this instruction. So the instruction has to be the last of its block: if it is
  * not, nothing is asked yet, and the instruction is done again in a block of its own.
- *
- * What differs. A run is the same with this and without, but for how far the library looks ahead of what is
- * executed: its blocks are longer here where code is straight for some hundred instructions, and the page that
- * such code runs towards is marked as accessed when the block is translated. And a string move from a device
- * into the block of code that it is in reads the device once here; without this it may do so twice.
  */
-
 
 #ifndef CORE_H
 #define CORE_H
@@ -72,6 +66,8 @@ enum { MOST_TEMPS = 400, MOST_OPS = 4000, MOST_INSTRUCTIONS = 128 };
 enum { MOST_HASTE = 7 };
 /* of a block: RF is on, and ends with it, so that a guest can tell where that is */
 enum { FLAGS_RF = 0x10000 };
+/* Offset in a page from which on an instruction may be followed by one that reaches the next page. */
+enum { LATE = 4096 - 2 * 15 };
 enum { PAGE_BITS = 12, SVM_PAUSE = 0x77, LENGTH_OF_CALL = 2 };
 /* how a block is translated: as so many instructions; by a mark that the library has no use for, cut; not kept */
 enum { CFLAGS_COUNT = 0x7fff, CFLAGS_CUT = 0x8000, CFLAGS_ONCE = 0x10000 };
@@ -90,6 +86,15 @@ struct block { /* the library's description of a translated block */
     uint32_t trace;
     uint8_t *code;
     size_t code_size;
+};
+
+struct making { /* of a block in the making, what the library keeps */
+    struct block *block;
+    uint64_t first; /* linear addresses, of the block and of an instruction */
+    uint64_t next;
+    int ends;
+    int count;      /* instructions begun */
+    int most;
 };
 
 struct core {
@@ -175,6 +180,7 @@ extern uintptr_t (*lib_const_i64)(void *context, int64_t value);
 extern uint32_t (*lib_compute_flags)(void *env, int op);
 extern void (*lib_set_dirty)(void *cpu, uint64_t linear);
 extern void (*lib_flush)(void *cpu);
+extern void (*lib_insn_start)(struct making *making, void *cpu), (*insn_start_before)(struct making *making, void *cpu);
 extern struct block *(*lib_htable_lookup)(void *cpu, uint64_t pc, uint64_t cs_base, uint32_t flags, uint32_t how);
 extern void *(*lib_memset)(void *to, int value, size_t size);
 extern void (*lib_reset_dirty)(void *cpu, uint64_t host, uint64_t size);
@@ -292,6 +298,7 @@ uint64_t on_inb(void *env, uint32_t port);
 void on_init_context(void *context);
 uint64_t on_inl(void *env, uint32_t port);
 void on_insert(void *context, struct block *block);
+void on_insn_start(struct making *making, void *cpu);
 void on_interrupt(void *engine, uint32_t vector, struct core *core);
 bool on_invalid(void *engine, struct core *core);
 void on_invalidate_fast(void *engine, void *pages, uint64_t start, int size, uintptr_t back);

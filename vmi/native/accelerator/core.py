@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vmi.errors import EngineError
-from vmi.native import pointers
+from vmi.native import pointers, translator
 from vmi.native.straight import Straight
 
 PAGE_HOLDS_CODE, PAGE_IS_WATCHED = 1, 2
@@ -143,8 +143,10 @@ class Library:
         originals = [pointers.current(library, name) for name in self._replaced]
         helpers = [pointers.original(library, name) for name in _HELPERS]
         replacement = self._function("replacement", _POINTER, ctypes.c_uint)
-        install = self._function("install", None, *(_POINTER,) * (2 + len(_HELPERS)))
-        install((_U64 * len(imports))(*imports), (_U64 * len(originals))(*originals), *helpers)
+        install = self._function("install", _POINTER, *(_POINTER,) * (4 + len(_HELPERS)))
+        tables = (_U64 * len(imports))(*imports), (_U64 * len(originals))(*originals)
+        starts = translator.own(library), translator.current(library)
+        translator.exchange(library, install(*tables, *starts, *helpers))
         targets = {name: replacement(number) for number, name in enumerate(self._replaced)}
         pointers.exchange(library, targets)
         _installed = self

@@ -213,6 +213,21 @@ void on_call_n(void *context, void *function, char *result, int count, char **ar
 }
 
 /*
+ * An instruction is about to be translated. Near the end of a page it is the last of its block, so that none
+ * looks at the page behind, and has it marked as accessed, but one that is about to be executed and reaches there.
+ */
+void on_insn_start(struct making *making, void *cpu)
+{
+    if (!core_of_cpu(cpu)) {
+        insn_start_before(making, cpu);
+        return;
+    }
+    lib_insn_start(making, cpu);
+    if (making->next % (1 << PAGE_BITS) >= LATE)
+        making->most = making->count;
+}
+
+/*
  * Instructions of a block to be made. Straight code of which each instruction has to be done alone, as it
  * accesses a device or stores into what follows, would have a long block made for each, to be left at once.
  */
