@@ -143,8 +143,9 @@ def _run(
                     written = now
         except KeyboardInterrupt:
             whole = False
-    if kept is not None:
-        write_atomically(kept, now_at.dump().encode())
+        finally:  # whatever has happened, what has been done need not be done again
+            if kept is not None:
+                write_atomically(kept, now_at.dump().encode())
     return now_at, whole
 
 
