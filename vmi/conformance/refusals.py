@@ -293,12 +293,17 @@ def _set_table(call: str, read: str, number: int, base: int) -> tuple[Refusal, .
 
 def _get_table(call: str, number: int, base: int) -> tuple[Refusal, ...]:
     pointer = (0x7FF).to_bytes(2, "little") + base.to_bytes(4, "little")
+
+    def stored(at: int) -> Callable[[Rig, Called], tuple[object, object]]:
+        return lambda rig, _done: (rig.read(at, 6), pointer)
+
     return tuple(
-        Refusal(call, what, (number,), PF, error, {"eax": _PAGE + 8}, address=_PAGE + 8, before=before,
-                kept=_memory, cure=_mapped, result=lambda rig, _done: (rig.read(_PAGE + 8, 6), pointer),
-                paging=PAGED)
-        for what, error, before in (
-            ("pointer not mapped", _WRITE, _unmapped), ("pointer read-only", _PROTECTED, _read_only)
+        Refusal(call, what, (number,), PF, error, {"eax": at}, address=max(at, _PAGE), before=before,
+                kept=_memory if at >= _PAGE else _no_state, cure=_mapped, result=stored(at), paging=PAGED)
+        for what, error, at, before in (
+            ("pointer not mapped", _WRITE, _PAGE + 8, _unmapped),
+            ("pointer read-only", _PROTECTED, _PAGE + 8, _read_only),
+            *((f"pointer {n} bytes before a page", _WRITE, _PAGE - n, _unmapped) for n in (1, 2, 3, 5)),
         )
     )  # fmt: skip
 
