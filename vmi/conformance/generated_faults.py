@@ -105,7 +105,7 @@ def at_site(rig: Rig, found: Findings, *, row: Refusal) -> None:
     """A ROM that promises so reports it at the call instruction, with registers and stack as before it."""
     _need(rig, row)
     if not promises(rig) & Promise.FAULTS_AT_CALL:
-        return
+        raise Unfit("the ROM does not promise it")
     row.before(rig)
     done = _make(rig, row, on=False)
     if not done.frames:
