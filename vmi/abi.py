@@ -1132,6 +1132,9 @@ CALLS: tuple[Call, ...] = (
             "VMI-SetGDT-05: The 6 bytes behind the pointer are not needed after the call.",
             "VMI-SetGDT-06: A page fault on the 6 bytes has CR2 at the first of them that is not there, and "
             "leaves the table in use as it was.",
+            "VMI-SetGDT-07: If segments in use are reloaded and one has no valid descriptor in the new "
+            "table, the call raises #GP with its selector and the table stays; otherwise the new table is "
+            "in use.",
         ),
         notes=(
             "A hypervisor may raise DPL 0, cut limits below virtual_top and set accessed bits; LAR, LSL and "
@@ -1310,6 +1313,8 @@ CALLS: tuple[Call, ...] = (
             "them later.",
             "VMI-WriteGDTEntry-06: A page fault on the table or on the argument comes before anything is "
             "stored, and leaves the arguments, so that the call can be made again.",
+            "VMI-WriteGDTEntry-07: If segments in use are reloaded and the new entry is not valid for one, "
+            "the call raises #GP with its selector; otherwise the entry is stored.",
         ),
         notes=(
             "A context switch of Linux writes the three TLS entries through it: the hottest of the group.",
@@ -1338,6 +1343,8 @@ CALLS: tuple[Call, ...] = (
             "again, if not earlier.",
             "VMI-WriteLDTEntry-05: A page fault on the table or on the argument comes before anything is "
             "stored, and leaves the arguments, so that the call can be made again.",
+            "VMI-WriteLDTEntry-06: If segments in use are reloaded and the new entry is not valid for one, "
+            "the call raises #GP with its selector; otherwise the entry is stored.",
         ),
         notes=("Linux binds it by wrapper from 2.6.25 on; the registers are the same.",),
         source=_SPEC,

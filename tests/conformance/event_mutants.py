@@ -165,6 +165,29 @@ def _or_nothing(right: Callable[..., list[bytes]], *given: object) -> list[bytes
         return []
 
 
+def _raises(vector: Vector, error: int) -> Callable[[Handler], Handler]:
+    def wrong(_right: Handler) -> Handler:
+        def handler(_call: CallContext) -> None:
+            raise GuestFault(vector, error)
+
+        return handler
+
+    return wrong
+
+
+def _users(right: Callable[[Domain, Event], None]) -> Callable[[Domain, Event], None]:
+    def deliver(domain: Domain, event: Event) -> None:
+        if event.vector == Vector.PF:
+            event = event._replace(error=event.error | 4)
+        right(domain, event)
+
+    return deliver
+
+
+def _swallowed(right: Callable[[Domain, Event], bool]) -> Callable[[Domain, Event], bool]:
+    return lambda domain, event: event.vector == Vector.GP or right(domain, event)
+
+
 def _debug_register_4(_right: object) -> Callable[[VirtualCpu, int], int]:
     return lambda _vcpu, number: number + 2 if number in (4, 5) else number
 
@@ -238,6 +261,15 @@ EVENT_MUTANTS: tuple[Mutant, ...] = (
     _rom("INSB loses a unit at a page fault", "INSB", _INSB_LOSES, "INSB/fault*", environment=_TWO),
     _rom("WriteLDTEntry stores half of an entry", "WriteLDTEntry", _LOW_HALF_FIRST, "WriteLDTEntry/fault*",
          environment=_TWO),
+    _rom("WriteGDTEntry takes nothing away", "WriteGDTEntry", "jecxz @end\njmp @gate\n@end: ret",
+         "WriteGDTEntry/fault, segment*"),
+    _served("SetGDT refuses without a selector", "SetGDT", _raises(Vector.GP, 0), "SetGDT/fault, segment*"),
+    _served("SetCR3 refuses with an error code", "SetCR3", _raises(Vector.GP, 8), "SetCR3/fault*",
+            environment=_PAE),
+    _replaced("privileged instructions of user code do nothing", "Exception/faults*", Domain, "_handle_user",
+              _swallowed),
+    _replaced("page faults of the kernel look like user code's", "Exception/page faults of the*", Domain,
+              "deliver", _users, _SHADOW),
     # -- several processors, tables, translation
     _replaced("linear mappings are everybody's", "SetLinearMapping/each*", Vmware, "load_words",
               _shared_slots, Environment(Paging.TWO_LEVEL, "shadow", 2)),

@@ -43,11 +43,13 @@ def done_or_refused(rig: Rig, found: Findings, *, row: Refusal) -> None:
     """It is refused as the native instruction, or done as if there were nothing to refuse."""
     _need(rig, row)
     row.before(rig)
+    before = row.kept(rig)
     rig.resume_at("done")
     done = rig.call(row.call, *row.stack, **_registers(row))
     rig.put(WORDS["RESUME"], 0)
     if done.frames:
         found.equal("events", done.faults, [(row.vector, row.error)])
+        found.equal("what the call would have changed", row.kept(rig), before)
     else:
         got, wanted = row.result(rig, done)
         found.equal("what the call has done", got, wanted)
@@ -103,7 +105,7 @@ def at_site(rig: Rig, found: Findings, *, row: Refusal) -> None:
     """A ROM that promises so reports it at the call instruction, with registers and stack as before it."""
     _need(rig, row)
     if not promises(rig) & Promise.FAULTS_AT_CALL:
-        return
+        raise Unfit("the ROM does not promise it")
     row.before(rig)
     done = _make(rig, row, on=False)
     if not done.frames:

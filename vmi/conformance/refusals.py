@@ -293,12 +293,17 @@ def _set_table(call: str, read: str, number: int, base: int) -> tuple[Refusal, .
 
 def _get_table(call: str, number: int, base: int) -> tuple[Refusal, ...]:
     pointer = (0x7FF).to_bytes(2, "little") + base.to_bytes(4, "little")
+
+    def stored(at: int) -> Callable[[Rig, Called], tuple[object, object]]:
+        return lambda rig, _done: (rig.read(at, 6), pointer)
+
     return tuple(
-        Refusal(call, what, (number,), PF, error, {"eax": _PAGE + 8}, address=_PAGE + 8, before=before,
-                kept=_memory, cure=_mapped, result=lambda rig, _done: (rig.read(_PAGE + 8, 6), pointer),
-                paging=PAGED)
-        for what, error, before in (
-            ("pointer not mapped", _WRITE, _unmapped), ("pointer read-only", _PROTECTED, _read_only)
+        Refusal(call, what, (number,), PF, error, {"eax": at}, address=max(at, _PAGE), before=before,
+                kept=_memory if at >= _PAGE else _no_state, cure=_mapped, result=stored(at), paging=PAGED)
+        for what, error, at, before in (
+            ("pointer not mapped", _WRITE, _PAGE + 8, _unmapped),
+            ("pointer read-only", _PROTECTED, _PAGE + 8, _read_only),
+            *((f"pointer {n} bytes before a page", _WRITE, _PAGE - n, _unmapped) for n in (1, 2, 3, 5)),
         )
     )  # fmt: skip
 
@@ -323,6 +328,50 @@ def _write_entry(call: str, number: int) -> tuple[Refusal, ...]:
             ("entry across pages", _WRITE, _PAGE - 12, 1, _PAGE, _unmapped),
         )
     )  # fmt: skip
+
+
+_IN_LDT = 0xF  # the LDT's second entry, of level 3
+_LDT_BASE = layout.SCRATCH + 0x800
+
+
+def _in_use(rig: Rig) -> None:
+    """FS holds the free selector, and a copy of the GDT has nothing there."""
+    rig.write(GDT + FREE_SELECTOR, layout.descriptor(0, 0xFFFFF, 0xF2))
+    rig.go("load_fs", eax=FREE_SELECTOR | 3)
+    rig.write(_PAGE, rig.read(GDT, 0x800))
+    rig.write(_PAGE + FREE_SELECTOR, bytes(8))
+    rig.write(layout.SCRATCH + 32, _table_pointer(_PAGE))
+
+
+def _in_use_by_ldt(rig: Rig) -> None:
+    rig.write(_LDT_BASE + 8, layout.descriptor(0, 0xFFFFF, 0xF2))
+    rig.value("SetLDT", eax=LDT)
+    rig.go("load_fs", eax=_IN_LDT)
+
+
+def _table_pointer(base: int) -> bytes:
+    return (0x7FF).to_bytes(2, "little") + base.to_bytes(4, "little")
+
+
+def _gdt_in_use(rig: Rig) -> bytes:
+    rig.value("GetGDT", eax=layout.SCRATCH)
+    return rig.read(layout.SCRATCH, 6)
+
+
+def _taken_away(call: str, number: int, table: int, selector: int, before: Callable[[Rig], None]) -> Refusal:
+    """The entry of a segment in use becomes none."""
+    at = table + (selector & ~7)
+    return Refusal(call, "segment in use", (number,), GP, selector & ~3,
+                   {"eax": table, "edx": selector >> 3, "ecx": 0}, (0,), before=before, may=True,
+                   result=lambda rig, _done: (rig.read(at, 8), bytes(8)))  # fmt: skip
+
+
+_SEGMENTS = (
+    Refusal("SetGDT", "segment in use", (7,), GP, FREE_SELECTOR, {"eax": layout.SCRATCH + 32}, before=_in_use,
+            kept=_gdt_in_use, may=True, result=lambda rig, _done: (_gdt_in_use(rig), _table_pointer(_PAGE))),
+    _taken_away("WriteGDTEntry", 7, GDT, FREE_SELECTOR | 3, _in_use),
+    _taken_away("WriteLDTEntry", 6, _LDT_BASE, _IN_LDT, _in_use_by_ldt),
+)  # fmt: skip
 
 
 def _page_table_entry(call: str, number: int) -> tuple[Refusal, ...]:
@@ -385,4 +434,4 @@ _MEMORY = (
     ),
 )
 
-REFUSALS = (*_MSRS, *_SELECTORS, *_CONTROL, *_MEMORY)
+REFUSALS = (*_MSRS, *_SELECTORS, *_CONTROL, *_SEGMENTS, *_MEMORY)

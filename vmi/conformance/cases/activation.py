@@ -132,7 +132,7 @@ def refused(rig: Rig, found: Findings) -> None:
     """VMI_Init that answers anything but 0 leaves the kernel native."""
     patched.rom_image(rig)
     for answer in (1, 0x80000000, 0xFFFFFFFF):
-        rom = answering({"CLI": (Reloc.CALL_REL, 0x100)}, init=f"mov eax, {answer}")
+        rom = answering({"DisableInterrupts": (Reloc.CALL_REL, 0x100)}, init=f"mov eax, {answer}")
         patched.ready(rig, patched.image(), (0xC0000, rom))
         _native(found, patched.start(rig, patched.image()), Status.REFUSED)
 

@@ -88,9 +88,10 @@ def no_counter(rig: Rig, found: Findings) -> None:
     """A counter that the guest does not have raises #GP."""
     if not rig.deprivileged:
         raise Unfit("without a hypervisor it is up to the processor, and emulated ones raise #UD")
-    rig.resume_at("done")
-    done = rig.call("RDPMC", ecx=0x12345)
-    found.equal("events", done.faults, [(_GP, 0)])
+    for counter in (0x12345, 0x80000000, 0xFFFFFFFF):
+        rig.resume_at("done")
+        done = rig.call("RDPMC", ecx=counter)
+        found.equal(f"events of counter {counter:#x}", done.faults, [(_GP, 0)])
 
 
 def _tsc(rig: Rig) -> int:

@@ -86,6 +86,10 @@ _WORDS = {
     "UNCACHED": UNCACHED,
 }
 
+# From where in a page on 6 bytes end on the next one, above the other bits of an address; and in how many of
+# these places the last 4 bytes lie on both pages. In the others the first 4 do. See GetGDT.
+_ON_TWO_PAGES, _BY_BASE = 0xFFB << 20, 3 << 20
+
 KERNEL_SS_GIVEN = 1
 _PRESENT_SEGMENT, _USER_LEVEL, _INDEX = 0x9000, 0x6000, 0xFFFC  # bits of a descriptor, and of a selector
 
@@ -345,12 +349,20 @@ _COUNTER = """
 def _table_pointer(table: str) -> Template:
     """A call that stores limit and base, in this order, as the instruction does.
 
-    What is stored first means nothing: a page fault comes while the registers are still the caller's.
+    What is stored first means nothing: it makes a page fault come while the registers are still the
+    caller's. If the 6 bytes lie on two pages it is on both, so that nothing is left behind.
     """
-    return code(f"""
+    return body(f"""
+        push eax
+        ror eax, 12
+        sub eax, {_ON_TWO_PAGES}
+        cmp eax, {_BY_BASE}
+        pop eax
+        jb short @base
         mov [eax], eax
-        mov [eax + 2], eax
-        call @here
+        jmp short @store
+@base:  mov [eax + 2], eax
+@store: call @here
 @here:  pop ecx
         mov edx, ss:[ecx + {{{table}_LIMIT - @here}}]
         mov [eax], dx
