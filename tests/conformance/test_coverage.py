@@ -78,15 +78,22 @@ def test_hundred_percent_means_all() -> None:
     ]
 
 
-@pytest.mark.parametrize(("target", "least"), [(NATIVE, 98), (VMWARE, 93)], ids=str)
-def test_the_suite_runs_nearly_all_code_of_our_roms(target: Target, least: int) -> None:
-    found, _ = measured(target, Selection(expression="not paging=pse and not mmu=direct"))
-    assert coverage.percent(found.ran, found.size) >= least and found.elsewhere < 100
+#: Two environments and a part of the cases: most of what the whole suite runs, in a tenth of the time.
+PART = """
+(mmu= or mmu=shadow) and (paging=2-level or paging=pae) and cpus=1
+and not (segments or exits or held or handler or fault or interrupt)
+"""
+
+
+@pytest.mark.parametrize("target", [NATIVE, VMWARE], ids=str)
+def test_the_suite_runs_nearly_all_code_of_our_roms(target: Target) -> None:
+    found, _ = measured(target, Selection(expression=PART))
+    assert coverage.percent(found.ran, found.size) >= 90 and found.elsewhere < 80
     assert len(found.entries) > 50
 
 
 def test_engines_and_processes_see_the_same() -> None:
-    wanted = Selection(("WriteGDTEntry", "GetTR"), expression="paging=pae and mmu=shadow")
+    wanted = Selection(("WriteGDTEntry/convention*",), expression="paging=pae and mmu=shadow")
     here = measured(VMWARE, wanted)
     assert measured(VMWARE, wanted, "python") == here
     assert measured(VMWARE, wanted, jobs=2) == here

@@ -19,6 +19,7 @@ from vmi.files import check_writable, read_input, write_atomically
 if TYPE_CHECKING:
     from vmi.conformance.case import Case
     from vmi.conformance.report import Report
+    from vmi.conformance.runner import Result
     from vmi.conformance.subject import Environment
     from vmi.conformance.suite import Plan, Target
 
@@ -237,6 +238,7 @@ def _run(
         f"vmi conform {name}",
         tuple(results),
         tuple(f"the waiver for {waiver} was not needed" for waiver in unused),
+        _notes(results),
         environments={str(environment): target.surroundings(environment) for environment in tested},
         coverage=None if ran is None else suite.measure(target, ran, plan),
     )
@@ -248,6 +250,15 @@ def _run(
     else:
         ui.show(to_text(made, verbose=ui.verbose))
     raise typer.Exit(int(exit_status([made.verdict])))
+
+
+def _notes(results: Sequence[Result]) -> tuple[str, ...]:
+    """That most could not be looked at, said once."""
+    from vmi.conformance.runner import AWAY
+
+    reasons = dict.fromkeys(reason for result in results for reason in result.reasons)
+    away = [reason for reason in reasons if reason.startswith(AWAY)]
+    return tuple(f"{reason}; only what can be told without it was looked at" for reason in away[:1])
 
 
 def _form(report: Report, suffix: str) -> str:

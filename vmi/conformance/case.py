@@ -57,6 +57,7 @@ class Case:
     :ivar begun: the guest has been activated when the body is called.
     :ivar cpus: how many processors it needs, no more and no less.
     :ivar replay: the file that it was made from, if it was made from one.
+    :ivar alone: it can be decided without the hypervisor behind the ROM, before VMI_Init.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Case:
     begun: bool = True
     cpus: int = 1
     replay: str = ""
+    alone: bool = False
 
     def __repr__(self) -> str:
         return f"<Case {self.name}>"
@@ -94,6 +96,7 @@ def case(
     paging: frozenset[Paging] = ALL_PAGING,
     begun: bool = True,
     cpus: int = 1,
+    alone: bool = False,
 ) -> Callable[[Body], Body]:
     """Register a hand-written case about a call or topic.
 
@@ -106,8 +109,9 @@ def case(
     group = str(call.group) if call else "rom"
 
     def register(body: Body) -> Body:
+        full = f"{subject}/{name}"
         _registered.append(
-            Case(f"{subject}/{name}", requirements, subject, group, level, body, paging, begun, cpus)
+            Case(full, requirements, subject, group, level, body, paging, begun, cpus, alone=alone)
         )
         return body
 

@@ -46,9 +46,9 @@ KINDS: dict[str, Callable[[Case, Environment], Iterable[str]]] = {
 }
 _OF_ENVIRONMENTS = {
     "paging": [paging.value for paging in Paging],
-    "mmu": list(STRATEGIES),
+    "mmu": ["", *STRATEGIES],
     "cpus": [str(count + 1) for count in range(_MOST_CPUS)],
-    "engine": list(ENGINES),
+    "engine": ["", *ENGINES],
 }
 _ENVIRONMENT_WORDS = {word for kind in ("paging", "mmu", "engine") for word in _OF_ENVIRONMENTS[kind]}
 _TOKEN = re.compile(r"""\s*(?:([()])|([^\s()'"]+=|)(?:'([^']*)'|"([^"]*)")|([^\s()'"]+)|(.))""", re.DOTALL)
@@ -197,4 +197,4 @@ def _is_known(word: str, cases: Sequence[Case]) -> bool:
     if equals and kind in _OF_ENVIRONMENTS:
         return any(fnmatch.fnmatchcase(each, value) for each in _OF_ENVIRONMENTS[kind])
     anywhere, holds = Environment(), _word(word)
-    return (word and word in _ENVIRONMENT_WORDS) or any(holds(case, anywhere) for case in cases)
+    return bool(word and word in _ENVIRONMENT_WORDS) or any(holds(case, anywhere) for case in cases)

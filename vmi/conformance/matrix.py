@@ -12,7 +12,7 @@ from vmi.conformance.suite import all_cases
 #: Requirements that no case decides, each with the reason: none at present.
 UNDECIDED: dict[str, str] = {}
 _GENERATED = (
-    *("convention", "exits", "segments", "held interrupt"),
+    *("convention", "exits", "segments", "held interrupt", "by its code"),
     *("interrupt in it", "masked interrupt in it", "call in the handler"),
 )
 
@@ -51,7 +51,8 @@ def _family(name: str, requirement: str) -> str:
         kind = what.partition(",")[0]
         return f"*/{kind}" if requirement.startswith("VMI-Fault-") else f"{call}/{kind}"
     kind = what.rstrip("0123456789. ")
-    return f"*/{kind}" if kind in _GENERATED or kind == "relocation" else name
+    alike = call in abi.BY_NAME and (kind in _GENERATED or kind == "relocation")
+    return f"*/{kind}" if alike else name
 
 
 if __name__ == "__main__":

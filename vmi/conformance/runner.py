@@ -6,13 +6,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
+from vmi.conformance.bycode import needs_hypervisor
 from vmi.conformance.case import Case, Findings
 from vmi.conformance.rig import Broken, Rig, Unfit
 from vmi.conformance.subject import End, Environment, Maker, Stop, Subject
 from vmi.conformance.verdict import Verdict
 from vmi.errors import RomError, VmiError
 
+#: Why a case was skipped that needs more than the ROM, as the beginning of a sentence.
+AWAY = "the hypervisor that the ROM needs is not here"
 _ENDS = {End.TIMEOUT: Verdict.TIMEOUT, End.CRASHED: Verdict.CRASH, End.UNKNOWN: Verdict.ERROR}
 
 
@@ -42,8 +46,8 @@ def run(cases: Iterable[Case], maker: Maker, environment: Environment) -> Iterat
         return
     beginning = _Beginning(subject, environment)
     for case in cases:
-        if case.cpus != environment.cpus:
-            continue
+        if case.cpus != environment.cpus or (case.alone and not case.fits(environment)):
+            continue  # what can be read of a ROM is the same everywhere
         started = time.perf_counter()
         verdict, reasons, assertions = _run_one(case, beginning)
         yield Result(case, environment, verdict, reasons, assertions, time.perf_counter() - started)
@@ -59,7 +63,9 @@ class _Beginning:
         self.subject, self.environment = subject, environment
         self._stuck: Broken | None = None
         self._rig: Rig | None = None
+        self._bare: Rig | None = None
         self._back: Callable[[], None] | None = None
+        self._again: Callable[[], None] | None = None
 
     def fresh(self) -> Rig:
         """A guest that has not begun."""
@@ -85,14 +91,45 @@ class _Beginning:
         rig.back = self._back
         return rig
 
+    @cached_property
+    def away(self) -> str:
+        """Why cases can't be run that need the hypervisor behind the ROM; "" if nothing speaks against it."""
+        try:
+            if self.subject.facts().get("hypervisor") != "none":
+                return ""
+            found = needs_hypervisor(self.bare())
+        except (Broken, VmiError):
+            return ""
+        return f"{AWAY}: {found}" if found else ""
+
+    def rig(self, case: Case) -> Rig:
+        """What a case begins with. :raises Broken: a guest doesn't come so far."""
+        if case.begun and not self.away:
+            return self.begun()
+        return self.bare() if case.alone else self.fresh()
+
+    def bare(self) -> Rig:
+        """A guest that has found the ROM and has not called it."""
+        if self._bare is None:
+            self._bare = self.fresh()
+            self._bare.power_on()
+            self._again = self.subject.mark()
+        elif self._again is not None:
+            self._again()
+        else:
+            self._bare.power_on()
+        return self._bare
+
 
 def _run_one(case: Case, beginning: _Beginning) -> tuple[Verdict, tuple[str, ...], int]:
     paging = beginning.environment.paging
     if paging not in case.paging:
         return Verdict.SKIP, (f"it makes no sense with paging {paging.value}",), 0
-    found = Findings()
+    away, found = beginning.away, Findings()
+    if away and not case.alone:
+        return Verdict.SKIP, (away,), 0
     try:
-        case.body(beginning.begun() if case.begun else beginning.fresh(), found)
+        case.body(beginning.rig(case), found)
     except Unfit as reason:
         return Verdict.SKIP, (str(reason),), found.assertions
     except Broken as trouble:

@@ -14,7 +14,7 @@ from multiprocessing import get_context
 
 from vmi import abi
 from vmi.abi import Reloc
-from vmi.conformance import cases, coverage, generated, runner
+from vmi.conformance import bycode, cases, coverage, generated, runner
 from vmi.conformance.case import PAGED, Case, Findings, registered
 from vmi.conformance.coverage import Coverage, Ran
 from vmi.conformance.layout import Paging, control
@@ -42,7 +42,9 @@ def all_cases() -> tuple[Case, ...]:
     cases.load()
     order = {topic.name: n for n, topic in enumerate(abi.TOPICS)}
     order.update({call.name: 100 + call.number for call in abi.CALLS})
-    found = sorted((*generated.made(), *registered()), key=lambda case: (order[case.subject], case.name))
+    found = sorted(
+        (*generated.made(), *bycode.made(), *registered()), key=lambda case: (order[case.subject], case.name)
+    )
     names = [case.name for case in found]
     assert len(set(names)) == len(names), "two cases have one name"
     return tuple(found)

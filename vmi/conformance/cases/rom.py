@@ -23,7 +23,7 @@ def _image(rig: Rig) -> bytes:
     return rig.read(rig.rom, abi.ROM_UNIT * rig.read(rig.rom + 2, 1)[0])
 
 
-@case("ROM", "found", 1, 2, 3, begun=False)
+@case("ROM", "found", 1, 2, 3, begun=False, alone=True)
 def found_by_scan(rig: Rig, found: Findings) -> None:
     """A scan finds it, on a 2 KiB boundary; its bytes add up to 0."""
     image = _image(rig)
@@ -35,7 +35,7 @@ def found_by_scan(rig: Rig, found: Findings) -> None:
     )
 
 
-@case("ROM", "strings and PCI", 4, 5, 6, 7, begun=False)
+@case("ROM", "strings and PCI", 4, 5, 6, 7, begun=False, alone=True)
 def strings(rig: Rig, found: Findings) -> None:
     """Licence, PCI data and reserved fields are as a client wants them."""
     image = _image(rig)
@@ -55,7 +55,7 @@ def strings(rig: Rig, found: Findings) -> None:
     )
 
 
-@case("ROM", "BIOS entry", 8, begun=False)
+@case("ROM", "BIOS entry", 8, begun=False, alone=True)
 def bios_entry(rig: Rig, found: Findings) -> None:
     """The 16-bit entry ends in a far return."""
     image = _image(rig)
@@ -152,7 +152,7 @@ def numbers(rig: Rig, found: Findings) -> None:
             found.equal(name.upper(), done.registers[name], registers[name])
 
 
-@case("GetReloc", "calls that go together", 4, 5, 6)
+@case("GetReloc", "calls that go together", 4, 5, 6, alone=True)
 def together(rig: Rig, found: Findings) -> None:
     """JUMP_REL is for the two ways out only; timer calls and long updates are offered as a set."""
     for call in abi.CALLS:
@@ -165,7 +165,7 @@ def together(rig: Rig, found: Findings) -> None:
         found.equal("the type for UpdatePxELong", rig.entry("UpdatePxELong")[0], Reloc.CALL_REL)
 
 
-@case("SetCallbacks", "not offered", 1)
+@case("SetCallbacks", "not offered", 1, alone=True)
 def no_callbacks(rig: Rig, found: Findings) -> None:
     """It is answered NONE."""
     found.equal("the type", rig.entry("SetCallbacks")[0], Reloc.NONE)
