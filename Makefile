@@ -10,7 +10,7 @@ INPUTS := pyproject.toml vmi/version.py hatch_build.py $(wildcard vmi/native/acc
 # pip says nothing of what its build hook says, so which engine it became is asked for afterwards
 ENGINE = $(BIN)/vmi version | sed -n 's/^engine */the CPU is run by: /p'
 
-.PHONY: demo test lint types bench clean help
+.PHONY: demo test lint types bench coverage clean help
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -18,6 +18,7 @@ help:
 	@echo "make demo   patch a sample kernel, run it natively and paravirtualized, compare"
 	@echo "make test   lint, type check and all tests"
 	@echo "make lint   ruff and mypy only"
+	@echo "make coverage  how much of the hypervisor's code the conformance suite and its tests run; some minutes"
 	@echo "make bench KERNEL=FILE  patch it, run it in every mode, print figures (see bench/kernel.py)"
 	@echo "make bench PATCH=FILE  what patching it takes, becomes and costs; ARGS=--run boots it (see bench/patch.py)"
 	@echo "make bench EXITS=1  what paravirtualization gains, workload by workload (see bench/hypervisor.py)"
@@ -58,6 +59,14 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Lines and branches; fails below the floor that pyproject.toml sets.
+coverage: $(VENV)/.dev
+	rm -f .coverage .coverage.*
+	$(BIN)/coverage run -m vmi conform -q -j $(WORKERS) --engine python
+	$(BIN)/coverage run -m pytest -q -n $(WORKERS) --dist worksteal tests/hypervisor
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
+
 # The kernel to measure is yours to name: make bench KERNEL=vmlinux ARGS='--until login:'
 # And what patching costs: make bench PATCH="'vmlinuz,console=ttyS0 quiet,initrd' other" ARGS='--run --until login:'
 # EXITS=1 measures what paravirtualization gains. Without any, the engine is measured against QEMU.
@@ -68,5 +77,6 @@ bench: $(VENV)/.user
 
 clean:
 	rm -f vmi/native/accelerator/*.so vmi/native/accelerator/not-built.txt
+	rm -f .coverage .coverage.*
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find vmi tests sample_kernels -name __pycache__ -type d -prune -exec rm -rf {} +
