@@ -64,9 +64,18 @@ def test_counting() -> None:
         "ROM code run: 2 of 5 bytes, 40.0 %; 0 of 1 entries whole",
         "3 bytes more were run that no entry visibly leads to",
     ]
+    assert found.to_text() == found.to_text(verbose=True)
     data = json.loads(json.dumps(found.to_json()))
     assert data["percent"] == 40.0 and data["entries"][0]["never"] == [[0x102, 3]]
     assert data["never"][0]["code"] == ["0102  xor eax,eax", "0104  ret"]
+
+
+def test_a_terminal_is_not_flooded() -> None:
+    code = b"\x90" * 250 + b"\xc3"
+    found = coverage.measure(bytes(0x100) + code, Ran(0x100 + len(code)), {"GetCR3": 0x100}, {"GetCR3"})
+    lines = found.to_text().splitlines()
+    assert len(lines) == 103 and lines[-2] == "and 152 lines more of what was never run; -v shows all"
+    assert len(found.to_text(verbose=True).splitlines()) == 254
 
 
 def test_hundred_percent_means_all() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from xml.etree import ElementTree
 
 from tests.conformance.test_waivers import result
@@ -42,6 +43,15 @@ def test_skipped_cases_hide_nothing() -> None:
     assert both.verdict is Verdict.PASS
     assert Report({}, "", both.results[1:]).verdict is Verdict.SKIP
     assert Report({}, "", both.results, ("unused",)).verdict is Verdict.ERROR
+
+
+def test_what_only_refutes_proves_nothing() -> None:
+    by_code = result("GetTR/by its code", Verdict.PASS, OFF)
+    assert Report({}, "", (by_code,)).requirement_verdicts()["VMI-Call-01"] == {"off": Verdict.SKIP}
+    bad = Report({}, "", (replace(by_code, verdict=Verdict.FAIL),))
+    assert bad.requirement_verdicts()["VMI-Call-01"] == {"off": Verdict.FAIL}
+    ran = (by_code, result("GetTR/convention 0.0", Verdict.PASS, OFF))
+    assert Report({}, "", ran).requirement_verdicts()["VMI-Call-01"] == {"off": Verdict.PASS}
 
 
 def test_text() -> None:

@@ -2,8 +2,8 @@
 """Cases that read a ROM's code instead of running it, and whether a ROM needs a hypervisor that is not here.
 
 They find what is wrong on a way that no run takes, and they are most of what can be told of a ROM whose
-hypervisor is somewhere else. What code does can't be told in general: only what is certain is a fault, so
-these cases pass more than they prove (:mod:`vmi.rom.ways`).
+hypervisor is somewhere else. What code does can't be told in general: only what is certain is a fault
+(:mod:`vmi.rom.ways`), so where they pass, the requirement is still undecided.
 """
 
 from __future__ import annotations
@@ -54,7 +54,16 @@ def _case(
     subject: str, group: str, name: str, requirements: tuple[str, ...], body: Body, level: int = 0
 ) -> Case:
     return Case(
-        f"{subject}/{name}", requirements, subject, group, level, body, _ONCE, begun=False, alone=True
+        f"{subject}/{name}",
+        requirements,
+        subject,
+        group,
+        level,
+        body,
+        _ONCE,
+        begun=False,
+        alone=True,
+        refutes=True,
     )
 
 

@@ -58,6 +58,7 @@ class Case:
     :ivar cpus: how many processors it needs, no more and no less.
     :ivar replay: the file that it was made from, if it was made from one.
     :ivar alone: it can be decided without the hypervisor behind the ROM, before VMI_Init.
+    :ivar refutes: it can tell that a requirement is not kept, and no more than that.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Case:
     cpus: int = 1
     replay: str = ""
     alone: bool = False
+    refutes: bool = False
 
     def __repr__(self) -> str:
         return f"<Case {self.name}>"

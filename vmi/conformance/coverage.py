@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vmi.native.machine import Machine
 
 Block = tuple[int, int]  # offset in the image, bytes
+_MOST_LINES = 100  # of what was never executed, on a terminal
 _FIXED = {
     "ROM": ("BIOS entry", 3, 16),
     "Init": ("VMI_Init", abi.INIT_OFFSET, 32),
@@ -150,17 +151,22 @@ class Coverage:
         }
 
     def to_text(self, *, verbose: bool = False) -> str:
-        """The sum, entries that were not executed whole (all of them if ``verbose``), and what was never."""
-        whole = sum(entry.ran == entry.size for entry in self.entries)
+        """The sum, entries that were not executed whole, and what was never.
+
+        :param verbose: all entries, and all of what was never executed.
+        """
         lines = [
             f"{entry.name:<20}{entry.offset:#06x}{entry.ran:>6} of {entry.size:>4} bytes"
             f"{percent(entry.ran, entry.size):>7.1f} %"
             for entry in self.entries
             if verbose or entry.ran < entry.size
         ]
-        for gap in self.gaps:
-            lines.append(f"never run: {gap.size} bytes at {gap.offset:#06x}, of {', '.join(gap.calls)}")
-            lines += [f"    {offset:04x}  {instruction}" for offset, instruction in gap.code]
+        never = [line for gap in self.gaps for line in _lines(gap)]
+        shown = never if verbose or len(never) <= _MOST_LINES else never[:_MOST_LINES]
+        lines += shown
+        if shown is not never:
+            lines.append(f"and {len(never) - len(shown)} lines more of what was never run; -v shows all")
+        whole = sum(entry.ran == entry.size for entry in self.entries)
         lines.append(
             f"ROM code run: {self.ran} of {self.size} bytes, {percent(self.ran, self.size):.1f} %; "
             f"{whole} of {len(self.entries)} entries whole"
@@ -168,6 +174,11 @@ class Coverage:
         if self.elsewhere:
             lines.append(f"{self.elsewhere} bytes more were run that no entry visibly leads to")
         return "\n".join(lines) + "\n"
+
+
+def _lines(gap: Gap) -> list[str]:
+    head = f"never run: {gap.size} bytes at {gap.offset:#06x}, of {', '.join(gap.calls)}"
+    return [head, *(f"    {offset:04x}  {instruction}" for offset, instruction in gap.code)]
 
 
 def percent(part: int, whole: int) -> float:

@@ -56,13 +56,16 @@ class Report:
         return sum(result.assertions for result in self.results)
 
     def requirement_verdicts(self) -> dict[str, dict[str, Verdict]]:
-        """For each requirement that a case decides: its verdict by environment, SKIP where none did."""
+        """For each requirement that a case decides: its verdict by environment, SKIP where none did.
+
+        What can only show that a requirement isn't kept does not show that it is.
+        """
         found: dict[str, dict[str, list[Verdict]]] = {}
         for result in self.results:
+            undecided = result.case.refutes and result.verdict is Verdict.PASS
+            verdict = Verdict.SKIP if undecided else result.verdict
             for requirement in result.case.requirements:
-                found.setdefault(requirement, {}).setdefault(str(result.environment), []).append(
-                    result.verdict
-                )
+                found.setdefault(requirement, {}).setdefault(str(result.environment), []).append(verdict)
         return {
             requirement: {name: decided(verdicts) for name, verdicts in found[requirement].items()}
             for requirement in abi.ALL_REQUIREMENTS
