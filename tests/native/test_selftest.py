@@ -90,10 +90,10 @@ def test_missing_function(monkeypatch):
 
 
 STATE = {
-    "_EIP": "EIP after a budget of 5 instructions of 1 byte should be 0x1005, but it is 0x1000",
-    "_EFLAGS": "EFLAGS that code sees should be 0x4cd7, but it is 0x2",
+    "AT_EIP": "EIP after a budget of 5 instructions of 1 byte should be 0x1005, but it is 0x1000",
+    "AT_EFLAGS": "EFLAGS that code sees should be 0x4cd7, but it is 0x2",
     "_CC_SRC": "EFLAGS in the middle of a run should be 0x200892, 0x200c92, but it is 0x200002, 0x200402",
-    "_CC_OP": "EFLAGS set in the middle of a run should be 0x4893, but it is 0x4cd7",
+    "AT_CC_OP": "EFLAGS set in the middle of a run should be 0x4893, but it is 0x4cd7",
     "_DF": "EFLAGS in the middle of a run should be 0x200892, 0x200c92, but it is 0x200892, 0x200892",
     "_HFLAGS": "CLI on ring 3 should be 0xd, 0x0, 0x0, 0x1000, but it is nothing",
     "_SEGS": "the end of a run at HLT should be HALTED, 0x1002, but it is BUDGET, 0x10bf",
@@ -107,7 +107,7 @@ STATE = {
         "GDTR and IDTR that code stores should be ff0100800000, ff0278563400, "
         "but it is ff0100800000, 785600000000"
     ),
-    "_CR": (
+    "AT_CR": (
         "CR0, CR2, CR3, CR4 that code sees should be 0x11, 0xc2c2, 0xa000, 0x10, "
         "but it is 0x11, 0x0, 0xa000, 0x10"
     ),
@@ -120,11 +120,11 @@ STATE = {
         "CS, SS, ESP and EIP behind SYSEXIT should be 0x1013, 0x101b, 0x5800, 0x1020, "
         "but it is 0x8, 0x10, 0x5000, 0x1000"
     ),
-    "_ERROR_CODE": (
+    "AT_ERROR_CODE": (
         "vector, kind, error code and EIP of a bad selector should be 0xd, 0x0, 0x1234, 0x1004, "
         "but it is 0xd, 0x0, 0x1004, 0x1004"
     ),
-    "_IS_INT": (
+    "AT_IS_INT": (
         "vector, kind, error code and EIP of INT 48 should be 0x30, 0x1, 0x0, 0x1002, "
         "but it is 0x30, 0x0, 0x0, 0x1002"
     ),
@@ -132,7 +132,7 @@ STATE = {
         "vector, kind, error code and EIP of INT 6 should be 0x6, 0x1, 0x0, 0x1002, "
         "but it is 0x6, 0x1, 0x0, 0x70"
     ),
-    "_OLD_EXCEPTION": (
+    "AT_OLD_EXCEPTION": (
         "vector, kind, error code and EIP of a bad selector should be 0xd, 0x0, 0x1234, 0x1004, "
         "but it is 0x8, 0x0, 0x0, 0x1004"
     ),
@@ -141,7 +141,7 @@ STATE = {
 
 def test_wrong_place_of_the_return_address(monkeypatch):
     """The last word of the state, so the one in front is tried."""
-    monkeypatch.setattr(registers, "_RETURN_ADDRESS", registers._RETURN_ADDRESS - 2)
+    monkeypatch.setattr(registers, "AT_RETURN_ADDRESS", registers.AT_RETURN_ADDRESS - 2)
     refused("EFLAGS in front of a load where no page is should be 0x892, but it is 0x83")
 
 
@@ -236,7 +236,7 @@ BEHAVIOUR = {
         "CPUID should be 0x11, 0x12, 0x13, 0x14, but it is 0x10, 0xecdcccbc, 0x0, 0x50",
     ),
     "_on_rdtsc": (
-        lambda self, _uc, _user: 1,
+        lambda self, _uc: 1,
         "RDTSC should be 0x55667788, 0x11223344, but it is 0x11, 0x14",
     ),
 }

@@ -19,6 +19,7 @@ from vmi.hypervisor.beginning import Beginning
 from vmi.hypervisor.breakpoints import Breakpoints, silent_sites
 from vmi.hypervisor.callsite import CALL_LENGTH, CallSites, reaches_out
 from vmi.hypervisor.emulate import Emulator
+from vmi.hypervisor.gates import GATE_LENGTH, Gates
 from vmi.hypervisor.mmu import DEFAULT, create
 from vmi.hypervisor.operands import M, undefined
 from vmi.hypervisor.passing import ROM_FAULTS, Passing
@@ -32,7 +33,6 @@ from vmi.native.interrupts import Delivery, Event, Origin, TripleFault
 from vmi.native.machine import Machine, Outcome
 from vmi.x86 import IF_BIT, IOPL_MASK, Cr0, Eflags, GuestFault, Seg, Vector
 
-_GATE_LENGTH = 2  # INT n
 _SYSEXIT_FRAME = 24  # EIP, CS, EFLAGS, ESP and SS, and EAX, which is loaded already
 _PRESENT = 1 << 15
 _DR6_BS = 1 << 14
@@ -78,6 +78,7 @@ class Domain(Beginning):
         machine.monitor = self
         machine.cpu.on_gate(self._called)
         self._passing = Passing(machine.cpu.straight, rom, self.mmu, self._count)
+        Gates(machine, rom, self.privilege, self._call)
         if machine.turns is not None:
             machine.cpu.on_control = self.control_changed
 
@@ -105,7 +106,7 @@ class Domain(Beginning):
         if vector != self.rom.interrupt:
             return False
         try:
-            call = self._gates.get(self._physical_eip(-_GATE_LENGTH))
+            call = self._gates.get(self._physical_eip(-GATE_LENGTH))
         except GuestFault:
             return False
         if call is None:
@@ -166,7 +167,7 @@ class Domain(Beginning):
     def _init(self) -> bool:
         cpu = self.machine.cpu
         try:
-            gate = self._physical_eip(-_GATE_LENGTH)
+            gate = self._physical_eip(-GATE_LENGTH)
         except GuestFault:
             return False
         if cpu.cpl or not self.rom.adopt(gate):
@@ -299,7 +300,7 @@ class Domain(Beginning):
 
     def _gate(self) -> bool:
         try:
-            at = self._physical_eip(-_GATE_LENGTH)
+            at = self._physical_eip(-GATE_LENGTH)
         except GuestFault:
             return False
         gate = self.rom.gate(at)
@@ -350,7 +351,7 @@ class Domain(Beginning):
     def _report_at_site(self, fault: GuestFault, call: str) -> None:
         """A call faulted at its gate: the guest sees that at its own call instruction, or at the gate."""
         if not self._sites.leave():
-            self.machine.cpu.eip -= _GATE_LENGTH
+            self.machine.cpu.eip -= GATE_LENGTH
         self._deliver_fault(fault, call)
 
     def _deliver_fault(self, fault: GuestFault, refused: str = "") -> None:
@@ -405,7 +406,7 @@ class Domain(Beginning):
         """The IRETD that SYSEXIT ends with was refused: take its frame down, and go to the gate instead."""
         call = abi.BY_NAME["SYSEXIT"]
         here, cpu = self._physical_eip(), self.machine.cpu
-        cpu.eip += self.rom.gate_address(call) + _GATE_LENGTH - here
+        cpu.eip += self.rom.gate_address(call) + GATE_LENGTH - here
         self.emulator.transfers.move_esp(_SYSEXIT_FRAME)
         self.privilege.mirror.user_segments(0, 0)
         self._call(call)

@@ -58,7 +58,7 @@ _A20 = 1 << 20
 _DECODED_BY = {
     Word.LEAF_1_EDX: 0, Word.LEAF_1_ECX: 1, Word.LEAF_7_EBX: 2, Word.EXTENDED_EDX: 6, Word.EXTENDED_ECX: 7,
 }  # fmt: skip
-_CONTROL = {0: Register.CR0, 3: Register.CR3, 4: Register.CR4}
+_CONTROL = {0: Register.CR0, 4: Register.CR4}
 
 
 class Cpu(Events):
@@ -244,6 +244,10 @@ class Cpu(Events):
         """Load CR0, CR2, CR3 or CR4 with all the effects on translation."""
         if number == 2:
             self.cr2 = value
+            return
+        if number == 3:  # as the library does, which takes three times as long
+            self.load_root(value & U32)
+            self.control_loaded()
             return
         self._engine.write_register(_CONTROL[number], value & U32 | (Cr0.ET if number == 0 else 0))
 

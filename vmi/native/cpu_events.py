@@ -76,7 +76,7 @@ class Events(Translation):
             "interrupt": engine.raw_callback((None, PTR, C_U32), self._on_interrupt),
             "invalid": engine.callback((ctypes.c_bool, PTR, PTR), self._on_invalid, False),
             "cpuid": engine.callback((I32, PTR, PTR), self._on_cpuid, 1),
-            "rdtsc": engine.callback((I32, PTR, PTR), self._on_rdtsc, 1),
+            "rdtsc": engine.raw_callback((I32, PTR), self._on_rdtsc),
             "rom_write": engine.callback(
                 (ctypes.c_bool, PTR, I32, U64, I32, ctypes.c_int64, PTR), self._on_rom_write, True
             ),
@@ -306,10 +306,13 @@ class Events(Translation):
         self.eax, self.ebx, self.ecx, self.edx = self.bus.cpuid(self.eax, self.ecx)
         return 1
 
-    def _on_rdtsc(self, _uc: int, _user: int) -> int:
-        if self._core is None:
-            self.settle_flags()
-        self.set_pair(self.bus.tsc())
+    def _on_rdtsc(self, _uc: int) -> int:
+        try:
+            if self._core is None:
+                self.settle_flags()
+            self.set_pair(self.bus.tsc())
+        except BaseException as error:
+            self._keep(error)
         return 1
 
     def refuse(self, fault: GuestFault | None = None) -> None:

@@ -46,7 +46,7 @@ _UNLOCK = ctypes.CFUNCTYPE(None, _U64)
 _CONTROL = ctypes.CFUNCTYPE(None, _POINTER, _U32)
 _TO_CONTROL = ctypes.CFUNCTYPE(None, _POINTER, _INT, _U64)
 _TIME = ctypes.CFUNCTYPE(_INT, _POINTER, _POINTER)
-_TIME_SIZE = 16  # bytes of what gettimeofday() fills
+_MOST_TIMES = 64
 _WITH_BLOCK = ctypes.CFUNCTYPE(None, _POINTER, _POINTER)
 _BLOCK = Struct("<Q12xH")  # how the library describes a block: linear address, and size in bytes
 _INTERCEPT = ctypes.CFUNCTYPE(None, _POINTER, _U32, _U64, _POINTER)
@@ -60,12 +60,12 @@ class Owner(Protocol):
     watched_pages: set[int]  # stores into these are told too
     hidden_from: int  # linear addresses from here on show nothing
     nowhere: int  # guest-physical address of a page that nothing answers
-    uncached: int  # linear address of a page to be told of
+    uncached_word: memoryview  # linear address of a page to be told of
     on_pause: Callable[[], None]  # PAUSE, after tell_of_pauses(); must not raise anything
     host_cpu: int  # address of the library's CPU structure
 
     def cached(self) -> None:
-        """A translation that the page ``uncached`` has part in is about to be cached; must not raise."""
+        """A translation is about to be cached that has part in the page of ``uncached_word``; no errors."""
 
     def block_appeared(self, linear: int, size: int) -> None:
         """After tell_of_blocks(): a block of code was translated, and none of it executed; must not raise."""
@@ -118,6 +118,7 @@ _by_state: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _by_engine: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _kept: list[Any] = []  # what C code points to must live as long as the process
 _installed: list[Any] = []  # the library, once all pointers are exchanged
+_times: dict[int, memoryview] = {}  # what gettimeofday() fills, by address: there are few, on the stack
 _told_of_pauses: dict[int, ReferenceType[Any]] = {}
 _tells_of_pauses: list[Any] = []
 _tells_of_blocks: list[Any] = []
@@ -187,10 +188,10 @@ def install(library: Any) -> None:
         if owner is None:
             set_page(cpu, linear, physical, attributes, access, mode, size)
             return
-        # what a segment's base and an offset add up to may pass 4 GiB here
-        if linear & U32 >= owner.hidden_from:
+        at = linear & U32  # what a segment's base and an offset add up to may pass 4 GiB here
+        if at >= owner.hidden_from:
             physical = owner.nowhere
-        if not (linear & U32 ^ owner.uncached) & -size:
+        if not (at ^ owner.uncached_word[0]) & -size:
             owner.cached()
         set_page(cpu, linear, physical, attributes, access, mode, size)
         if access & _WRITABLE:
@@ -329,7 +330,12 @@ def tell_of_pauses(library: Any, owner: Owner, state: int) -> None:
 
 
 def _no_time(result: int, _zone: int) -> int:
-    ctypes.memset(result, 0, _TIME_SIZE)
+    time = _times.get(result)
+    if time is None:
+        if len(_times) >= _MOST_TIMES:
+            _times.clear()
+        time = _times[result] = memoryview((_U64 * 2).from_address(result)).cast("B").cast("Q")
+    time[0] = time[1] = 0
     return 0
 
 

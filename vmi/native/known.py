@@ -53,6 +53,11 @@ class Known(Generic[Way]):
         self._state = state
         self._ways, self._pages = found
 
+    def forget(self) -> None:
+        """Remember nothing."""
+        self._by_state.clear()
+        self._state = ()
+
     def _remember(self, key: int, way: Way) -> None:
         if len(self._ways) >= _MOST_WAYS:
             self._ways.clear()

@@ -144,8 +144,9 @@ class Path:
         self.on_served: Callable[[Mapping[Service, int]], None] = lambda _: None
         self.parameters.served_gates[:] = (_NOBODY,) * len(Service)
         self.quick: Callable[[int], bool] | None = None
-        self._quick: Callable[[int], bool] | None = None
-        self._forget: Callable[[], None] = lambda: None
+        # on the bare machine, and with ring compression
+        self._quick: list[Callable[[int], bool] | None] = [None, None]
+        self._forget: list[Callable[[], None]] = []
 
     def __repr__(self) -> str:
         kind = "compressed" if self.parameters.compressed else "bare"
@@ -168,18 +169,23 @@ class Path:
         ctypes.memmove(ctypes.byref(self.parameters), image, len(image))
         self.changed()
 
-    def set_quick(self, enter: Callable[[int], bool], forget: Callable[[], None]) -> None:
-        """Have a function deal with events on the bare machine where C doesn't, see :attr:`quick`.
+    def set_quick(
+        self, enter: Callable[[int], bool], forget: Callable[[], None], *, compressed: bool = False
+    ) -> None:
+        """Have a function deal with events where C doesn't, see :attr:`quick`.
 
         :param forget: it is to remember nothing of what :meth:`passes` has said.
+        :param compressed: events of a kernel on ring 1, not of the bare machine.
         """
         if self.enter is None:
-            self._quick, self._forget = enter, forget
+            self._quick[compressed] = enter
+            self._forget.append(forget)
 
     def changed(self) -> None:
         """What events mean is not what it was."""
         self.quick = None  # until the next run
-        self._forget()
+        for forget in self._forget:
+            forget()
 
     def passes(self, vector: int, is_int: bool) -> bool:
         """An event on the bare machine is nobody's but the guest's."""
@@ -197,7 +203,7 @@ class Path:
     def allow(self, allowed: bool) -> None:
         """Let events go straight in the next run, or have Python see all of them."""
         self._reports[0] = allowed
-        self.quick = self._quick if allowed and not self.parameters.compressed else None
+        self.quick = self._quick[self.parameters.compressed] if allowed else None
 
     def collect(self, exits: Counter[str]) -> None:
         """Add what went straight since the last time to what the machine counts."""

@@ -12,6 +12,7 @@ import ctypes
 import mmap
 from abc import abstractmethod
 from collections.abc import Callable, MutableSet
+from ctypes import PYFUNCTYPE
 
 from vmi.memory import PAGE_SIZE
 from vmi.native import control, interpose
@@ -30,6 +31,7 @@ class Translation(Registers):
     """The registers of a CPU and its cached translations.
 
     :ivar hidden_from: linear addresses from here on show nothing, whatever page tables say.
+    :ivar uncached_word: where :attr:`uncached` is.
     :ivar nowhere: guest-physical address of a page that nothing answers.
     :ivar straight: the way of events to the guest's handlers, as far as Python need not go along.
     :ivar code_pages: numbers of the pages of RAM that translated code lies in.
@@ -51,6 +53,12 @@ class Translation(Registers):
             self._budget = ctypes.c_size_t.from_buffer(core, Core.budget.offset)
         self._state = PTR(places.cpu)
         self._registers = PTR(places.env)
+        # the library's own, which call nothing that others may get in between of
+        self._flush = PYFUNCTYPE(None, PTR)(engine.function("tlb_flush_x86_64"))
+        self._flush_page = PYFUNCTYPE(None, PTR, U64)(engine.function("tlb_flush_page_x86_64"))
+        self._update_root = PYFUNCTYPE(None, PTR, U64)(engine.function("cpu_x86_update_cr3_x86_64"))
+        word = ctypes.c_uint64() if core is None else ctypes.c_uint64.from_buffer(core, Core.uncached.offset)
+        self.uncached_word = memoryview(word).cast("B").cast("Q")
         self.straight = Path()
         self.hidden_from, self.nowhere = 1 << 32, NOWHERE
         self._pager: Pager | None = None
@@ -95,14 +103,11 @@ class Translation(Registers):
     @property
     def uncached(self) -> int:
         """Linear address of the page that :meth:`drop_page` looks after."""
-        return self._uncached if self._core is None else self._core.uncached
+        return self.uncached_word[0]
 
     @uncached.setter
     def uncached(self, page: int) -> None:
-        if self._core is None:
-            self._uncached = page
-        else:
-            self._core.uncached = page
+        self.uncached_word[0] = page
 
     def takes_control(self, number: int, value: int) -> bool:
         """MOV to a control register is no #GP; called while it executes."""
@@ -151,11 +156,11 @@ class Translation(Registers):
 
     def flush_tlb(self) -> None:
         """Drop all cached translations of addresses, global ones too."""
-        self._lib.tlb_flush_x86_64(self._state)
+        self._flush(self._state)
 
     def flush_page(self, linear: int) -> None:
         """Drop the cached translation of one linear address."""
-        self._lib.tlb_flush_page_x86_64(self._state, U64(linear))
+        self._flush_page(self._state, linear)
 
     def drop_page(self, linear: int, on_cached: Callable[[], None]) -> None:
         """Drop the cached translation of a page, and say so as soon as there is one again, once.
@@ -206,7 +211,7 @@ class Translation(Registers):
 
     def load_root(self, address: int) -> None:
         """Load CR3 with an address that may lie in hidden memory, above what CR3 has room for."""
-        self._lib.cpu_x86_update_cr3_x86_64(self._registers, U64(address))
+        self._update_root(self._registers, address)
 
     def _ask_pager(self, error: int, *, begun: bool) -> int | None:
         """The error code of a page fault that the guest is to see; None if it never has been.
