@@ -59,11 +59,12 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Lines and branches; fails below the floor that pyproject.toml sets.
+# Lines and branches; fails below the floor that pyproject.toml sets. Without the accelerator, which does a part
+# of the hypervisor's work where there is a C compiler.
 coverage: $(VENV)/.dev
 	rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m vmi conform -q -j $(WORKERS) --engine python
-	$(BIN)/coverage run -m pytest -q -n $(WORKERS) --dist worksteal tests/hypervisor
+	VMI_ACCELERATOR=0 $(BIN)/coverage run -m vmi conform -q -j $(WORKERS)
+	VMI_ACCELERATOR=0 $(BIN)/coverage run -m pytest -q -n $(WORKERS) --dist worksteal tests/hypervisor
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 

@@ -75,11 +75,16 @@ def test_text() -> None:
     ]
 
 
+def test_text_that_says_more() -> None:
+    lines = to_text(REPORT, verbose=True).splitlines()
+    assert lines[0] == "ROM: <mine>" and "PASS    GetTR/relocation (off)" in lines
+
+
 def test_tap() -> None:
     lines = to_tap(REPORT).splitlines()
-    assert lines[:2] == ["TAP version 14", "1..6"]
-    assert lines[2] == "ok 1 - GetTR/relocation (off)"
-    assert lines[3] == "not ok 2 - SetCR0/TS (off)"
+    assert lines[:3] == ["TAP version 14", "# ROM: <mine>", "1..6"]
+    assert lines[3] == "ok 1 - GetTR/relocation (off)"
+    assert lines[4] == "not ok 2 - SetCR0/TS (off)"
     assert "ok 3 - SetCR0/WP (off) # SKIP it is broken" in lines
     assert "ok 5 - IRET/IOPL (pae shadow) # TODO it is broken" in lines
 
@@ -91,7 +96,15 @@ def test_junit() -> None:
         ("pae shadow", "3", "1"),
     ]
     assert suites[1].get("errors") == "1" and suites[1].get("skipped") == "1"
-    assert [child.tag for case in suites[1] for child in case] == ["failure", "skipped", "error"]
+    assert [child.tag for case in suites[1].findall("testcase") for child in case] == [
+        "failure",
+        "skipped",
+        "error",
+    ]
+    told = replace(REPORT, environments={"off": {"engine": "python"}})
+    first = ElementTree.fromstring(to_junit(told)).findall("testsuite")[0]
+    named = {each.get("name"): each.get("value") for each in first.findall("properties/property")}
+    assert named == {"ROM": "<mine>", "engine": "python"}
 
 
 def test_json_says_it_all() -> None:

@@ -51,6 +51,8 @@ def survives(source: str, *names: str) -> bool:
         "pushfd; std; popfd; ret",
         "std; cld; ret",
         "push 7; pop eax; ret",
+        "lea esi, [esi+0]; lea edi, [edi*1+0]; or ebx, ebx; and ebp, ebp; add ebx, 0; xor ebx, 0; ret",
+        "mov ax, ds; mov ds, ax; ret",
     ],
 )
 def test_what_survives(source: str) -> None:
@@ -83,6 +85,13 @@ def test_what_is_changed(source: str, name: str, at: int) -> None:
         ("mov ebx, ds:[0x1000]; ret", "ebx"),
         ("push ebx; mov eax, esp; mov dword ptr [eax], 1; pop ebx; ret", "ebx"),
         ("int 0x82; ret", "eax"),
+        ("inc ebx; dec ebx; ret", "ebx"),
+        ("xor eax, ebx; xor ebx, eax; xor ebx, eax; ret", "ebx"),
+        ("push bx; inc ebx; pop bx; ret", "ebx"),
+        ("xchg bl, al; nop; xchg bl, al; ret", "ebx"),
+        ("mov bl, al; ret", "ebx"),
+        ("movd xmm0, ebx; inc ebx; movd ebx, xmm0; ret", "ebx"),
+        ("mov ebx, dr0; ret", "ebx"),
         ("sub esp, 4; popfd; ret", "df"),
     ],
 )

@@ -130,7 +130,7 @@ def _quoted(name: str) -> str:
 
 def to_text(report: Report, *, verbose: bool = False) -> str:
     """For a terminal: what is not good, each with how to see it again; then the sums."""
-    lines = []
+    lines = [f"{what}: {value}" for what, value in report.facts.items() if verbose]
     for result in report.results:
         if verbose or not result.verdict.good or result.verdict is Verdict.WAIVED:
             lines.append(f"{result.verdict.value:<8}{result.case.name} ({result.environment})")
@@ -149,7 +149,8 @@ def to_text(report: Report, *, verbose: bool = False) -> str:
 
 def to_tap(report: Report) -> str:
     """TAP version 14."""
-    lines = ["TAP version 14", f"1..{len(report.results)}"]
+    lines = ["TAP version 14", *(f"# {what}: {value}" for what, value in report.facts.items())]
+    lines.append(f"1..{len(report.results)}")
     for number, result in enumerate(report.results, 1):
         word = "ok" if result.verdict.good else "not ok"
         line = f"{word} {number} - {result.case.name} ({result.environment})".replace("#", "\\#")
@@ -182,6 +183,9 @@ def _junit_suite(report: Report, environment: Environment) -> list[str]:
         f'  <testsuite name={quoteattr(str(environment))} tests="{len(results)}" failures="{bad}" '
         f'errors="{errors}" skipped="{skipped}" time="{seconds:.3f}">'
     ]
+    facts = {**report.facts, **report.environments.get(str(environment), {})}
+    named = (f"<property name={quoteattr(what)} value={quoteattr(value)}/>" for what, value in facts.items())
+    lines.append(f"    <properties>{''.join(named)}</properties>")
     for result in results:
         head = f"    <testcase classname={quoteattr(result.case.subject)} name={quoteattr(result.case.name)} "
         head += f'time="{result.seconds:.6f}"'

@@ -11,12 +11,12 @@ from __future__ import annotations
 import textwrap
 from dataclasses import dataclass
 
-from iced_x86 import Decoder, FlowControl, Formatter, FormatterSyntax, Instruction
+from iced_x86 import Decoder, FlowControl, Instruction
 
 from vmi import abi
 from vmi.abi import Reloc
 from vmi.errors import RomError
-from vmi.rom import layout
+from vmi.rom import flow, layout
 from vmi.rom.build import MAX_SIZE, PRODUCT
 from vmi.rom.layout import CallTable, PciData, PnpData, Promise, RomHeader
 
@@ -266,7 +266,7 @@ def _slot_code(image: bytes, name: str, offset: int, size: int, bits: int, found
         if instruction.is_invalid:
             fault = f"the code of {name} at {instruction.ip32:#x} is no instruction within its {size} bytes"
             break
-        lines.append(f"{instruction.ip32:04x}  {_format(instruction)}")
+        lines.append(f"{instruction.ip32:04x}  {flow.text(instruction)}")
         if instruction.flow_control in _END:
             fault = ""
             _check_target(image, name, instruction, found)
@@ -282,13 +282,6 @@ def _check_target(image: bytes, name: str, instruction: Instruction, found: _Fin
     target = instruction.near_branch_target & 0xFFFF_FFFF
     if target >= len(image):
         found.warnings.append(f"{name} jumps to {target:#x} from the ROM's start, outside of the image")
-
-
-def _format(instruction: Instruction) -> str:
-    formatter = Formatter(FormatterSyntax.NASM)
-    formatter.hex_prefix, formatter.hex_suffix, formatter.uppercase_hex = "0x", "", False
-    formatter.branch_leading_zeros = False
-    return formatter.format(instruction)
 
 
 def _calls(image: bytes, table: CallTable, found: _Findings) -> None:

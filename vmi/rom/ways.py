@@ -31,6 +31,18 @@ SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs")
 _MOST, _DEEPEST = 1000, 64  # states of one entry, words of its stack; code that has more is left undecided
 _WRITES = (OpAccess.WRITE, OpAccess.READ_WRITE, OpAccess.COND_WRITE, OpAccess.READ_COND_WRITE)
 _BY_NUMBER: dict[int, str] = {getattr(Register, name.upper()): name for name in (*GENERAL, *SEGMENTS)}
+_AGAIN = "by an instruction that can be undone by another"
+_UNDONE = {
+    *(Mnemonic.ADD, Mnemonic.SUB, Mnemonic.INC, Mnemonic.DEC, Mnemonic.NEG, Mnemonic.NOT, Mnemonic.XOR),
+    *(Mnemonic.ROL, Mnemonic.ROR, Mnemonic.BSWAP, Mnemonic.XCHG, Mnemonic.LEA, Mnemonic.XADD),
+}
+#: They may load what was put aside.
+_LOADS = {
+    *(Mnemonic.POP, Mnemonic.MOVD, Mnemonic.MOVQ, Mnemonic.CMPXCHG, Mnemonic.LODSB, Mnemonic.LODSW),
+    *(Mnemonic.LODSD, Mnemonic.LDS, Mnemonic.LES, Mnemonic.LSS, Mnemonic.LFS, Mnemonic.LGS),
+    *(Mnemonic.CMOVE, Mnemonic.CMOVNE, Mnemonic.CMOVA, Mnemonic.CMOVAE, Mnemonic.CMOVB, Mnemonic.CMOVBE),
+    *(Mnemonic.CMOVG, Mnemonic.CMOVGE, Mnemonic.CMOVL, Mnemonic.CMOVLE, Mnemonic.CMOVS, Mnemonic.CMOVNS),
+}
 _FACTORY = InstructionInfoFactory()
 
 
@@ -180,19 +192,19 @@ def _stores_here(state: _State, instruction: Instruction) -> bool:
 
 def _step(state: _State, i: Instruction) -> _State:
     """The state behind an instruction, wherever it goes on."""
-    mnemonic = i.mnemonic
-    special = _STEPS.get(mnemonic)
+    if _does_nothing(i):
+        return state
+    special = _STEPS.get(i.mnemonic)
     if special is not None:
         done = special(state, i)
         if done is not None:
             return done
     if i.flow_control == FlowControl.INTERRUPT:  # a call-out; what it saves is the hypervisor's to keep
         return state.having(eax=UNKNOWN, ecx=UNKNOWN, edx=UNKNOWN)
-    changed = Value("changed", number=i.ip32)
     values = {
-        _whole(used.register): changed
+        name: _written(state[name], i, used.access)
         for used in _FACTORY.info(i).used_registers()
-        if used.access in _WRITES and _whole(used.register)
+        if used.access in _WRITES and (name := _whole(used.register))
     }
     depth = state.depth
     if "esp" in values:
@@ -203,6 +215,35 @@ def _step(state: _State, i: Instruction) -> _State:
             words = [(at, word) for at, word in state.stack if not increment <= at - (depth or 0) < 0]
             state = replace(state, stack=tuple(words))
     return _stored(state.having(**values), i)
+
+
+def _does_nothing(i: Instruction) -> bool:
+    """What compilers and assemblers fill up with."""
+    if i.mnemonic == Mnemonic.LEA:
+        base: Any = i.memory_base
+        index: Any = i.memory_index
+        alone = base == i.op0_register and index == Register.NONE
+        once = base == Register.NONE and index == i.op0_register and i.memory_index_scale == 1
+        return i.memory_displacement == 0 and (alone or once)
+    if i.mnemonic in (Mnemonic.OR, Mnemonic.AND) and i.op0_kind == i.op1_kind == OpKind.REGISTER:
+        return i.op0_register == i.op1_register
+    if (
+        i.mnemonic in (Mnemonic.ADD, Mnemonic.SUB, Mnemonic.OR, Mnemonic.XOR)
+        and i.op0_kind == OpKind.REGISTER
+    ):
+        return i.op1_kind not in (OpKind.REGISTER, OpKind.MEMORY) and i.immediate(1) == 0
+    return False
+
+
+def _written(old: Value, i: Instruction, access: int) -> Value:
+    """What an instruction with no step of its own leaves in a register."""
+    copies = i.mnemonic == Mnemonic.MOV and not OpKind.IMMEDIATE8 <= i.op1_kind <= OpKind.IMMEDIATE32TO64
+    if copies or i.mnemonic in _LOADS:
+        return UNKNOWN  # it may bring back what was put aside
+    again = access == OpAccess.READ_WRITE and i.mnemonic in _UNDONE
+    if again and old.kind == "changed" and old.name == _AGAIN:
+        return UNKNOWN  # the second time it may undo the first
+    return Value("changed", _AGAIN if again else "", i.ip32)
 
 
 def _stored(state: _State, i: Instruction) -> _State:
@@ -263,6 +304,8 @@ def _put(state: _State, i: Instruction, value: Value) -> _State | None:
     """With the first operand another value."""
     if i.op0_kind == OpKind.REGISTER:
         name = _BY_NUMBER.get(i.op0_register)
+        if not name and value.kind == "was" and value.name in SEGMENTS:
+            name = _whole(i.op0_register)  # the lower half of a register holds all of a selector
         return state.having(**{name: value}) if name else None
     place = _place(state, i.memory_base, i.memory_index, i.memory_displacement)
     return state if place is None else state.storing(place, value)
@@ -270,6 +313,10 @@ def _put(state: _State, i: Instruction, value: Value) -> _State | None:
 
 def _mov(state: _State, i: Instruction) -> _State | None:
     value = _operand(state, i, 1)
+    if value is None and i.op1_kind == OpKind.REGISTER and _BY_NUMBER.get(i.op0_register) in SEGMENTS:
+        value = state[_whole(i.op1_register)]
+    if value is not None and value.kind == "changed":
+        value = Value("changed", value.name, i.ip32)
     if value is None and i.op0_kind == OpKind.MEMORY:
         value = UNKNOWN
     return None if value is None else _put(state, i, value)
