@@ -242,6 +242,23 @@ def gdt_entry_used(rig: Rig, found: Findings) -> None:
         found.equal("a load through FS", rig.go("load_by_fs").registers["eax"], wanted)
 
 
+@case("WriteGDTEntry", "in use by GS", 1, 3, 5)
+def gdt_entry_in_gs(rig: Rig, found: Findings) -> None:
+    """The entry of the segment in GS alone, as kernels do for a thread: it is stored, and GS can be used."""
+    rig.put(FREE_PAGES, 0x1111)
+    rig.put(FREE_PAGES + 0x100, 0x2222)
+    _write(rig, "WriteGDTEntry", GDT, FREE_SELECTOR >> 3, descriptor(FREE_PAGES, 0xFFFFF, 0xF2))
+    rig.go("load_gs", eax=FREE_SELECTOR | 3)
+    data = descriptor(FREE_PAGES + 0x100, 0xFFFFF, 0xF2)
+    done = _write(rig, "WriteGDTEntry", GDT, FREE_SELECTOR >> 3, data)
+    found.equal("events meanwhile", done.vectors, [])
+    got, wanted = _words(rig.read(GDT + FREE_SELECTOR, 8)), _words(data)
+    found.equal("the entry", (got[0], got[1] & ~_ACCESSED), (wanted[0], wanted[1] & ~_ACCESSED))
+    rig.go("load_gs", eax=FREE_SELECTOR | 3)
+    rig.go("load_fs", eax=FREE_SELECTOR | 3)
+    found.equal("a load through the segment", rig.go("load_by_fs").registers["eax"], 0x2222)
+
+
 @case("WriteLDTEntry", "memory and use", 1, 2, 3, 4)
 def ldt_entry(rig: Rig, found: Findings) -> None:
     """An entry of the LDT in use counts at once, one of another table when that is selected."""

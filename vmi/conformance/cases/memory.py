@@ -13,6 +13,7 @@ _PF = 14
 _FIRST, _SECOND = FREE_PAGES, FREE_PAGES + PAGE_SIZE  # two pages, of which one shows 1 and the other 2
 _WINDOW = FREE_PAGES + 4 * PAGE_SIZE  # where a case maps the one or the other
 _USER = 7
+_MANY = 300  # updates in a row, an even number
 _ACCESSED, _DIRTY, _GLOBAL = 0x20, 0x40, 0x100
 _PT, _NOW = int(UpdateFlag.PT), int(UpdateFlag.PT | UpdateFlag.CURRENT_AS)
 _TWO_LEVEL = frozenset({Paging.TWO_LEVEL, Paging.PSE})
@@ -124,6 +125,21 @@ def set_lazily(rig: Rig, found: Findings) -> None:
     found.equal("a load", _load(rig), 2)
 
 
+@_both("set in a long batch", 1, long=(1,))  # type: ignore[operator]
+def set_in_a_long_batch(rig: Rig, found: Findings) -> None:
+    """More updates in lazy mode than anybody keeps a list of: memory holds the last one, and it counts."""
+    entry = _fill(rig)
+    _need_updates(rig)
+    rig.need("SetLazyMode")
+    rig.value("SetLazyMode", eax=int(LazyMode.MMU))
+    for number in range(_MANY):
+        _set(rig, entry, (_SECOND if number % 2 else _FIRST) | _USER)
+    found.equal("the entry", rig.word(entry) & ~(_ACCESSED | _DIRTY), _SECOND | _USER)
+    rig.value("SetLazyMode", eax=0)
+    rig.value("InvalPage", eax=_WINDOW)
+    found.equal("a load", _load(rig), 2)
+
+
 @case("SetPxE", "accessed and dirty", 6, paging=_TWO_LEVEL)
 def accessed_and_dirty(rig: Rig, found: Findings) -> None:
     """Accesses show in the entry itself."""
@@ -147,6 +163,21 @@ def report_and_use(rig: Rig, found: Findings) -> None:
     rig.put(entry, _SECOND | _USER)
     _update(rig, entry)
     found.equal("the entry", rig.word(entry), _SECOND | _USER)
+    found.equal("a load", _load(rig), 2)
+
+
+@_both("report again and again", 1, long=(1,))  # type: ignore[operator]
+def report_again_and_again(rig: Rig, found: Findings) -> None:
+    """More reports than anybody keeps a list of: the last one counts."""
+    entry = _fill(rig)
+    _need_updates(rig)
+    for _ in range(_MANY):
+        _update(rig, entry)
+    rig.put(entry, 0)
+    rig.value("InvalPage", eax=_WINDOW)
+    found.equal("a load before", _load(rig), None)
+    rig.put(entry, _SECOND | _USER)
+    _update(rig, entry)
     found.equal("a load", _load(rig), 2)
 
 
