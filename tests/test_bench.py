@@ -182,3 +182,20 @@ def test_processes_of_each_side(bench, monkeypatch):
     with pytest.raises(SystemExit) as caught:
         sides.run_process([sys.executable, "-c", "pass"], 5)
     assert str(caught.value) == f"{sys.executable} -c pass ended with 0, not 5"
+
+
+# -- random sequences ---------------------------------------------------------------------------
+
+
+def test_rounds_of_sequences(bench):
+    fuzz = bench("fuzz")
+    environment = fuzz.Environment(fuzz.Paging.OFF, "direct")
+    seconds = fuzz.rounds(environment, count=3, times=2)
+    assert len(seconds) == 2 and all(each > 0 for each in seconds)
+    assert fuzz.row(environment, True, [0.5, 0.25, 1.0]) == {
+        "paging": "off",
+        "mmu": "direct",
+        "accelerated": True,
+        "best": 4,
+        "median": 2,
+    }

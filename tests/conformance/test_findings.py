@@ -75,6 +75,16 @@ def test_as_cases() -> None:
     assert good.verdict is Verdict.PASS and good.reasons == ()
 
 
+def test_what_can_not_be_decided_any_more_is_skipped() -> None:
+    """A finding of a version that knew less."""
+    step = Step("WriteIDTEntry", 0, (("eax", 0x82000), ("edx", 0x8000), ("ecx", 0)), (0x8E00,))
+    cases = findings.as_cases([Finding(0, PAE, (*CALL.steps, step), ""), CALL], "f.json")
+    results = list(runner.run(cases, Target("vmware", build("vmware").image).make, PAE))
+    assert [result.verdict for result in results] == [Verdict.SKIP, Verdict.PASS]
+    why = "the table leaves open what comes of these calls, or the ROM has no code for them"
+    assert results[0].reasons == (why,)
+
+
 def test_where_it_is_run_again() -> None:
     ours = [Environment(paging, mmu) for paging in Paging for mmu in MMUS]
     assert CALL.places(ours) == [PAE]

@@ -63,6 +63,7 @@ def test_what_is_drawn_can_be_written_down(seed: int, paging: Paging) -> None:
         ("WriteIDTEntry", {"eax": IDT, "edx": 60, "ecx": 0}, (0x8E00,), False),
         ("WriteIDTEntry", {"eax": IDT, "edx": 0xFF, "ecx": 0}, (0x8E00,), False),
         ("WriteIDTEntry", {"eax": IDT, "edx": 0x100, "ecx": 0}, (0x8E00,), True),
+        ("WriteIDTEntry", {"eax": 0x82000, "edx": 0x8000, "ecx": 0}, (0x8E00,), True),
         ("WriteIDTEntry", {"eax": 0xFFFFFFFC, "edx": 0, "ecx": 0}, (0x8E00,), True),
     ],
 )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 from random import Random
 
 import pytest
@@ -205,3 +206,41 @@ def test_two_cpus_have_nothing_in_common(cpu, bus):
     assert other.instructions == 70
     assert {entry[0] for entry in bus.log} == {0x30}
     assert {entry[0] for entry in other_bus.log} == {0x31}
+
+
+# -- Ctrl-C ---------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_ends_a_run_behind_the_instruction(cpu, bus):
+    put(cpu, "nop | out 0x80, al | inc eax | l: jmp l")
+    bus.act = lambda: signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        cpu.run(100)
+    assert (cpu.eip, cpu.instructions) == (CODE + 3, 2)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert cpu.run(1) is Stop.BUDGET
+    assert cpu.eip == CODE + 4
+
+
+def test_ctrl_c_is_not_lost_where_c_would_ignore_it(cpu):
+    """Here, where a block of code is shown, in the middle of its translation."""
+    watch = type("Watch", (), {})()
+    signals = [signal.SIGINT]
+    watch.code_appeared = lambda linear, size: signals and signal.raise_signal(signals.pop())
+    cpu.watch_code(watch)
+    put(cpu, "nop | nop | l: jmp l")
+    with pytest.raises(KeyboardInterrupt):
+        cpu.run(100)
+    assert cpu.run(10) is Stop.BUDGET
+
+
+def test_a_handler_of_somebody_else_s_is_left_alone(cpu, bus):
+    seen = []
+    before = signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
+    try:
+        put(cpu, "out 0x80, al | l: jmp l")
+        bus.act = lambda: signal.raise_signal(signal.SIGINT)
+        assert cpu.run(100) is Stop.BUDGET
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == [signal.SIGINT]

@@ -74,6 +74,21 @@ def test_return_from_the_task_by_iret():
     assert guest.u32(GDT + NEW + 4) >> 8 & 15 == 9, "no longer busy"
 
 
+@pytest.mark.parametrize(
+    ("code", "flags"),
+    [
+        ("xor eax,eax | cmp eax,1", 0x95),
+        ("mov eax,0x7fffffff | xor ecx,ecx | inc eax", 0x894),
+        ("mov eax,-1 | add eax,1", 0x55),
+        ("stc | mov ecx,3 | sub ecx,2 | nop", 0x00),
+    ],
+)
+def test_the_task_that_returns_keeps_its_flags(code, flags):
+    guest = tasked(f"int 0x30 | mov al,1 | out 0xf4,al | task: {code} | iretd", 0x30)
+    assert guest.exit_value() == 1
+    assert guest.u32(NEW_TSS + 0x24) & 0x8D5 == flags
+
+
 def test_interrupt_from_ring_3_and_back():
     guest = tasked("user: int 0x30 | after: int 0x31 | end: hlt | task: iretd", 0x30)
     guest.handle(0x30, "task", NEW, TASK_GATE | 0x60)

@@ -36,7 +36,9 @@ def test_flags_are_those_of_the_last_instruction_that_set_them(cpu, budget):
         assert seen[1:4] == [0x95, 0x95, 0x55]
 
 
-@pytest.mark.parametrize("first", ["xor eax, eax", "cmp eax, 9", "cmp ebx, ebx", "sahf"])
+@pytest.mark.parametrize(
+    "first", ["xor eax, eax", "cmp eax, 9", "cmp ebx, ebx", "add ebx, -1", "inc ebx", "shl ebx, 31", "sahf"]
+)
 @pytest.mark.parametrize("between", ["", "nop | ", "nop | nop | "])
 @pytest.mark.parametrize("loop", ["loope", "loopne", "loop", "jecxz"])
 @pytest.mark.parametrize("times", [0, 1, 2])

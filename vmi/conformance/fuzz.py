@@ -68,12 +68,27 @@ class Fuzzer:
 
     def run(self, steps: Sequence[Step]) -> str:
         """What is wrong behind a sequence, "" if nothing is."""
-        return self._run(
+        return self._run(self._drawn(steps))
+
+    def is_decided(self, steps: Sequence[Step]) -> bool:
+        """The ROM has code for the last call of a sequence, and the table says what all of them do."""
+        made, _, ends = self._plan(self._drawn(steps))
+        last = self._by_name[steps[-1].call, steps[-1].example]
+        undecided = any(undefined(*each) for each in self._drawn(steps))
+        return bool(ends) or (not undecided and bool(made) and made[-1][0] is last)
+
+    def _drawn(self, steps: Sequence[Step]) -> list[_Drawn]:
+        return [
             (self._by_name[step.call, step.example], [value for _, value in step.registers], step.stack)
             for step in steps
-        )
+        ]
 
     def _run(self, drawn: Iterable[_Drawn]) -> str:
+        made, records, ends = self._plan(drawn)
+        return self._judge(made, records) or ends
+
+    def _plan(self, drawn: Iterable[_Drawn]) -> tuple[list[_Drawn], list[bytes], str]:
+        """Calls that are made, with their records, and what is wrong before the one behind them."""
         made: list[_Drawn] = []
         records: list[bytes] = []
         ends = ""
@@ -90,7 +105,7 @@ class Fuzzer:
                 break
             records.append(call.record(len(made), values, stack))
             made.append((call, values, stack))
-        return self._judge(made, records) or ends
+        return made, records, ends
 
     def _judge(self, made: list[_Drawn], records: list[bytes]) -> str:
         count = len(made)

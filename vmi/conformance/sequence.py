@@ -119,8 +119,9 @@ _MOST = {"SetDR": 7, "GetDR": 7, "SetLazyMode": 2, "SetLinearMapping": abi.LINEA
 _PARTLY_DEFINED = frozenset(
     {*_MOST, "SetCR0", "SetGDT", "WriteGDTEntry", "WriteLDTEntry", "WriteIDTEntry", "SetTR"}
 )
-#: Memory that the guest stands on, and what of it is free: entries of its tables that nothing uses.
-_STOOD_ON = (range(SCRATCH), range(RECORDS, FREE_PAGES))
+#: Memory that the guest stands on, the ROM's own data too, and what of it is free: entries of its tables that
+#: nothing uses.
+_STOOD_ON = (range(SCRATCH), range(RECORDS, FREE_PAGES), range(abi.SCAN_START, abi.SCAN_END))
 _FREE = (range(GDT + FREE_SELECTOR, GDT + 0x800), range(IDT + 8 * (USER_END + 1), IDT + 0x800))
 
 
@@ -144,7 +145,7 @@ def undefined(call: Call, values: list[int], stack: tuple[int, ...]) -> bool:
     if name in ("WriteGDTEntry", "WriteLDTEntry") and stack[0] & _DPL != _DPL:
         return True  # a hypervisor may raise the level that is stored
     if name.startswith("Write") and _is_stood_on(registers["eax"] + 8 * registers["edx"] & U32):
-        return True  # a segment in use may have the new descriptor at once, and page tables may be cached
+        return True  # a segment in use may have the new descriptor at once, page tables may be cached
     if name == "SetGDT" and registers["eax"] != SCRATCH:
         return True  # in what isn't the guest's table a hypervisor may raise levels too
     if name == "SetTR" and not registers["eax"] & 0xFFFC:

@@ -34,6 +34,8 @@ checked when they are loaded only.
 from __future__ import annotations
 
 import ctypes
+from signal import SIGINT, default_int_handler, getsignal, signal
+from threading import current_thread, main_thread
 
 from vmi.memory import PAGE_SIZE, PhysicalMemory
 from vmi.native import interpose, layout
@@ -166,19 +168,15 @@ class Cpu(Events):
         self._window = False
         self._alone = (0, 0)
         self._interrupt_request.value = _INTERRUPT_HARD if stop_when_interruptible else 0
-        while True:
-            self.straight.before[0] = self.instructions
-            self._reads.clear()
-            self._again.clear()
-            self._running = True
-            status = self._engine.start(self.eip, budget)
-            self._running = False
-            # the counter runs ahead by one when the budget stopped the run in front of an instruction
-            self.instructions += min(self._counter.value, self._budget.value)
-            budget = self._budget.value - self._counter.value
-            self._counter.value = 0
-            if status not in NO_CODE or budget <= 0 or not self._reaches():
-                break
+        # A Ctrl-C in the middle of an instruction would be lost where C calls Python, or what C asks for.
+        waits = getsignal(SIGINT) is default_int_handler and current_thread() is main_thread()
+        if waits:
+            signal(SIGINT, self._on_ctrl_c)
+        try:
+            status = self._execute(budget)
+        finally:
+            if waits:
+                signal(SIGINT, default_int_handler)
         self._raise_trouble()
         self._change_code()
         if self._take_back():
@@ -191,6 +189,27 @@ class Cpu(Events):
         if self._window or (self._core is not None and self._core.window):
             return Stop.WINDOW
         return Stop.HALTED if self._halted.value else Stop.BUDGET
+
+    def _execute(self, budget: int) -> int:
+        while True:
+            self.straight.before[0] = self.instructions
+            self._reads.clear()
+            self._again.clear()
+            self._running = True
+            status = self._engine.start(self.eip, budget)
+            self._running = False
+            # the counter runs ahead by one when the budget stopped the run in front of an instruction
+            self.instructions += min(self._counter.value, self._budget.value)
+            budget = self._budget.value - self._counter.value
+            self._counter.value = 0
+            if status not in NO_CODE or budget <= 0 or not self._reaches():
+                return status
+
+    def _on_ctrl_c(self, _number: int, _frame: object) -> None:
+        """The run is to end after the current instruction, and to raise KeyboardInterrupt then."""
+        if self._trouble is None:
+            self._trouble = KeyboardInterrupt()
+        self.stop_soon()
 
     def _raise_trouble(self) -> None:
         """Raise what a callback has raised."""

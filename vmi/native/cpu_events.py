@@ -17,7 +17,7 @@ from vmi.native import interpose, layout
 from vmi.native.accelerator.served import Served
 from vmi.native.engine import I32, PTR, U64, Engine, Hook, Instruction
 from vmi.native.engine import U32 as C_U32
-from vmi.native.registers import Segment
+from vmi.native.registers import AT_CC_OP, CC_OP_EFLAGS, Segment
 from vmi.native.translation import Translation
 from vmi.native.wiring import Bus, StoreWatch
 from vmi.x86 import U32, Eflags, GuestFault, Seg, Vector
@@ -341,9 +341,11 @@ class Events(Translation):
 
     def _on_rdtsc(self, _uc: int) -> int:
         try:
+            d = self._d
             if self._core is None:
-                self.settle_flags()
-            self.set_pair(self.bus.tsc())
+                d[AT_CC_OP] = CC_OP_EFLAGS  # as settle_flags() does; some guests ask millions of times
+            value = self.bus.tsc()
+            d[0], d[4] = value & U32, value >> 32 & U32
         except BaseException as error:
             self._keep(error)
         return 1

@@ -140,11 +140,6 @@ class Registers:
         """Set a general register by encoding number."""
         self._d[2 * number] = value & 0xFFFFFFFF
 
-    def set_pair(self, value: int) -> None:
-        """EDX:EAX := the low 64 bits of a number."""
-        d = self._d
-        d[0], d[4] = value & 0xFFFFFFFF, value >> 32 & 0xFFFFFFFF
-
     @property
     def eax(self) -> int:
         """EAX."""

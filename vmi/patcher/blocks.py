@@ -75,12 +75,13 @@ class Packing:
         self._base = base
         self._cuts = cuts(original)
         self._rest_size = len(original.data) - self._cuts.code
-        self._begun = self._encoder(_REST, self._rest_size)
         self._steady = original.data[self._cuts.code : self._cuts.steady]
-        self._made = self._begun.compress(self._steady)
+        begun = self._encoder(_REST, self._rest_size)
+        self._made = begun.compress(self._steady)
+        self._begun: lzma.LZMACompressor | None = begun
 
     def ways(self, kernel: bytes) -> Iterator[bytes]:
-        """The data of a kernel in all ways there are, the quickest first; can be asked once.
+        """The data of a kernel in all ways there are, the quickest first.
 
         Raises VerifyError if it unpacks to something else.
         """
@@ -97,8 +98,9 @@ class Packing:
         return _checked(encoder.compress(part) + encoder.flush(), part)
 
     def _rest(self, part: bytes) -> bytes:
-        if part.startswith(self._steady):
-            made = self._made + self._begun.compress(part[len(self._steady) :]) + self._begun.flush()
+        begun, self._begun = self._begun, None  # its memory is needed by the others
+        if begun is not None and part.startswith(self._steady):
+            made = self._made + begun.compress(part[len(self._steady) :]) + begun.flush()
         else:
             encoder = self._encoder(_REST, self._rest_size)
             made = encoder.compress(part) + encoder.flush()

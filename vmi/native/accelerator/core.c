@@ -14,6 +14,7 @@ char *(*lib_emit_op)(void *context, uint32_t opcode);
 char *(*lib_new_temp)(void *context, int type, bool local);
 void (*lib_free_temp)(void *context, char *temp);
 void (*lib_gen_op1)(void *context, uint32_t opcode, uintptr_t a);
+void (*lib_gen_op2)(void *context, uint32_t opcode, uintptr_t a, uintptr_t b);
 void (*lib_gen_op3)(void *context, uint32_t opcode, uintptr_t a, uintptr_t b, uintptr_t c);
 void (*lib_gen_brcondi)(void *context, int condition, uintptr_t temp, int64_t value, void *label);
 void *(*lib_new_label)(void *context);
@@ -63,7 +64,7 @@ void (*lib_outw)(void *env, uint32_t port, uint32_t value);
 void (*lib_outl)(void *env, uint32_t port, uint32_t value);
 int (*lib_time_of_day)(void *result, void *zone);
 
-void *debug_helper, *compute_all_helper, *reset_rf_helper;
+void *debug_helper, *compute_all_helper, *reset_rf_helper, *iret_helper;
 
 static const struct {
     const char *name;
@@ -76,6 +77,7 @@ static const struct {
     {"tcg_temp_new_internal_x86_64", &lib_new_temp},
     {"tcg_temp_free_internal_x86_64", &lib_free_temp},
     {"tcg_gen_op1_x86_64", &lib_gen_op1},
+    {"tcg_gen_op2_x86_64", &lib_gen_op2},
     {"tcg_gen_op3_x86_64", &lib_gen_op3},
     {"tcg_gen_brcondi_i64_x86_64", &lib_gen_brcondi},
     {"gen_new_label_x86_64", &lib_new_label},
@@ -201,7 +203,8 @@ EXPORT bool vmi_core_put_behind(const char *name, void *function)
  * function that replaces it.
  */
 EXPORT void *vmi_core_install(void *const *imported, void *const *originals, void *insn_start, void *before,
-                              void *helper_debug, void *helper_cc_compute_all, void *helper_reset_rf)
+                              void *helper_debug, void *helper_cc_compute_all, void *helper_reset_rf,
+                              void *helper_iret)
 {
     for (unsigned i = 0; i < COUNT(imports); i++)
         *(void **)imports[i].variable = imported[i];
@@ -210,6 +213,7 @@ EXPORT void *vmi_core_install(void *const *imported, void *const *originals, voi
     debug_helper = helper_debug;
     compute_all_helper = helper_cc_compute_all;
     reset_rf_helper = helper_reset_rf;
+    iret_helper = helper_iret;
     *(void **)&lib_insn_start = insn_start;
     *(void **)&insn_start_before = before;
     return on_insn_start;

@@ -53,6 +53,7 @@ enum {
     CONTEXT_OPS = 56,   /* operations made */
     CONTEXT_ENV = 39152,
     CONTEXT_ENGINE = 39280,
+    CONTEXT_CC_OP = 39312,
     OP_ARGS = 24,
 };
 
@@ -95,6 +96,10 @@ struct making { /* of a block in the making, what the library keeps */
     int ends;
     int count;      /* instructions begun */
     int most;
+    uint8_t more[80];
+    uint32_t cc_op; /* form of the flags */
+    uint32_t stored;
+    uint8_t cc_op_untold; /* the CPU doesn't know it yet */
 };
 
 struct core {
@@ -132,6 +137,7 @@ struct core {
     uint32_t resumes;     /* that block must end where the library ends it */
     uint32_t resumed;     /* or where the one would end whose beginning was done alone: so many instructions */
     uint64_t known_parts; /* of the library's table of blocks: something may be in them */
+    struct making *making; /* the block in the making */
     struct block *made;   /* the last block that is not a part of one */
     uint32_t left_early;  /* and whether it was left for one of its instructions to be done alone */
     uint32_t haste;       /* how often that was so lately */
@@ -172,6 +178,7 @@ extern char *(*lib_emit_op)(void *context, uint32_t opcode);
 extern char *(*lib_new_temp)(void *context, int type, bool local);
 extern void (*lib_free_temp)(void *context, char *temp);
 extern void (*lib_gen_op1)(void *context, uint32_t opcode, uintptr_t a);
+extern void (*lib_gen_op2)(void *context, uint32_t opcode, uintptr_t a, uintptr_t b);
 extern void (*lib_gen_op3)(void *context, uint32_t opcode, uintptr_t a, uintptr_t b, uintptr_t c);
 extern void (*lib_gen_brcondi)(void *context, int condition, uintptr_t temp, int64_t value, void *label);
 extern void *(*lib_new_label)(void *context);
@@ -221,7 +228,7 @@ extern void (*lib_outw)(void *env, uint32_t port, uint32_t value);
 extern void (*lib_outl)(void *env, uint32_t port, uint32_t value);
 extern int (*lib_time_of_day)(void *result, void *zone);
 
-extern void *debug_helper, *compute_all_helper, *reset_rf_helper;
+extern void *debug_helper, *compute_all_helper, *reset_rf_helper, *iret_helper;
 
 /* Whose is it? NULL for CPUs that are served by others. */
 

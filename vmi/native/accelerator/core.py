@@ -19,7 +19,12 @@ from vmi.native.straight import Straight
 PAGE_HOLDS_CODE, PAGE_IS_WATCHED = 1, 2
 
 _POINTER, _U64, _U32 = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32
-_HELPERS = "helper_debug_x86_64", "helper_cc_compute_all_x86_64", "helper_reset_rf_x86_64"
+_HELPERS = (
+    "helper_debug_x86_64",
+    "helper_cc_compute_all_x86_64",
+    "helper_reset_rf_x86_64",
+    "helper_iret_protected_x86_64",
+)
 
 #: Python functions that C calls: all that a CPU is asked while it runs.
 ASKED = (
@@ -74,6 +79,7 @@ class Core(ctypes.Structure):
         ("resumes", _U32),
         ("resumed", _U32),
         ("known_parts", _U64),
+        ("making", _POINTER),
         ("made", _POINTER),
         ("left_early", _U32),
         ("haste", _U32),

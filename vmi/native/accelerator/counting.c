@@ -185,6 +185,21 @@ static bool asks(const void *function)
     return false;
 }
 
+/*
+ * IRET is about to be called, which stores the flags if it returns to another task. The library doesn't see to
+ * it that the CPU knows their form.
+ */
+static void tell_flags(struct core *core, void *context)
+{
+    struct making *making = core->making;
+
+    if (!making || !making->cc_op_untold)
+        return;
+    lib_gen_op2(context, core->flag_operations.movi_i32, (uintptr_t)context + AT(context, CONTEXT_CC_OP, uintptr_t),
+                making->cc_op);
+    making->cc_op_untold = 0;
+}
+
 void on_call_n(void *context, void *function, char *result, int count, char **args)
 {
     struct core *core = core_of_engine(AT(context, CONTEXT_ENGINE, void *));
@@ -201,6 +216,8 @@ void on_call_n(void *context, void *function, char *result, int count, char **ar
         }
         if (function == debug_helper)
             core->breaks = 1;
+        if (function == iret_helper)
+            tell_flags(core, context);
         /* the resume flag lasts to the end of a block, and this is none */
         if (function == reset_rf_helper && core->cut)
             return;
@@ -218,10 +235,13 @@ void on_call_n(void *context, void *function, char *result, int count, char **ar
  */
 void on_insn_start(struct making *making, void *cpu)
 {
-    if (!core_of_cpu(cpu)) {
+    struct core *core = core_of_cpu(cpu);
+
+    if (!core) {
         insn_start_before(making, cpu);
         return;
     }
+    core->making = making;
     lib_insn_start(making, cpu);
     if (making->next % (1 << PAGE_BITS) >= LATE)
         making->most = making->count;
