@@ -93,7 +93,7 @@ class Cpu(Events):
         self.failure = 0  # the library's error number of a run that ended as Stop.FAILED
         self.a20_mask = U32
         engine = Engine(memory, rom, self._keep)
-        engine.map(self._device_read, self._memory_write)  # also makes the library create its CPU
+        engine.map(self._device_read, self._device_write)  # also makes the library create its CPU
         places = layout.locate(engine.structure, engine.function)
         self._halted = ctypes.c_uint32.from_address(places.halted)
         self._features = places.features

@@ -49,7 +49,7 @@ class Events(Translation):
         self._running = False
         self._window = self._dropping = False
         self._alone = (0, 0)
-        # the last that devices gave, by instruction; and what one that is done again has had from them
+        # the last that devices gave and took, by instruction; and what one that is done again has had
         self._reads: deque[tuple[int, int, int, int]] = deque(maxlen=_MOST_READS)
         self._again: list[tuple[int, int, int, int]] = []
         self._next_block = ctypes.c_uint32.from_address(places.next_block)
@@ -148,10 +148,16 @@ class Events(Translation):
             self._reads.append((self._counter.value, address, size, value))
         return value
 
+    def _device_write(self, address: int, size: int, value: int) -> None:
+        if not self._again or self._had(address, -size) is None:
+            self.bus.memory_write(address, size, value)
+            self._reads.append((self._counter.value, address, -size, value))
+
     def _had(self, where: int, size: int) -> int | None:
-        """What an instruction that is done again has read by then, see :meth:`stored_into_code`.
+        """What an instruction that is done again has read or written by then, see :meth:`stored_into_code`.
 
         :param where: an address, or the complement of a port.
+        :param size: bytes that are read, or the negative number of those that are written.
         """
         known = self._again.pop(0)
         if known[:3] == (self._counter.value, where, size):
@@ -231,7 +237,7 @@ class Events(Translation):
     def stored_into_code(self) -> None:
         """It has gone there; if it was into its own block, it is done again, and so counted again.
 
-        What it has read from devices by then it is not to read again.
+        What it has read from devices and written to them by then it is not to read and write again.
         """
         if self._running and not self._dropping:
             if self.eip_marked:

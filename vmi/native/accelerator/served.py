@@ -9,6 +9,7 @@ from typing import Any
 from weakref import finalize
 
 from vmi.memory import PAGE_SIZE, PhysicalMemory
+from vmi.native import translator
 from vmi.native.accelerator.core import (
     ASKED,
     OPERATIONS,
@@ -94,6 +95,7 @@ class Served:
         :param cpu: host address of the emulator library's CPU structure, ``state`` of its register state.
         :param operations: the library's numbers of its operations by name.
         """
+        translator.release(cpu)  # one of Python's that is nearly gone may have been there
         self.core.cpu, self.core.env = cpu, state
         for field, name in OPERATIONS.items():
             setattr(self.core, field, operations[name])
