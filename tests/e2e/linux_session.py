@@ -67,6 +67,8 @@ DISK = Disk(FILES)
 WRITTEN = "written.txt"  # the file that the session leaves on the disk
 
 SYSTEM = (
+    # what the kernel has just said, or says from now on, is no command's output
+    Step("dmesg -n 1", r"(\[.*\n)*"),
     Step("uname -a", r"Linux \(none\) [\w.-]+-686(-pae)? #1 SMP .* i686 GNU/Linux\n"),
     Step("grep ^flags /proc/cpuinfo", r"flags\s*: fpu .*\bcx8\b.*\bcmov\b.*\n"),
     Step("cat /proc/interrupts", r"\s+CPU0.*\btimer\n.*\bi8042\n.*\bttyS0\n.*"),
@@ -108,7 +110,7 @@ SIGNALS = (
 MOUNT = "mount -t ext2 /dev/sda1 /mnt"
 
 STORAGE = (
-    Step(f"dmesg -n 1; {MOUNT}; ls /mnt", r"folder\s+hello\.txt\s+lost\+found\n"),
+    Step(f"{MOUNT}; ls /mnt", r"folder\s+hello\.txt\s+lost\+found\n"),
     Step("cat /mnt/hello.txt", r"hello from the disk\n"),
     Step("md5sum < /mnt/folder/numbers.txt", rf"{_md5(FILES['folder/numbers.txt'])}  -\n"),
     Step(f"(uname -s; seq 1 5000) > /mnt/{WRITTEN}; cp /mnt/{WRITTEN} /run", ""),
@@ -124,7 +126,7 @@ STORAGE = (
 def steps(processors: int = 1) -> tuple[Step, ...]:
     """The whole session on a machine with so many processors."""
     count = Step("grep -c ^processor /proc/cpuinfo", rf"{processors}\n")
-    return (count, *SYSTEM, *PIPES, *PROCESSES, *SIGNALS, *STORAGE)
+    return (*SYSTEM, count, *PIPES, *PROCESSES, *SIGNALS, *STORAGE)
 
 
 ALL = steps()
