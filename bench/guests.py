@@ -98,6 +98,7 @@ LOOPS = (
          "jmp again\nhandler: add esp, 4\n add dword ptr [esp], 5\n iretd\n"
          "again: mov eax, [0x500000]\n dec ecx\n jnz again",
          60_000, 4_000, 14),
+    Loop("load of CR3", "mov eax, cr3\nagain: mov cr3, eax\n dec ecx\n jnz again", 200_000, 10_000),
     Loop("port writes", "again: out 0x80, al\n dec ecx\n jnz again", 200_000, 10_000),
     Loop("port reads", "again: in al, 0x61\n dec ecx\n jnz again", 200_000, 10_000),
 )  # fmt: skip
