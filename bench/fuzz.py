@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Measure `vmi fuzz`: sequences a second on one processor, with and without the accelerator.
+"""Measure `vmi fuzz`: sequences a second on one processor, with the accelerator, if it is there, and without.
 
     python bench/fuzz.py [--count N] [--rounds N] [--json OUT]
 
@@ -14,12 +14,14 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import sides
+from figures import Side
 
 from vmi.conformance.findings import oracle
 from vmi.conformance.fuzz import Fuzzer
@@ -48,12 +50,11 @@ def rounds(environment: Environment, count: int, times: int) -> list[float]:
     return found
 
 
-def measured(environment: Environment, accelerated: bool, count: int, times: int) -> list[float]:
+def measured(environment: Environment, side: Side, count: int, times: int) -> list[float]:
     """The same, in a process with or without the accelerator."""
     command = [sys.executable, __file__, "--count", str(count), "--rounds", str(times)]
     command += ["--measure", environment.paging.value, environment.mmu]
-    setting = {} if accelerated else {"VMI_ACCELERATOR": "0"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **setting})
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=sides.environment(side))
     seconds: list[float] = json.loads(done.stdout)
     return seconds
 
@@ -83,9 +84,10 @@ def main() -> None:
         return
     rows = []
     print("sequences a second, best and median of the rounds")
-    for accelerated in (True, False):
+    for side in sides.available():
+        accelerated = side is Side.ACCELERATED
         for environment in (Environment(paging, mmu) for paging in Paging for mmu in MMUS):
-            seconds = measured(environment, accelerated, given.count, given.rounds)
+            seconds = measured(environment, side, given.count, given.rounds)
             rows.append(row(environment, accelerated, seconds))
             kind = "accelerated" if accelerated else "pure Python"
             print(f"{kind}  {environment!s:<16} {rows[-1]['best']:>6} {rows[-1]['median']:>6}", flush=True)
