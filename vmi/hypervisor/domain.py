@@ -9,9 +9,8 @@ the guest's own handlers, entered on ring 1 the way they would be entered on rin
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
 
-from iced_x86 import Instruction, Mnemonic
+from iced_x86 import Instruction
 
 from vmi import abi
 from vmi.hypervisor import calls
@@ -21,7 +20,7 @@ from vmi.hypervisor.callsite import CALL_LENGTH, CallSites, reaches_out
 from vmi.hypervisor.emulate import Emulator
 from vmi.hypervisor.gates import GATE_LENGTH, Gates
 from vmi.hypervisor.mmu import DEFAULT, create
-from vmi.hypervisor.operands import M, undefined
+from vmi.hypervisor.operands import MNEMONICS, M, undefined
 from vmi.hypervisor.passing import ROM_FAULTS, Passing
 from vmi.hypervisor.personality import Gate, Personality
 from vmi.hypervisor.privilege import KERNEL_RING, USER_RING, CompressedPrivilege
@@ -38,7 +37,6 @@ _PRESENT = 1 << 15
 _DR6_BS = 1 << 14
 _DR6_HITS = 0xF
 _DR7_ENABLED = 0xFF
-_MNEMONICS = {number: name.lower() for name, number in vars(Mnemonic).items() if isinstance(number, int)}
 # Found quickly: an enumeration's own members are looked up by a function.
 _CS = Seg.CS
 _GP, _BP, _DB, _TS = Vector.GP, Vector.BP, Vector.DB, Vector.TS
@@ -459,13 +457,13 @@ class Domain(Beginning):
             if not self.emulator.execute(instruction):
                 return False
         except GuestFault as fault:
-            self._deliver_fault(fault, _MNEMONICS[instruction.mnemonic])
+            self._deliver_fault(fault, MNEMONICS[instruction.mnemonic])
             if why == _PRIVILEGED:
                 return True  # ring 0 would have been refused it too: the exit is the fault's
         else:
             if self.emulator.stepped:
                 self._single_step()
-        self._count_exit(_reason(why, instruction.mnemonic))
+        self._count_exit(f"{why}: {MNEMONICS[instruction.mnemonic]}")
         return True
 
     def _user_flag_instruction(self) -> bool:
@@ -493,8 +491,3 @@ class Domain(Beginning):
 
     def _count_exit(self, reason: str) -> None:
         self.machine.exits[reason] += 1
-
-
-@lru_cache(maxsize=1024)
-def _reason(why: str, mnemonic: int) -> str:
-    return f"{why}: {_MNEMONICS[mnemonic]}"

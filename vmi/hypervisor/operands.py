@@ -24,6 +24,9 @@ M: Any = Mnemonic
 R: Any = Register
 K: Any = OpKind
 
+#: What instructions are called, by the number of their mnemonic.
+MNEMONICS = {number: name.lower() for name, number in vars(Mnemonic).items() if isinstance(number, int)}
+
 _GPRS32 = (R.EAX, R.ECX, R.EDX, R.EBX, R.ESP, R.EBP, R.ESI, R.EDI)
 _GPRS16 = (R.AX, R.CX, R.DX, R.BX, R.SP, R.BP, R.SI, R.DI)
 _NUMBER = {register: i for group in (_GPRS32, _GPRS16) for i, register in enumerate(group)}
