@@ -134,7 +134,8 @@ class _Many:
         return f"<Many {len(self)}>"
 
     def __len__(self) -> int:
-        return len(self.attributes.ones) + len(self.dicts.ones) + len(self.lists.ones)
+        rows = self.attributes.ones, self.dicts.ones, self.lists.ones, {id(one) for one in self._slots[0]}
+        return sum(map(len, rows))
 
     def slots(self, one: Any, names: Iterable[str], values: Iterable[Any]) -> None:
         """Remember an object without a dictionary."""
