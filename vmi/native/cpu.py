@@ -193,7 +193,7 @@ class Cpu(Events):
     def _execute(self, budget: int) -> int:
         while True:
             self.straight.before[0] = self.instructions
-            self._reads.clear()
+            self._accesses.clear()
             self._again.clear()
             self._running = True
             status = self._engine.start(self.eip, budget)
@@ -266,7 +266,7 @@ class Cpu(Events):
         if number == 2:
             self.cr2 = value
             return
-        if number == 3:  # as the library does, which takes three times as long
+        if number == 3:  # the library's way of setting a register takes three times as long
             self.load_root(value & U32)
             self.control_loaded()
             return

@@ -25,7 +25,7 @@ from vmi.x86 import U32, Eflags, GuestFault, Seg, Vector
 _LIBRARY_CALLS = "interrupt", "invalid", "cpuid", "rdtsc", "rom_write", "breakpoint"
 # Found quickly: an enumeration's own members are looked up by a function.
 _PF, _DB = Vector.PF.value, Vector.DB.value
-_MOST_READS = 4  # of a device by one instruction, in front of a store
+_MOST_ACCESSES = 4  # to devices by one instruction, in front of a store into code
 ONE_INSTRUCTION = 1  # the library's name for "a block of one instruction"
 
 
@@ -49,8 +49,9 @@ class Events(Translation):
         self._running = False
         self._window = self._dropping = False
         self._alone = (0, 0)
-        # the last that devices gave and took, by instruction; and what one that is done again has had
-        self._reads: deque[tuple[int, int, int, int]] = deque(maxlen=_MOST_READS)
+        # the last accesses to devices: number of the instruction, place and size as for _had(), value; and
+        # those that an instruction that is done again has yet to come to
+        self._accesses: deque[tuple[int, int, int, int]] = deque(maxlen=_MOST_ACCESSES)
         self._again: list[tuple[int, int, int, int]] = []
         self._next_block = ctypes.c_uint32.from_address(places.next_block)
         self._interrupt_request = ctypes.c_uint32.from_address(places.interrupt_request)
@@ -145,16 +146,18 @@ class Events(Translation):
         value = self._had(address, size) if self._again else None
         if value is None:
             value = self.bus.memory_read(address, size)
-            self._reads.append((self._counter.value, address, size, value))
+            self._accesses.append((self._counter.value, address, size, value))
         return value
 
     def _device_write(self, address: int, size: int, value: int) -> None:
         if not self._again or self._had(address, -size) is None:
             self.bus.memory_write(address, size, value)
-            self._reads.append((self._counter.value, address, -size, value))
+            self._accesses.append((self._counter.value, address, -size, value))
 
     def _had(self, where: int, size: int) -> int | None:
-        """What an instruction that is done again has read or written by then, see :meth:`stored_into_code`.
+        """What an instruction that is done again has read or written the first time; None if it has not.
+
+        See :meth:`stored_into_code`.
 
         :param where: an address, or the complement of a port.
         :param size: bytes that are read, or the negative number of those that are written.
@@ -237,14 +240,14 @@ class Events(Translation):
     def stored_into_code(self) -> None:
         """It has gone there; if it was into its own block, it is done again, and so counted again.
 
-        What it has read from devices and written to them by then it is not to read and write again.
+        What it has read from devices and written to them by then is not read and written again.
         """
         if self._running and not self._dropping:
             if self.eip_marked:
                 self.mark_eip(False)
             else:
                 number = self._counter.value
-                self._again = [read for read in self._reads if read[0] == number]
+                self._again = [access for access in self._accesses if access[0] == number]
                 self._counter.value = number - 1
             self._settle()
 
@@ -333,7 +336,7 @@ class Events(Translation):
         value = self._had(~port, size) if self._again else None
         if value is None:
             value = self.bus.port_read(port, size)
-            self._reads.append((self._counter.value, ~port, size, value))
+            self._accesses.append((self._counter.value, ~port, size, value))
         return value
 
     def _on_out(self, _uc: int, port: int, size: int, value: int, _user: int) -> None:

@@ -83,7 +83,7 @@ class Quick:
         self._raw, self._ram, self._dwords = cpu.raw, cpu.memory.ram, cpu.memory.dwords
         self._words = cpu.raw.cast("I")
         self._counter, self._budget, self._told_cr2 = cpu.quick_words()
-        self._fetched = cpu.raw[4 * AT_RETURN_ADDRESS :][:8].cast("Q")
+        self._back_to = cpu.raw[4 * AT_RETURN_ADDRESS :][:8].cast("Q")
         self._time, self._before = path.time, path.before
         self._ns, self._event_ns = path.parameters.ns_each, path.parameters.ns_event
         # by the tables and control registers; the ways by vector and kind, the latest used of each, and by
@@ -129,7 +129,7 @@ class Quick:
         if at > PAGE_SIZE - size or page[3] in self._cpu.code_pages or flags & _VM:
             return False
         if vector == _PF and not is_int:
-            if not self._fetched[0]:  # the CPU's way back into translated code: there is none from a fetch
+            if not self._back_to[0]:  # where in translated code it happened: nowhere, code was fetched
                 return False
             self._told_cr2[0] = words[_AT_CR2]
         # the guest's state changes from here on
