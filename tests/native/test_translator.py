@@ -75,7 +75,7 @@ def test_engines_that_are_not_ours_have_flags_stored_for_their_hooks(cpu):
     assert registers(uc, "EAX") == (0,)
 
 
-def test_it_is_done_once(cpu, monkeypatch):
+def test_it_is_done_once(cpu):
     before = list(translator._kept)
     translator.install(cpu._engine.lib)
     assert translator._kept == before != []

@@ -93,7 +93,10 @@ class Known(Generic[Way]):
         return page
 
     def find_page(self, linear: int, places: dict[int, int]) -> int | None:
-        """Where such a page begins, guest-physical; ``places`` get what that was found by."""
+        """Where the page of a linear address begins, guest-physical; None if it isn't RAM to be used so.
+
+        :param places: gets what that was found by.
+        """
         try:
             start = self._place(linear & ~OFFSET, PAGE_SIZE, places, write=self._stores) << 2
         except (GuestFault, Unsuitable):

@@ -53,7 +53,7 @@ class Translation(Registers):
             self._budget = ctypes.c_size_t.from_buffer(core, Core.budget.offset)
         self._state = PTR(places.cpu)
         self._registers = PTR(places.env)
-        # the library's own, which call nothing that others may get in between of
+        # they never call Python, so other threads need not be let in meanwhile
         self._flush = PYFUNCTYPE(None, PTR)(engine.function("tlb_flush_x86_64"))
         self._flush_page = PYFUNCTYPE(None, PTR, U64)(engine.function("tlb_flush_page_x86_64"))
         self._update_root = PYFUNCTYPE(None, PTR, U64)(engine.function("cpu_x86_update_cr3_x86_64"))

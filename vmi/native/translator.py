@@ -8,14 +8,14 @@ keeps flags that are computed (see :meth:`vmi.native.registers.Registers.settle_
 a quarter less time for that.
 
 It is also right where the library is not: behind a LOOPE or LOOPNE that ends its loop because ECX is 0, it
-takes computed flags for such that are to be computed yet.
+takes flags that are computed for ones that are yet to be computed.
 
 And a block ends with each instruction near the end of a page. So none looks at the page behind, which marks
 that as accessed, but one instruction that is about to be executed, and itself reaches there.
 
 The translator tells of each instruction through a table of functions, one of which is exchanged, once per
 process; for an engine that isn't ours it does what it did. The table, and the places of what the translator
-remembers, are those of one build of the library: another is left alone.
+remembers, are those of one build of the library. Another build is left alone.
 """
 
 from __future__ import annotations
@@ -106,8 +106,9 @@ def install(library: Any) -> None:
             place = places[block] = data.cast("I"), data
         words, data = place
         flags, dirty = words[_FLAGS], data[_DIRTY]
-        # What goes back to the instruction says how flags are to be computed at its start. So they are in
-        # front of it; but a block may be left in front of its first, where only the CPU knows.
+        # start() notes how flags are to be computed when the CPU goes back to this instruction. So they are
+        # computed first; but a block may be left before any of its code has run, and in front of its first
+        # instruction only the CPU knows how.
         if flags == _UNKNOWN:
             start(block, cpu)
             settle(flags, dirty)

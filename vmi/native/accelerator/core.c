@@ -198,9 +198,9 @@ EXPORT bool vmi_core_put_behind(const char *name, void *function)
 }
 
 /*
- * Say where the library's functions are, in the order of the two tables, the one that its translator calls for
- * each instruction, and what is called instead of that for others, and some that are only compared; gives the
- * function that replaces it.
+ * Say where the library's functions are: those of the two tables, in their order; insn_start, which its
+ * translator calls for each instruction; and helpers that are only compared. What has been called instead of
+ * insn_start until now is "before", and still is for CPUs that are not ours. Gives the function to call now.
  */
 EXPORT void *vmi_core_install(void *const *imported, void *const *originals, void *insn_start, void *before,
                               void *helper_debug, void *helper_cc_compute_all, void *helper_reset_rf,

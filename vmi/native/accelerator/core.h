@@ -89,10 +89,10 @@ struct block { /* the library's description of a translated block */
     size_t code_size;
 };
 
-struct making { /* of a block in the making, what the library keeps */
+struct making { /* what the library keeps of a block that it is translating */
     struct block *block;
-    uint64_t first; /* linear addresses, of the block and of an instruction */
-    uint64_t next;
+    uint64_t first; /* linear addresses: of the block, */
+    uint64_t next;  /* and of the instruction that begins */
     int ends;
     int count;      /* instructions begun */
     int most;
@@ -134,8 +134,8 @@ struct core {
     uint32_t counts;      /* that block has been given its counting code */
     uint32_t breaks;      /* that block ends in front of a breakpoint */
     uint32_t cut;         /* that block is a part of one */
-    uint32_t resumes;     /* that block must end where the library ends it */
-    uint32_t resumed;     /* or where the one would end whose beginning was done alone: so many instructions */
+    uint32_t resumes;     /* RF is on in that block, so that it must end where the library ends it */
+    uint32_t resumed;     /* instructions that such a block has behind one that was done alone, else 0 */
     uint64_t known_parts; /* of the library's table of blocks: something may be in them */
     struct making *making; /* the block in the making */
     struct block *made;   /* the last block that is not a part of one */

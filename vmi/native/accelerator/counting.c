@@ -294,7 +294,6 @@ void on_translate(void *cpu, struct block *block, int most)
 bool on_restore_state(void *cpu, uintptr_t back, bool will_exit)
 {
     struct core *core = core_of_cpu(cpu);
-
     struct block *block;
     int count, number;
 

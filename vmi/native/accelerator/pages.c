@@ -157,7 +157,8 @@ void on_insert(void *context, struct block *block)
 /*
  * The library knows blocks by their linear addresses, in a table of 64 parts; which part is the page's. Dropping
  * all translations it clears all of the table, which takes as long as all else that loading CR3 does. Here only
- * those parts are cleared that something was put into: it looks for a block elsewhere first.
+ * those parts are cleared that something was put into: before the library puts a block in, it looks for it by
+ * on_htable_lookup().
  */
 
 enum { PARTS = 64, PART_SIZE = 64 * sizeof(void *) };
