@@ -57,7 +57,8 @@ enum {
     OP_ARGS = 24,
 };
 
-enum { WRITABLE = 2, CC_OP_DYNAMIC = 0, CC_OP_EFLAGS = 1, IF_BIT = 0x200, HF_CPL = 3, HF_INHIBIT_IRQ = 8, CR4_TSD = 4, TYPE_I64 = 1, COND_GE = 3 };
+enum { CC_OP_DYNAMIC = 0, CC_OP_EFLAGS = 1, IF_BIT = 0x200, HF_CPL = 3, HF_INHIBIT_IRQ = 8, CR4_TSD = 4 };
+enum { WRITABLE = 2, TYPE_I64 = 1, COND_GE = 3 };
 /*
  * The library has room for 512 temporaries in a block, doesn't look whether that is enough, and loses some
  * with many an instruction. By itself it ends a block only at so many operations.
