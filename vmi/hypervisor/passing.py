@@ -4,7 +4,8 @@
 An event that :class:`~vmi.hypervisor.domain.Domain` would only hand on to the guest goes straight to the
 guest's handler where the accelerator is in use, with what ring compression makes of it. A call-out comes by
 the number of its gate then, and those that a kernel makes all the time, for each page that it maps and each
-process that it goes to, are only counted. Without the accelerator, all of them come as events.
+process that it goes to, are only counted. Without the accelerator, call-outs go straight to the call
+(:mod:`vmi.hypervisor.gates`), and all else comes as events.
 """
 
 from __future__ import annotations

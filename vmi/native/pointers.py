@@ -7,6 +7,8 @@ All of a set are found before the first is exchanged, so that a library which re
 way stays as it is.
 
 A function can be replaced more than once; who replaces it gets what was there before, and calls that.
+
+A pointer that the library itself has put somewhere is replaced by its place, which is known for one build.
 """
 
 from __future__ import annotations

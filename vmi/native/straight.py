@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Events that go straight to the guest's handlers: what the accelerator's C code is told for that.
+"""Events that go straight to the guest's handlers: which those are, and what the accelerator is told.
 
 Most exceptions and INTs mean nothing to anybody but the guest: they are counted, take their time, and its
 handler is entered. C does all of that by itself (``straight.c``) where the machine says that nobody wants to
 see events, and a hypervisor which of them it does not want to see, and what its ring compression makes of a
-frame. What is written here has no meaning without the accelerator; each event then comes to Python.
+frame. Without the accelerator each event comes to Python, where a function that knows the usual ways is asked
+first (:mod:`vmi.native.quick`, or a hypervisor's): it goes by who wants to see what, and by time, as C does.
 """
 
 from __future__ import annotations
