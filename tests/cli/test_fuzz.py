@@ -122,6 +122,18 @@ def test_ctrl_c_keeps_what_there_is(bad_rom: Path, tmp_path: Path, monkeypatch: 
     assert done.exit_code == ExitCode.NOT_CONFORMING and json.loads(found.read_text())["findings"]
 
 
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_rom_that_can_not_begin(jobs: str, tmp_path: Path) -> None:
+    path = tmp_path / "refuses.rom"
+    path.write_bytes(next(each for each in MUTANTS if each.name == "VMI_Init says no").rom())
+    done = RUN.invoke(app, [*FEW, "--rom", str(path), "-j", jobs])
+    assert done.exit_code == ExitCode.ROM and not done.stdout
+    assert done.stderr == (
+        "vmi: the guest on this ROM can't begin any sequence: while VMI_Init, which answered 0x1: done, "
+        "the guest ended itself with debug-exit value 0x1\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

@@ -67,14 +67,14 @@ def load(text: str) -> tuple[Finding, ...]:
     """The findings of a file. :raises BadInput: it is none."""
     try:
         return tuple(from_json(row) for row in json.loads(text)["findings"])
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise BadInput(f"this is no file of findings of vmi fuzz: {type(error).__name__} {error}") from None
 
 
 def from_json(row: Any) -> Finding:
     """What :meth:`Finding.to_json` gave.
 
-    :raises ValueError, KeyError, TypeError, AttributeError: it has not given that.
+    :raises ValueError, KeyError, TypeError, AttributeError, OverflowError: it has not given that.
     """
     environment = Environment(Paging(row["paging"]), str(row["mmu"]))
     steps = tuple(_step(environment.paging, each) for each in row["steps"])
