@@ -104,7 +104,7 @@ def command(
     if replay:
         if selection or level or group or requirement or expression or paging or mmu or engine or coverage:
             raise UsageError("what --replay runs is said by its files; no other choice goes with it")
-        target, jobs = _target(rom, backend), 1
+        target, jobs = _target(rom, backend), 1  # other processes know the suite's cases by name, not these
         cases, plan = _found(target, replay)
     else:
         wanted = chosen.Selection(
