@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -232,7 +233,7 @@ def _run(
     facts = target.facts()
     if any(environment.engine for environment in tested):
         facts["engine"] = ", ".join(dict.fromkeys(environment.engine for environment in tested))
-    name = f"--backend {target.backend}" if target.backend else f"--rom {target.name}"
+    name = f"--backend {target.backend}" if target.backend else f"--rom {shlex.quote(target.name)}"
     made = Report(
         facts,
         f"vmi conform {name}",
