@@ -134,7 +134,9 @@ class _Parser:
     def _word(self) -> Holds:
         if self._at == len(self._tokens):
             raise self._wrong("a word, 'not' or '('")
-        _, token, quoted = self._tokens[self._at]
+        place, token, quoted = self._tokens[self._at]
+        if not token:
+            raise UsageError(f"the word at character {place + 1} of the expression has nothing in it")
         if not quoted and (token in "()" or token.lower() in ("and", "or")):
             raise self._wrong("a word, 'not' or '('")
         self._at += 1
