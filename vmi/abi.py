@@ -725,8 +725,8 @@ def _outs_call(number: int, name: str, width: _Width) -> Call:
             "without losing or repeating a write.",
             f"VMI-{name}-05: A page fault on the buffer has the error code of a read and CR2 at the first "
             "byte that can't be read.",
-            f"VMI-{name}-06: A buffer whose second page is not there is written as far as the first one goes "
-            "before the page fault.",
+            f"VMI-{name}-06: Of a buffer whose second page is not there, what lies on the first one is "
+            "written to the port before the page fault.",
             f"VMI-{name}-07: Bits 31 to 16 of EDX are ignored.",
         ),
         (
@@ -1001,7 +1001,7 @@ TOPICS: tuple[Topic, ...] = (
         "whether the page is there; CR2 is its address.",
         "VMI-Exception-07: A page fault of the kernel has the user bit clear in its error code, and EIP at "
         "its instruction.",
-        "VMI-Exception-08: With TS an FPU instruction of user code raises #NM; without it runs.",
+        "VMI-Exception-08: With TS an FPU instruction of user code raises #NM; without TS it runs.",
         "VMI-Exception-09: A load of a segment that is not present raises #NP, or #SS for SS, with its "
         "selector; the null selector in SS raises #GP.",
         "VMI-Exception-10: An exception in the kernel stays on its stack, has its CS and the virtual "
@@ -1211,7 +1211,7 @@ CALLS: tuple[Call, ...] = (
             "stands in memory at that moment.",
             "VMI-SetTR-03: Without UpdateKernelStack, an entry from user mode uses ss0 and esp0 of this TSS "
             "as they stand in memory.",
-            "VMI-SetTR-04: The selector of a TSS that is busy, or of anything else, raises #GP with the "
+            "VMI-SetTR-04: The selector of a TSS that is busy, or of anything but a TSS, raises #GP with the "
             "selector as error code, and the task register stays as it was.",
             "VMI-SetTR-05: The null selector raises #GP with error code 0.",
             "VMI-SetTR-06: The selector of a TSS that is not present raises #NP with it as error code.",

@@ -24,7 +24,7 @@ FEW = ["fuzz", "--paging", "off", "-n", "20"]
 @pytest.fixture
 def bad_rom(tmp_path: Path) -> Path:
     mutant = next(each for each in MUTANTS if each.name == "INSB runs downwards")
-    path = tmp_path / "bad.rom"
+    path = tmp_path / "bad one.rom"
     path.write_bytes(mutant.rom())
     return path
 
@@ -51,13 +51,13 @@ def test_a_finding_is_replayed_by_conform(bad_rom: Path, tmp_path: Path) -> None
     file = tmp_path / "found it.json"
     done = RUN.invoke(app, ["fuzz", "--rom", str(bad_rom), "--paging", "off", "-o", str(file)])
     assert done.exit_code == ExitCode.NOT_CONFORMING and "  INSB(edi=" in done.stdout
-    assert done.stderr == f"vmi: run it again with vmi conform --rom {bad_rom} --replay '{file}'\n"
+    assert done.stderr == f"vmi: run it again with vmi conform --rom '{bad_rom}' --replay '{file}'\n"
     again = RUN.invoke(app, ["conform", "--rom", str(bad_rom), "--replay", str(file), "--json"])
     data = json.loads(again.stdout)
     assert again.exit_code == ExitCode.NOT_CONFORMING and data["counts"] == {"FAIL": 1}
     (case,) = data["cases"]
     assert case["id"] == "INSB/finding 1 of found it.json" and case["paging"] == "off"
-    assert case["repro"] == f"vmi conform --rom {bad_rom} --replay '{file}'"
+    assert case["repro"] == f"vmi conform --rom '{bad_rom}' --replay '{file}'"
     assert done.stdout.rstrip().endswith(case["reasons"][0])
     good = RUN.invoke(app, ["conform", "--replay", str(file), "--replay", str(file)])
     assert good.exit_code == 0 and good.stdout == "PASS: 2 PASS; 2 assertions\n"
@@ -120,6 +120,18 @@ def test_ctrl_c_keeps_what_there_is(bad_rom: Path, tmp_path: Path, monkeypatch: 
         app, ["fuzz", "--rom", str(bad_rom), "--paging", "off", "--findings", "99", "-o", str(found)]
     )
     assert done.exit_code == ExitCode.NOT_CONFORMING and json.loads(found.read_text())["findings"]
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_rom_that_can_not_begin(jobs: str, tmp_path: Path) -> None:
+    path = tmp_path / "refuses.rom"
+    path.write_bytes(next(each for each in MUTANTS if each.name == "VMI_Init says no").rom())
+    done = RUN.invoke(app, [*FEW, "--rom", str(path), "-j", jobs])
+    assert done.exit_code == ExitCode.ROM and not done.stdout
+    assert done.stderr == (
+        "vmi: the guest on this ROM can't begin any sequence: while VMI_Init, which answered 0x1: done, "
+        "the guest ended itself with debug-exit value 0x1\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,10 @@ def changed(**values: object) -> str:
         ("[]", "this is no state of a campaign: ValueError it says nothing of vmi fuzz"),
         (changed(what="x"), "this is no state of a campaign: ValueError it says nothing of vmi fuzz"),
         (changed(next=3), "this is no state of a campaign: ValueError its seeds are 4 to 3"),
+        (
+            changed(next=float("inf")),
+            "this is no state of a campaign: OverflowError cannot convert float infinity to integer",
+        ),
         (changed(first=None), "this is no state of a campaign: TypeError int() argument must be"),
         (changed(findings=[{}]), "this is no state of a campaign: KeyError 'paging'"),
         (changed(findings=7), "this is no state of a campaign: TypeError 'int' object is not iterable"),
@@ -108,7 +112,7 @@ def changed(**values: object) -> str:
             f"the campaign is about the ROM with SHA-256 {'cd' * 32}, but this one has {SUBJECT}",
         ),
     ],
-    ids=range(11),
+    ids=range(12),
 )
 def test_what_is_no_state_to_go_on_from(text: str, sentence: str) -> None:
     with pytest.raises(BadInput) as raised:

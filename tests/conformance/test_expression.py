@@ -69,6 +69,7 @@ def test_what_an_expression_chooses(text: str, off: bool, pae: bool) -> None:
         ("a)", "the expression must go on with 'and', 'or' or the end at character 2, but there is ')'"),
         ("a  b", "the expression must go on with 'and', 'or' or the end at character 4, but there is 'b'"),
         ("a or 'b", "the quote at character 6 of the expression is never closed"),
+        ("a or ''", "the word at character 6 of the expression has nothing in it"),
         (
             "size=3",
             f"an expression can ask for {', '.join(KINDS)}, but not for 'size'",

@@ -55,8 +55,9 @@ def row(**changed: object) -> str:
         (row(stack=[1 << 32]), "ValueError a dword is needed, not 4294967296"),
         (row(stack=[True]), "ValueError a dword is needed, not True"),
         (row(stack=None), "TypeError 'NoneType' object is not iterable"),
+        (row(seed=float("inf")), "OverflowError cannot convert float infinity to integer"),
     ],
-    ids=range(13),
+    ids=range(14),
 )
 def test_what_is_no_file(text: str, why: str) -> None:
     with pytest.raises(BadInput) as raised:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from xml.etree import ElementTree
 
@@ -52,6 +53,17 @@ def test_what_only_refutes_proves_nothing() -> None:
     assert bad.requirement_verdicts()["VMI-Call-01"] == {"off": Verdict.FAIL}
     ran = (by_code, result("GetTR/convention 0.0", Verdict.PASS, OFF))
     assert Report({}, "", ran).requirement_verdicts()["VMI-Call-01"] == {"off": Verdict.PASS}
+
+
+def test_a_command_can_be_pasted() -> None:
+    own = result("Exception/kernel's own", Verdict.FAIL, OFF)
+    words = shlex.split(Report({}, "vmi conform --rom mine", (own,)).repro(own))
+    assert words == ["vmi", "conform", "--rom", "mine", "--paging", "off", "Exception/kernel's own"]
+
+
+def test_tap_has_reasons_as_yaml_strings() -> None:
+    said = replace(result("SetCR0/TS", Verdict.FAIL, OFF), reasons=('it says "no\\"',))
+    assert r'    - "it says \"no\\\""' in to_tap(Report({}, "", (said,))).splitlines()
 
 
 def test_text() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -104,7 +105,7 @@ def command(
     if replay:
         if selection or level or group or requirement or expression or paging or mmu or engine or coverage:
             raise UsageError("what --replay runs is said by its files; no other choice goes with it")
-        target, jobs = _target(rom, backend), 1
+        target, jobs = _target(rom, backend), 1  # other processes know the suite's cases by name, not these
         cases, plan = _found(target, replay)
     else:
         wanted = chosen.Selection(
@@ -232,7 +233,7 @@ def _run(
     facts = target.facts()
     if any(environment.engine for environment in tested):
         facts["engine"] = ", ".join(dict.fromkeys(environment.engine for environment in tested))
-    name = f"--backend {target.backend}" if target.backend else f"--rom {target.name}"
+    name = f"--backend {target.backend}" if target.backend else f"--rom {shlex.quote(target.name)}"
     made = Report(
         facts,
         f"vmi conform {name}",

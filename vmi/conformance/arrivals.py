@@ -16,6 +16,8 @@ from vmi.conformance.rig import Called, Frame, Rig
 from vmi.x86 import Eflags
 
 LINE, VECTOR = 1, 0x21
+FRAME = 20  # bytes: vector, error code, EIP, CS, EFLAGS
+BELOW = 4 + 32  # return address, and what a call may write below it
 _MOST = 300  # instructions of a call that get their turn
 _PROBE_NS, _SPIN = 2_000, 100_000
 

@@ -8,7 +8,7 @@ hypervisor is somewhere else. What code does can't be told in general: only what
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 
 from iced_x86 import Code, FlowControl, Instruction, Mnemonic, OpKind, Register
@@ -71,7 +71,7 @@ def image_of(rig: Rig) -> bytes:
     """The ROM as the guest sees it. :raises Broken: there is none."""
     if not rig.rom:
         raise Broken(Stop(End.REFUSED), "looking for a ROM between C0000h and DFFFFh")
-    return rig.read(rig.rom, abi.ROM_UNIT * rig.read(rig.rom + 2, 1)[0])
+    return rig.image()
 
 
 def _offset(rig: Rig, image: bytes, name: str) -> int:
@@ -101,8 +101,8 @@ def _init(rig: Rig, found: Findings) -> None:
     _judge(found, ways, _KEPT, (), directed=True)
     for at in ways.stores:
         found.true(False, f"it must not write to the ROM's memory, but the instruction at {at:#x} does")
-    entries = {"VMI_Init": abi.INIT_OFFSET, "GetRelocationInfo": abi.GET_RELOC_OFFSET}
-    for name, offset in {**entries, **_entries(rig, image)}.items():
+    fixed = {"VMI_Init": abi.INIT_OFFSET, "GetRelocationInfo": abi.GET_RELOC_OFFSET}
+    for name, offset in {**fixed, **dict(entries(rig, len(image)))}.items():
         for at, instruction in flow.reachable(image, offset).items():
             place = _fixed_place(instruction) or 0
             found.true(
@@ -158,14 +158,12 @@ def _survives(found: Findings, back: Return, name: str, what: str) -> None:
     found.true(not moved, f"{what} must survive, but has another value when the code returns at {back.at:#x}")
 
 
-def _entries(rig: Rig, image: bytes) -> dict[str, int]:
-    """Offsets of the entries in the image, by call. :raises Broken: the ROM doesn't tell."""
-    found = {}
+def entries(rig: Rig, size: int) -> Iterator[tuple[str, int]]:
+    """Calls, and where their entries are in an image of ``size`` bytes. :raises Broken: it isn't told."""
     for call in abi.CALLS:
         kind, address = rig.entry(call.name)
-        if kind in (Reloc.CALL_REL, Reloc.JUMP_REL) and 0 <= address - rig.rom < len(image):
-            found[call.name] = address - rig.rom
-    return found
+        if kind in (Reloc.CALL_REL, Reloc.JUMP_REL) and 0 <= address - rig.rom < size:
+            yield call.name, address - rig.rom
 
 
 def _fixed_place(i: Instruction) -> int | None:
@@ -187,10 +185,10 @@ def needs_hypervisor(rig: Rig) -> str:
         return ""
     image = image_of(rig)
     try:
-        entries: Mapping[str, int] = {"VMI_Init": abi.INIT_OFFSET, **_entries(rig, image)}
+        known = {"VMI_Init": abi.INIT_OFFSET, **dict(entries(rig, len(image)))}
     except Broken:
         return ""
-    for name, offset in entries.items():
+    for name, offset in known.items():
         for at, instruction in flow.reachable(image, offset).items():
             if _calls_out(instruction, len(image)):
                 return f"{name} calls out by {flow.text(instruction)} at {at:#x}"

@@ -26,10 +26,11 @@ from multiprocessing import get_context
 from vmi.conformance.findings import Finding, from_json, oracle
 from vmi.conformance.fuzz import Fuzzer
 from vmi.conformance.layout import Paging
+from vmi.conformance.rig import Broken
 from vmi.conformance.sequence import sequence
 from vmi.conformance.subject import Environment
 from vmi.conformance.suite import Target
-from vmi.errors import BadInput
+from vmi.errors import BadInput, RomError
 from vmi.version import __version__
 
 PIECE = 500  # seeds that a process is given at once
@@ -115,7 +116,7 @@ def load(text: str, *, subject: str, most: int) -> State:
             raise ValueError(f"its seeds are {first} to {following}")
         version, sequences = str(data["version"]), str(data["sequences"])
         of, rows = str(data["subject"]), list(data["findings"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise BadInput(f"this is no state of a campaign: {type(error).__name__} {error}") from None
     if (version, sequences) != (__version__, _generation(environment.paging)):
         raise BadInput(
@@ -125,7 +126,7 @@ def load(text: str, *, subject: str, most: int) -> State:
         raise BadInput(f"the campaign is about the ROM with SHA-256 {of}, but this one has {subject}")
     try:
         findings = tuple(from_json(row) for row in rows)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise BadInput(f"this is no state of a campaign: {type(error).__name__} {error}") from None
     return State(of, environment, first, following, most, findings)
 
@@ -136,6 +137,7 @@ def run(target: Target, state: State, *, upto: int, seconds: float, jobs: int) -
     :param upto: the seed to end before.
     :param seconds: no piece is begun later than that.
     :param jobs: processes; what is found is the same with any number.
+    :raises RomError: the ROM can't be plugged in, or its guest can't begin.
     """
     if state.full:
         return
@@ -200,11 +202,14 @@ _fuzzers: dict[tuple[Target, Environment], Fuzzer] = {}
 
 
 def _fuzzer(target: Target, environment: Environment) -> Fuzzer:
-    """The two guests of this process, which have begun already."""
+    """The two guests of this process, which have begun already. :raises RomError: the ROM's can't begin."""
     key = (target, environment)
     if key not in _fuzzers:
         _fuzzers.clear()  # they take some memory
-        _fuzzers[key] = Fuzzer.against(target, oracle(), environment)
+        try:
+            _fuzzers[key] = Fuzzer.against(target, oracle(), environment)
+        except Broken as trouble:
+            raise RomError(f"the guest on this ROM can't begin any sequence: {trouble}") from None
         gc.collect()
         gc.freeze()  # what has been made by now stays, and need not be looked at again and again
     return _fuzzers[key]

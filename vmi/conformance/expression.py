@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Expressions that choose cases where they run, such as ``SetCR3 and not PAE``.
+"""Expressions that choose cases where they run, such as ``SetCR3 and not paging=pae``.
 
 The grammar, with ``{}`` for any number of times::
 
     expression = all {"or" all}
     all        = one {"and" one}
     one        = "not" one | "(" expression ")" | word
-    word       = a run of characters other than blanks and parentheses, or anything within ' or "
+    word       = a run of characters other than blanks, quotes and parentheses, or anything within ' or "
 
 Case never matters. A word of the form ``kind=value`` asks for one thing exactly; the kinds are those of
 :data:`KINDS`. A word with ``*`` or ``?`` is a pattern for the case's whole name. Any other word holds where
@@ -134,7 +134,9 @@ class _Parser:
     def _word(self) -> Holds:
         if self._at == len(self._tokens):
             raise self._wrong("a word, 'not' or '('")
-        _, token, quoted = self._tokens[self._at]
+        place, token, quoted = self._tokens[self._at]
+        if not token:
+            raise UsageError(f"the word at character {place + 1} of the expression has nothing in it")
         if not quoted and (token in "()" or token.lower() in ("and", "or")):
             raise self._wrong("a word, 'not' or '('")
         self._at += 1

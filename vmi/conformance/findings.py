@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from vmi.conformance.rig import Rig, Unfit
 from vmi.conformance.sequence import Step, usable
 from vmi.conformance.subject import Environment
 from vmi.conformance.suite import Target
-from vmi.conformance.walk import MOST_CALLS
+from vmi.conformance.walk import MOST_CALLS, Call
 from vmi.errors import BadInput
 from vmi.rom.build import build
 from vmi.x86 import U32
@@ -67,14 +68,14 @@ def load(text: str) -> tuple[Finding, ...]:
     """The findings of a file. :raises BadInput: it is none."""
     try:
         return tuple(from_json(row) for row in json.loads(text)["findings"])
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise BadInput(f"this is no file of findings of vmi fuzz: {type(error).__name__} {error}") from None
 
 
 def from_json(row: Any) -> Finding:
     """What :meth:`Finding.to_json` gave.
 
-    :raises ValueError, KeyError, TypeError, AttributeError: it has not given that.
+    :raises ValueError, KeyError, TypeError, AttributeError, OverflowError: it has not given that.
     """
     environment = Environment(Paging(row["paging"]), str(row["mmu"]))
     steps = tuple(_step(environment.paging, each) for each in row["steps"])
@@ -83,14 +84,18 @@ def from_json(row: Any) -> Finding:
     return Finding(int(row["seed"]), environment, steps, str(row["difference"]))
 
 
+@cache
+def _calls(paging: Paging) -> dict[tuple[str, int], Call]:
+    """Calls with the examples that make sense there, by name and number."""
+    return {(call.name, call.number): call for examples in usable(paging) for call in examples}
+
+
 def _step(paging: Paging, row: Any) -> Step:
     name, number = row["call"], row["example"]
-    found = [
-        call for examples in usable(paging) for call in examples if (call.name, call.number) == (name, number)
-    ]
-    if not found:
+    call = _calls(paging).get((name, number))
+    if call is None:
         raise ValueError(f"{name} has no example {number} with paging {paging.value}")
-    call, stack = found[0], tuple(_dword(value) for value in row["stack"])
+    stack = tuple(_dword(value) for value in row["stack"])
     registers = tuple((key, _dword(row["registers"][key])) for key in call.keys)
     if len(stack) != len(call.stack) or len(row["registers"]) != len(registers):
         raise ValueError(f"{name} takes other arguments")

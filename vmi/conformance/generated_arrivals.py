@@ -5,17 +5,15 @@ from __future__ import annotations
 
 from vmi import abi
 from vmi.abi import Call
-from vmi.conformance.arrivals import LINE, VECTOR, Arrival, arrivals, flag, in_rom, kernel_cs
+from vmi.conformance.arrivals import BELOW, FRAME, LINE, VECTOR, Arrival, arrivals, flag, in_rom, kernel_cs
 from vmi.conformance.case import Findings
 from vmi.conformance.examples import Example
 from vmi.conformance.layout import FREE_PAGES, IDT, STACK, gate
-from vmi.conformance.rig import CALL_LENGTH, Called, Rig, fill
+from vmi.conformance.rig import Called, Rig, branch, fill
 from vmi.memory import PAGE_SIZE
 from vmi.x86 import Eflags
 
 _IF = int(Eflags.IF)
-_BELOW = 4 + 32  # return address, and what a call may write below it
-_FRAME = 20  # vector, error code, EIP, CS, EFLAGS
 #: Calls that switch interrupts off, and those that switch them on: cases by hand are about them.
 SWITCH_OFF, SWITCH_ON = {"DisableInterrupts", "SetInterruptMask"}, {"EnableInterrupts", "SetInterruptMask"}
 #: Calls that can't be made again in a handler as they have been made.
@@ -86,9 +84,9 @@ def _frame(rig: Rig, found: Findings, call: Call, example: Example, arrival: Arr
     )
     found.equal(f"CS in the frame {where}", frame.cs, cs)
     found.equal(f"IF in the frame {where}", flag(frame), _IF)
-    top = frame.handler_esp + _FRAME
+    top = frame.handler_esp + FRAME
     found.true(
-        esp - _BELOW <= top <= esp,
+        esp - BELOW <= top <= esp,
         f"the frame must be on the caller's stack, but it ends at {top:#x} {where}",
     )
     if frame.eip == site:
@@ -138,10 +136,6 @@ def _handler(rig: Rig, call: Call, example: Example) -> bytes:
         code += _PUSH + word.to_bytes(4, "little")
     for name, value in {**fill(1), **example.registers}.items():
         code += bytes([_MOV + _NUMBERS[name]]) + value.to_bytes(4, "little")
-    code += _branch(0xE8, _HANDLER + len(code), rig.entry(call.name)[1])
+    code += branch(_HANDLER + len(code), rig.entry(call.name)[1], call=True)
     code += _ADD_ESP + bytes([4 * len(example.stack)]) + _POPAD
-    return code + _branch(0xE9, _HANDLER + len(code), rig.labels[f"v{VECTOR}"])
-
-
-def _branch(opcode: int, at: int, target: int) -> bytes:
-    return bytes([opcode]) + (target - at - CALL_LENGTH & 0xFFFFFFFF).to_bytes(4, "little")
+    return code + branch(_HANDLER + len(code), rig.labels[f"v{VECTOR}"], call=False)

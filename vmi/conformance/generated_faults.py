@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from vmi.conformance.arrivals import VECTOR, flag, in_rom, kernel_cs
+from vmi.conformance.arrivals import BELOW, FRAME, VECTOR, flag, in_rom, kernel_cs
 from vmi.conformance.case import Findings
 from vmi.conformance.layout import STACK, WORDS
 from vmi.conformance.refusals import PF, Refusal
@@ -12,8 +12,6 @@ from vmi.rom.layout import CallTable, Promise
 from vmi.x86 import Eflags
 
 _IF = int(Eflags.IF)
-_FRAME = 20  # vector, error code, EIP, CS, EFLAGS
-_BELOW = 4 + 32  # return address, and what a call may write below it
 REFUSED = tuple(f"VMI-Fault-{number:02}" for number in range(1, 6))
 PROMISED, CURED, WITH_INTERRUPT = ("VMI-Fault-06",), ("VMI-Fault-07",), ("VMI-Fault-08",)
 
@@ -22,12 +20,18 @@ def _registers(row: Refusal) -> dict[str, int]:
     return {**fill(0), **row.registers}
 
 
-def _make(rig: Rig, row: Refusal, *, on: bool) -> Called:
-    """Make the call, so that its handler goes to the end of the run. :raises Unfit: it was done."""
-    rig.value("EnableInterrupts" if on else "DisableInterrupts")
+def _try(rig: Rig, row: Refusal) -> Called:
+    """Make the call, whose handler goes to the end of the run."""
     rig.resume_at("done")
     done = rig.call(row.call, *row.stack, **_registers(row))
     rig.put(WORDS["RESUME"], 0)
+    return done
+
+
+def _make(rig: Rig, row: Refusal, *, on: bool) -> Called:
+    """The same with interrupts on or off. :raises Unfit: the call was done, as it may be."""
+    rig.value("EnableInterrupts" if on else "DisableInterrupts")
+    done = _try(rig, row)
     if row.may and not done.faults:
         raise Unfit("the call was done, which it may be")
     return done
@@ -44,9 +48,7 @@ def done_or_refused(rig: Rig, found: Findings, *, row: Refusal) -> None:
     _need(rig, row)
     row.before(rig)
     before = row.kept(rig)
-    rig.resume_at("done")
-    done = rig.call(row.call, *row.stack, **_registers(row))
-    rig.put(WORDS["RESUME"], 0)
+    done = _try(rig, row)
     if done.frames:
         found.equal("events", done.faults, [(row.vector, row.error)])
         found.equal("what the call would have changed", row.kept(rig), before)
@@ -86,18 +88,15 @@ def _place(rig: Rig, found: Findings, row: Refusal, frame: Frame) -> None:
         frame.eip == site or in_rom(rig, frame),
         f"EIP must be the site or in the ROM, but it is {frame.eip:#x}",
     )
-    top = frame.handler_esp + _FRAME
-    found.true(
-        esp - _BELOW <= top <= esp, f"the frame must be on the caller's stack, but it ends at {top:#x}"
-    )
+    top = frame.handler_esp + FRAME
+    found.true(esp - BELOW <= top <= esp, f"the frame must be on the caller's stack, but it ends at {top:#x}")
     words = [rig.word(esp + 4 * n) for n in range(len(row.stack))]
     found.equal("the stack's arguments", words, list(row.stack))
 
 
 def promises(rig: Rig) -> Promise:
     """What the ROM promises besides the interface."""
-    size = 512 * rig.read(rig.rom + 2, 1)[0]
-    table = CallTable.parse(rig.read(rig.rom, size))
+    table = CallTable.parse(rig.image())
     return Promise(0) if table is None else table.promises
 
 
@@ -113,7 +112,7 @@ def at_site(rig: Rig, found: Findings, *, row: Refusal) -> None:
         return
     frame = done.first
     found.equal("EIP", frame.eip, rig.labels["site"])
-    found.equal("ESP", frame.handler_esp + _FRAME, STACK - 4 * len(row.stack))
+    found.equal("ESP", frame.handler_esp + FRAME, STACK - 4 * len(row.stack))
     wanted = _registers(row)
     if row.string:  # as the instruction itself, it shows how far it has come
         wanted = {name: value for name, value in wanted.items() if name not in ("esi", "edi", "ecx")}
@@ -132,7 +131,7 @@ def cured(rig: Rig, found: Findings, *, row: Refusal) -> None:
     for at, data in kept:  # the cure makes calls as well
         rig.write(at, data)
     registers = {name: getattr(frame, name) for name in fill(0)}
-    rig.set_off(frame.eip, esp=frame.handler_esp + _FRAME, **registers)
+    rig.set_off(frame.eip, esp=frame.handler_esp + FRAME, **registers)
     done = rig.arrive()
     found.equal("events of the call made again", done.faults, [])
     found.true(done.returned, "the call must return once its cause is gone")

@@ -39,7 +39,7 @@ def render() -> str:
         if rule.subject != last:
             last = rule.subject
             lines += ["", f"## {last}", "", "| requirement | level | cases |", "|---|---|---|"]
-        cases = ", ".join(decided.get(rule.id, ())) or f"none: {UNDECIDED[rule.id]}"
+        cases = "; ".join(decided.get(rule.id, ())) or f"none: {UNDECIDED[rule.id]}"
         lines.append(f"| **{rule.id}** {rule.text} | {rule.level} | {cases} |")
     return "\n".join(lines) + "\n"
 

@@ -274,7 +274,7 @@ def rom_image(rig: Rig) -> bytes:
     rig.power_on()
     if not rig.rom:
         raise Unfit("there is no ROM")
-    return rig.read(rig.rom, abi.ROM_UNIT * rig.read(rig.rom + 2, 1)[0])
+    return rig.image()
 
 
 def plug(rig: Rig, *images: tuple[int, bytes]) -> None:

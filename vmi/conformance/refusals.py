@@ -266,12 +266,15 @@ _CONTROL = (
 
 # -- memory
 
-_POINTER = bytes.fromhex("ff07") + GDT.to_bytes(4, "little")
+
+def _table_pointer(base: int) -> bytes:
+    """What LGDT and LIDT load: limit and base."""
+    return (0x7FF).to_bytes(2, "little") + base.to_bytes(4, "little")
 
 
 def _set_table(call: str, read: str, number: int, base: int) -> tuple[Refusal, ...]:
     """LGDT and LIDT from a page that is not mapped, and from one that is only half there."""
-    pointer = (0x7FF).to_bytes(2, "little") + base.to_bytes(4, "little")
+    pointer = _table_pointer(base)
 
     def kept(rig: Rig) -> object:
         rig.value(read, eax=layout.SCRATCH)
@@ -292,7 +295,7 @@ def _set_table(call: str, read: str, number: int, base: int) -> tuple[Refusal, .
 
 
 def _get_table(call: str, number: int, base: int) -> tuple[Refusal, ...]:
-    pointer = (0x7FF).to_bytes(2, "little") + base.to_bytes(4, "little")
+    pointer = _table_pointer(base)
 
     def stored(at: int) -> Callable[[Rig, Called], tuple[object, object]]:
         return lambda rig, _done: (rig.read(at, 6), pointer)
@@ -347,10 +350,6 @@ def _in_use_by_ldt(rig: Rig) -> None:
     rig.write(_LDT_BASE + 8, layout.descriptor(0, 0xFFFFF, 0xF2))
     rig.value("SetLDT", eax=LDT)
     rig.go("load_fs", eax=_IN_LDT)
-
-
-def _table_pointer(base: int) -> bytes:
-    return (0x7FF).to_bytes(2, "little") + base.to_bytes(4, "little")
 
 
 def _gdt_in_use(rig: Rig) -> bytes:

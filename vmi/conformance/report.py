@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -77,9 +78,10 @@ class Report:
         environment = result.environment
         if result.case.replay:
             return f"{self.command} --replay {shlex.quote(result.case.replay)}"
-        mmu = f" --mmu {environment.mmu}" if environment.mmu else ""
-        engine = f" --engine {environment.engine}" if environment.engine else ""
-        return f"{self.command} --paging {environment.paging.value}{mmu}{engine} {_quoted(result.case.name)}"
+        where = f" --paging {environment.paging.value}"
+        where += f" --mmu {environment.mmu}" if environment.mmu else ""
+        where += f" --engine {environment.engine}" if environment.engine else ""
+        return f"{self.command}{where} {shlex.quote(result.case.name)}"
 
     def to_json(self) -> dict[str, object]:
         """Everything; the other forms are made from the same."""
@@ -124,10 +126,6 @@ def decided(verdicts: Sequence[Verdict]) -> Verdict:
     return worst(asked) if asked else Verdict.SKIP
 
 
-def _quoted(name: str) -> str:
-    return f"'{name}'" if " " in name else name
-
-
 def to_text(report: Report, *, verbose: bool = False) -> str:
     """For a terminal: what is not good, each with how to see it again; then the sums."""
     lines = [f"{what}: {value}" for what, value in report.facts.items() if verbose]
@@ -160,7 +158,9 @@ def to_tap(report: Report) -> str:
         lines.append(line)
         if not result.verdict.good:
             lines += ["  ---", f"  verdict: {result.verdict.value}", "  reasons:"]
-            lines += [f'    - "{reason}"' for reason in result.reasons]
+            lines += [
+                f"    - {json.dumps(reason, ensure_ascii=False)}" for reason in result.reasons
+            ]  # which is YAML too
             lines.append("  ...")
     return "\n".join(lines) + "\n"
 

@@ -31,6 +31,11 @@ class Unfit(Exception):
     """A case does not apply here; the sentence says why."""
 
 
+def branch(at: int, target: int, *, call: bool) -> bytes:
+    """CALL or JMP rel32 as it stands at an address."""
+    return (b"\xe8" if call else b"\xe9") + (target - at - CALL_LENGTH & U32).to_bytes(4, "little")
+
+
 class Broken(Exception):
     """The guest did not come to the end that every guest must come to."""
 
@@ -202,9 +207,7 @@ class Rig:
 
     def jump_to(self, at: int, target: int, *, call: bool) -> None:
         """Put CALL or JMP rel32 somewhere."""
-        self.write(
-            at, (b"\xe8" if call else b"\xe9") + (target - at - CALL_LENGTH & U32).to_bytes(4, "little")
-        )
+        self.write(at, branch(at, target, call=call))
 
     # -- calls ------------------------------------------------------------------------------
 
@@ -223,6 +226,10 @@ class Rig:
                 )
             self._entries[name] = Reloc(kind), address
         return self._entries[name]
+
+    def image(self) -> bytes:
+        """The ROM as the guest sees it, as long as it says that it is; there must be one."""
+        return self.read(self.rom, abi.ROM_UNIT * self.read(self.rom + 2, 1)[0])
 
     def may_hold_code(self, address: int) -> bool:
         """An entry lies in the ROM, or in what a hypervisor keeps for itself."""

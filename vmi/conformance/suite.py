@@ -13,7 +13,6 @@ from itertools import groupby
 from multiprocessing import get_context
 
 from vmi import abi
-from vmi.abi import Reloc
 from vmi.conformance import bycode, cases, coverage, generated, runner
 from vmi.conformance.case import PAGED, Case, Findings, registered
 from vmi.conformance.coverage import Coverage, Ran
@@ -210,10 +209,8 @@ def measure(target: Target, ran: Ran, plan: Plan) -> Coverage:
     try:
         rig = Rig(target.make(Environment()), Environment())
         rig.power_on()
-        for call in abi.CALLS:
-            kind, address = rig.entry(call.name)
-            if kind in (Reloc.CALL_REL, Reloc.JUMP_REL) and 0 <= address - rig.rom < len(target.rom):
-                calls[call.name] = address - rig.rom
+        for name, offset in bycode.entries(rig, len(target.rom)):
+            calls[name] = offset
     except (Broken, RomError):
         pass  # what it has told so far
     return coverage.measure(target.rom, ran, calls, {case.subject for _, wanted in plan for case in wanted})

@@ -22,7 +22,7 @@ from vmi.conformance.layout import (
     entry_address,
     gate,
 )
-from vmi.conformance.rig import Rig, Unfit, fill
+from vmi.conformance.rig import Rig, Unfit, branch, fill
 from vmi.memory import PAGE_SIZE
 from vmi.x86 import Eflags
 
@@ -226,12 +226,8 @@ def _leaves_and_enters(rig: Rig) -> bytes:
     code = b"\x60"
     for mode in (0, int(LazyMode.MMU)):
         code += b"\xb8" + mode.to_bytes(4, "little")
-        code += _branch(0xE8, _HANDLER + len(code), rig.entry("SetLazyMode")[1])
-    return code + b"\x61" + _branch(0xE9, _HANDLER + len(code) + 1, rig.labels[f"v{VECTOR}"])
-
-
-def _branch(opcode: int, at: int, target: int) -> bytes:
-    return bytes([opcode]) + (target - at - 5 & 0xFFFFFFFF).to_bytes(4, "little")
+        code += branch(_HANDLER + len(code), rig.entry("SetLazyMode")[1], call=True)
+    return code + b"\x61" + branch(_HANDLER + len(code) + 1, rig.labels[f"v{VECTOR}"], call=False)
 
 
 @case("Interrupt", "in a batch", 20, more=("VMI-SetLazyMode-05",), paging=PAGED)

@@ -20,7 +20,7 @@ def _image(rig: Rig) -> bytes:
     rig.power_on()
     if not rig.rom:
         return b""
-    return rig.read(rig.rom, abi.ROM_UNIT * rig.read(rig.rom + 2, 1)[0])
+    return rig.image()
 
 
 @case("ROM", "found", 1, 2, 3, begun=False, alone=True)

@@ -176,7 +176,6 @@ open_irq1:
         out 0x21, al
         jmp done
 
-; -- user code lies at USER, on a page of its own, and ends with INT 31h
 ; a second processor: writes down what it started with, asks two calls, and waits
 second: mov [{SCRATCH + 0x40}], eax
         mov [{SCRATCH + 0x44}], ebx
@@ -204,6 +203,8 @@ second_tr:
 second_waits:
         pause
         jmp second_waits
+
+; -- user code lies at USER, on a page of its own, and ends with INT 31h
 leave_user:
         int 0x31
 enter_user:
