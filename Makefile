@@ -16,7 +16,7 @@ ENGINE = $(BIN)/vmi version | sed -n 's/^engine */the CPU is run by: /p'
 
 help:
 	@echo "make demo   patch a sample kernel, run it natively and paravirtualized, compare"
-	@echo "make test   lint, type check and all tests"
+	@echo "make test   lint, type check, all tests, and coverage"
 	@echo "make lint   ruff and mypy only"
 	@echo "make coverage  how much of the hypervisor's code the conformance suite and its tests run; some minutes"
 	@echo "make bench KERNEL=FILE  patch it, run it in every mode, print figures (see bench/kernel.py)"
@@ -53,7 +53,8 @@ demo: $(VENV)/.user
 # Once with the accelerator, if there is a C compiler, and what it has a part in once more without.
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
-	VMI_ACCELERATOR=0 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/native tests/hypervisor
+	VMI_ACCELERATOR=0 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/native
+	@$(MAKE) --no-print-directory coverage
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
