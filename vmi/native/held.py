@@ -78,8 +78,11 @@ class Held:
         if isinstance(one, bytearray):
             self._many.lists.add(one, bytes(one))
             return ()
-        if isinstance(one, (set, deque)):
-            self._undo.append((_undo_set if isinstance(one, set) else _undo_deque, one, tuple(one)))
+        if isinstance(one, set):
+            self._undo.append((_undo_set, one, tuple(one)))
+            return tuple(one)
+        if isinstance(one, deque):
+            self._many.deques.add(one, tuple(one))
             return tuple(one)
         if kind is MethodType or kind is BuiltinMethodType:
             return (one.__self__,)
@@ -126,7 +129,8 @@ class _Many:
     """The kinds of objects of which there are most: each kind goes back in one go, without a loop of ours."""
 
     def __init__(self) -> None:
-        self.attributes, self.dicts, self.lists = _Pairs(), _Pairs(), _Pairs()
+        self.attributes, self.dicts, self.lists, self.deques = _Pairs(), _Pairs(), _Pairs(), _Pairs()
+        self._sizes: list[int] = []  # of the attributes that objects had
         self._slots: tuple[list[Any], list[str], list[Any]] = [], [], []
         self._unset: list[tuple[Any, str]] = []
 
@@ -134,8 +138,8 @@ class _Many:
         return f"<Many {len(self)}>"
 
     def __len__(self) -> int:
-        rows = self.attributes.ones, self.dicts.ones, self.lists.ones, {id(one) for one in self._slots[0]}
-        return sum(map(len, rows))
+        rows = [pairs.ones for pairs in (self.attributes, self.dicts, self.lists, self.deques)]
+        return sum(map(len, rows)) + len({id(one) for one in self._slots[0]})
 
     def slots(self, one: Any, names: Iterable[str], values: Iterable[Any]) -> None:
         """Remember an object without a dictionary."""
@@ -150,7 +154,8 @@ class _Many:
         """Let each hold what it held."""
         own, kept = self.attributes.ones, self.attributes.kept
         _do(map(dict.update, own, kept))
-        if list(map(len, own)) != list(map(len, kept)):
+        self._sizes = self._sizes or list(map(len, kept))
+        if list(map(len, own)) != self._sizes:
             # rare, and an attribute can't be missed for a moment here
             for attributes, before in zip(own, kept, strict=True):
                 for name in attributes.keys() - before.keys():
@@ -162,6 +167,8 @@ class _Many:
             if hasattr(one, name):
                 delattr(one, name)
         _do(map(setitem, self.lists.ones, repeat(_WHOLE), self.lists.kept))
+        _do(map(deque.clear, self.deques.ones))
+        _do(map(deque.extend, self.deques.ones, self.deques.kept))
 
 
 _do = deque[None](maxlen=0).extend
@@ -196,8 +203,3 @@ def _undo_ordered(one: OrderedDict[Any, Any], kept: dict[Any, Any]) -> None:
 def _undo_set(one: set[Any], kept: tuple[Any, ...]) -> None:
     one.clear()
     one.update(kept)
-
-
-def _undo_deque(one: deque[Any], kept: tuple[Any, ...]) -> None:
-    one.clear()
-    one.extend(kept)
