@@ -15,17 +15,16 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import platform
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import qemu
+import sides
 
 MEMORY = 128 << 20
 
@@ -34,15 +33,9 @@ def patch(kernel: Path, out: Path, report: Path) -> tuple[float, float, int]:
     """Seconds, processor seconds and most MiB of one run of the command."""
     command = [sys.executable, "-m", "vmi", "patch", str(kernel), "-o", str(out)]
     command += ["--report", str(report), "-q"]
-    # Compiled modules are kept, as they are where vmi is installed.
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    started = time.perf_counter()
-    with subprocess.Popen(command, env=kept) as process:
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    return time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss // 1024
+    peaks: list[int] = []
+    passed = sides.run_process(command, 0, sides.installed(), peaks)
+    return passed.wall, passed.cpu, peaks[0]
 
 
 def boot_ours(kernel: Path, append: str, initrd: Path | None, until: str) -> tuple[int, float]:

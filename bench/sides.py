@@ -64,9 +64,14 @@ def processor() -> str:
 # -- in processes of their own ------------------------------------------------------------------
 
 
+def installed() -> dict[str, str]:
+    """The environment of a process whose compiled modules are kept, as they are where vmi is installed."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def environment(side: Side) -> dict[str, str]:
-    """That of a process for one side; compiled modules are kept, as they are where vmi is installed."""
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    """That of a process for one side."""
+    kept = installed()
     kept.pop(SWITCH, None)
     return kept | ({SWITCH: "0"} if side is Side.PYTHON else {})
 

@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "vmi"
 
-BOTTOM = frozenset({"errors", "version", "memory", "x86", "exits", "files"})
+BOTTOM = frozenset({"errors", "version", "lazy", "memory", "x86", "exits", "files"})
 MACHINE = BOTTOM | {"native"}
 TABLE = BOTTOM | {"abi", "sitetable"}
 HYPERVISOR = TABLE | {"rom", "native", "hypervisor"}
@@ -31,6 +31,7 @@ LIBRARY = HYPERVISOR | PATCHER | {"abi_docs", "samples", "run", "plot", "proof",
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "version": frozenset(),
+    "lazy": frozenset(),
     "memory": frozenset({"errors"}),
     "x86": frozenset({"errors", "memory"}),
     "exits": frozenset(),

@@ -14,9 +14,9 @@ The library in a few names; each is loaded when it is first used:
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from vmi.lazy import loader
 from vmi.version import __version__
 
 if TYPE_CHECKING:
@@ -47,10 +47,4 @@ _HOMES = {
     "run_kernel": ("vmi.run", "run_kernel"),
 }
 
-
-def __getattr__(name: str) -> Any:
-    try:
-        module, attribute = _HOMES[name]
-    except KeyError:
-        raise AttributeError(f"module 'vmi' has no attribute {name!r}") from None
-    return getattr(import_module(module), attribute)
+__getattr__ = loader(__name__, _HOMES)

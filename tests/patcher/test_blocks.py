@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.patcher import bzimages
 from vmi.errors import VerifyError
-from vmi.patcher import blocks, bzimage
+from vmi.patcher import blocks, bzimage, compression
 from vmi.patcher.blocks import Cuts, Packing, cuts
 from vmi.patcher.compression import Format, Recipe, unpack
 from vmi.patcher.container import open_container
@@ -108,7 +108,7 @@ def test_blocks_have_the_check_and_the_filters_of_the_original() -> None:
 
 def test_a_block_that_unpacks_to_something_else_is_never_given_out() -> None:
     with pytest.raises(VerifyError, match=r"^the compressed kernel doesn't unpack to what was compressed$"):
-        blocks._checked(BASE_RECIPE.compress(DATA), DATA[:-1])
+        compression.checked(BASE_RECIPE.compress(DATA), DATA[:-1], Format.XZ)
 
 
 def test_three_blocks_are_taken_if_they_fit_then_two_then_one() -> None:

@@ -7,8 +7,9 @@ Reading order: model, forms, scan, flow, plan (what to do); table, adaptors, tra
 What is offered here is loaded when it is asked for: a part of the package doesn't take the time of all.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vmi.lazy import loader
 
 if TYPE_CHECKING:
     from vmi.patcher.inspect import Inspection, inspect_file
@@ -19,18 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["Inspection", "Options", "Patched", "Report", "SiteTable", "inspect_file", "patch"]
 
 _HOMES = {
-    "Inspection": "vmi.patcher.inspect",
-    "Options": "vmi.patcher.rewrite",
-    "Patched": "vmi.patcher.rewrite",
-    "Report": "vmi.patcher.report",
-    "SiteTable": "vmi.sitetable",
-    "inspect_file": "vmi.patcher.inspect",
-    "patch": "vmi.patcher.rewrite",
+    "Inspection": ("vmi.patcher.inspect", "Inspection"),
+    "Options": ("vmi.patcher.rewrite", "Options"),
+    "Patched": ("vmi.patcher.rewrite", "Patched"),
+    "Report": ("vmi.patcher.report", "Report"),
+    "SiteTable": ("vmi.sitetable", "SiteTable"),
+    "inspect_file": ("vmi.patcher.inspect", "inspect_file"),
+    "patch": ("vmi.patcher.rewrite", "patch"),
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'vmi.patcher' has no attribute {name!r}")
-    globals()[name] = found = getattr(import_module(_HOMES[name]), name)
-    return found
+__getattr__ = loader(__name__, _HOMES)

@@ -23,7 +23,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from vmi.errors import VerifyError
 from vmi.patcher import compression, elf
 from vmi.patcher.compression import Format, Recipe
 from vmi.patcher.model import Image
@@ -95,7 +94,7 @@ class Packing:
 
     def _code(self, part: bytes) -> bytes:
         encoder = self._encoder(_CODE, len(part))
-        return _checked(encoder.compress(part) + encoder.flush(), part)
+        return compression.checked(encoder.compress(part) + encoder.flush(), part, Format.XZ)
 
     def _rest(self, part: bytes) -> bytes:
         begun, self._begun = self._begun, None  # its memory is needed by the others
@@ -104,7 +103,7 @@ class Packing:
         else:
             encoder = self._encoder(_REST, self._rest_size)
             made = encoder.compress(part) + encoder.flush()
-        return _checked(made, part)
+        return compression.checked(made, part, Format.XZ)
 
     def _encoder(self, context: int, size: int) -> lzma.LZMACompressor:
         base = self._base
@@ -113,12 +112,6 @@ class Packing:
         main = {"id": lzma.FILTER_LZMA2, "preset": base.level, "dict_size": dictionary}
         main |= {"mf": lzma.MF_BT3, "lc": context, "lp": 0, "pb": 0}
         return lzma.LZMACompressor(lzma.FORMAT_XZ, base.check, filters=[*before, main])
-
-
-def _checked(stream: bytes, part: bytes) -> bytes:
-    if compression.unpack(stream, Format.XZ) != (part, b""):
-        raise VerifyError("the compressed kernel doesn't unpack to what was compressed")
-    return stream
 
 
 def joined(streams: Sequence[bytes]) -> bytes:

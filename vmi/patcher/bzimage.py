@@ -322,10 +322,7 @@ def _ways(unpacked: bytes, old: bytes, kind: Format, begun: Packing | None) -> I
     if begun is not None:
         yield from begun.ways(unpacked)
     for recipe in compression.better(old, kind):
-        packed = recipe.compress(unpacked)
-        if compression.unpack(packed, kind) != (unpacked, b""):
-            raise VerifyError("the compressed kernel doesn't unpack to what was compressed")
-        yield packed
+        yield compression.checked(recipe.compress(unpacked), unpacked, kind)
 
 
 def _only(data: bytes, start: int, stop: int, value: int, what: str) -> int:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
-from vmi.errors import BadInput
+from vmi.errors import BadInput, VerifyError
 
 LIMIT = 256 << 20
 """Most bytes that anything unpacks to; stops a small file from filling memory."""
@@ -182,6 +182,13 @@ def unpack(packed: bytes, kind: Format) -> tuple[bytes, bytes]:
     if not decoder.eof:
         raise BadInput(f"the kernel's {kind} data ends too early")
     return data, decoder.unused_data
+
+
+def checked(packed: bytes, data: bytes, kind: Format) -> bytes:
+    """``packed``, of which it has been seen that it unpacks to ``data``; raises VerifyError if it doesn't."""
+    if unpack(packed, kind) != (data, b""):
+        raise VerifyError("the compressed kernel doesn't unpack to what was compressed")
+    return packed
 
 
 def guesses(packed: bytes, kind: Format) -> Iterator[Recipe]:

@@ -25,12 +25,12 @@ from iced_x86 import (
 )
 
 from vmi.rom import flow
+from vmi.rom.operands import SEGMENTS
+from vmi.x86 import GPR32
 
-GENERAL = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
-SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs")
 _MOST, _DEEPEST = 1000, 64  # states of one entry, words of its stack; code that has more is left undecided
 _WRITES = (OpAccess.WRITE, OpAccess.READ_WRITE, OpAccess.COND_WRITE, OpAccess.READ_COND_WRITE)
-_BY_NUMBER: dict[int, str] = {getattr(Register, name.upper()): name for name in (*GENERAL, *SEGMENTS)}
+_BY_NUMBER: dict[int, str] = {getattr(Register, name.upper()): name for name in (*GPR32, *SEGMENTS)}
 _AGAIN = "by an instruction that can be undone by another"
 _UNDONE = {
     *(Mnemonic.ADD, Mnemonic.SUB, Mnemonic.INC, Mnemonic.DEC, Mnemonic.NEG, Mnemonic.NOT, Mnemonic.XOR),
@@ -130,7 +130,7 @@ class _State:
 
 def go(image: bytes, entry: int) -> Ways:
     """All ways from an offset of the image on, which is entered by a call."""
-    registers = {name: Value("was", name) for name in (*GENERAL, *SEGMENTS, "df")}
+    registers = {name: Value("was", name) for name in (*GPR32, *SEGMENTS, "df")}
     first = _State(entry, tuple({**registers, "esp": Value("stack")}.items()), ((0, _RETURN),))
     waiting = [first]
     seen: set[_State] = set()
@@ -374,7 +374,7 @@ def _pushad(state: _State, i: Instruction) -> _State | None:
     depth = state.depth
     if depth is None:
         return None
-    for number, name in enumerate(GENERAL):
+    for number, name in enumerate(GPR32):
         state = state.storing(depth - 4 * (number + 1), state[name])
     return state.having(esp=Value("stack", number=depth - 32))
 
@@ -383,7 +383,7 @@ def _popad(state: _State, i: Instruction) -> _State | None:
     depth = state.depth
     if depth is None:
         return None
-    places = {name: depth + 28 - 4 * number for number, name in enumerate(GENERAL)}
+    places = {name: depth + 28 - 4 * number for number, name in enumerate(GPR32)}
     values = {name: state.word(place) for name, place in places.items() if name != "esp"}
     return state.having(esp=Value("stack", number=depth + 32), **values)
 
