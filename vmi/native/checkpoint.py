@@ -90,9 +90,8 @@ class Checkpoint:
 
     def _restore_memory(self) -> None:
         cpu, ram = self._machine.cpu, self._ram
-        written, code = ram.written(), cpu.code_pages
-        suspects = code if written is None else [n for pages in written for n in pages if n in code]
-        stale = ram.changed(suspects)
+        written = ram.written()
+        stale = ram.changed(cpu.code_pages if written is None else cpu.code_among(written))
         ram.put_back(written)
         for page in stale:  # written once more, by somebody who knows what follows for code that was there
             at = page * PAGE_SIZE

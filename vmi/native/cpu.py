@@ -34,7 +34,10 @@ checked when they are loaded only.
 from __future__ import annotations
 
 import ctypes
-from signal import SIGINT, default_int_handler, getsignal, signal
+
+# what `signal` is made of: its own functions make enumerations, for most of the time of a short run
+from _signal import getsignal, signal  # type: ignore[import-not-found]
+from signal import SIGINT, default_int_handler
 from threading import current_thread, main_thread
 
 from vmi.memory import PAGE_SIZE, PhysicalMemory

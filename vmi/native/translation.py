@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from abc import abstractmethod
-from collections.abc import Callable, MutableSet
+from collections.abc import Callable, Iterable, MutableSet
 from ctypes import PYFUNCTYPE
 
 from vmi.memory import PAGE_SIZE
@@ -113,14 +113,11 @@ class Translation(Registers):
         """MOV to a control register is no #GP; called while it executes."""
         return control.takes(number, value, self.offered)
 
-    @property
-    def straight_image(self) -> bytes:
-        """What :attr:`straight` is told, see :attr:`vmi.native.straight.Path.image`."""
-        return self.straight.image
-
-    @straight_image.setter
-    def straight_image(self, image: bytes) -> None:
-        self.straight.image = image
+    def code_among(self, pages: Iterable[range]) -> list[int]:
+        """Those of some pages of RAM, by number, that translated code lies in."""
+        if self._served is not None:
+            return self._served.code_pages.among(pages)
+        return [page for run in pages for page in run if page in self.code_pages]
 
     def watch_code(self, watch: CodeWatch) -> None:
         """Show each block of code to somebody before it is executed, all from now on; only between runs."""

@@ -48,8 +48,8 @@ class GuestTables:
 
     def _paging(self) -> Paging:
         """What the guest's tables mean now."""
-        a20 = self._cpu.a20_mask | ~U32
-        return Paging(self.read(0), self.read(3), self.read(4), self.efer, a20)
+        cpu = self._cpu
+        return Paging(cpu.cr(0), cpu.cr(3), cpu.cr(4), cpu.efer, cpu.a20_mask | ~U32)
 
     def _pointers(self) -> Sequence[int] | None:
         """The four entries of PAE's top level; None to take those in memory."""

@@ -36,6 +36,7 @@ from vmi.x86 import (
     Cr0,
     Cr4,
     GuestFault,
+    Paging,
     PfError,
     Translation,
 )
@@ -115,14 +116,16 @@ class ShadowMmu(GuestTables):
 
     def read(self, number: int) -> int:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
-        state, real = self.state, self._cpu.cr(number)
-        if self._cpu.pager is None:
-            return real
-        if number == 0:
-            return real & ~Cr0.WP | (Cr0.WP if state.protects else 0)
-        if number == 3:
-            return state.cr3
-        return real & ~Cr4.PAE | (Cr4.PAE if state.wide else 0)
+        shown = self._paging()
+        return shown.cr3 if number == 3 else shown.cr4 if number else shown.cr0
+
+    def _paging(self) -> Paging:
+        cpu, state = self._cpu, self.state
+        if cpu.pager is None:
+            return super()._paging()
+        cr0 = cpu.cr(0) & ~Cr0.WP | (Cr0.WP if state.protects else 0)
+        cr4 = cpu.cr(4) & ~Cr4.PAE | (Cr4.PAE if state.wide else 0)
+        return Paging(cr0, state.cr3, cr4, state.efer, cpu.a20_mask | ~U32)
 
     @property
     def efer(self) -> int:
