@@ -106,6 +106,7 @@ def _state(machine: Machine) -> State:
             "disks": [_disk(disk) for disk in machine.disks],
             "roms": len(machine.roms),
             "cpus": machine.cpus,
+            "peripherals": machine.board.peripherals,
         },
         "progress": machine.progress(),
         "clock": machine.clock.save(),
@@ -202,6 +203,7 @@ def restore(
             bios=files.read(_FIRMWARE) if _FIRMWARE in files else None,
             video_bios=files.read(_VIDEO_BIOS) if _VIDEO_BIOS in files else None,
             cpus=hardware.get("cpus", 1),
+            peripherals=hardware.get("peripherals", True),
         )
         for n in range(hardware["roms"]):
             machine.plug(files.read(_rom(n)))

@@ -57,8 +57,7 @@ class GuestTables:
 
     def _registers(self) -> tuple[object, ...]:
         """All that a walk depends on apart from memory."""
-        pointers = self._pointers()
-        return self._paging(), None if pointers is None else tuple(pointers)
+        return self._cpu.paging()
 
     def _walk(
         self,

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from struct import Struct
 
 from vmi.hypervisor.mmu.guest import GuestTables
 from vmi.hypervisor.mmu.notices import Notices
@@ -45,6 +46,7 @@ from vmi.x86 import (
 PAGES = 2048
 # Page faults of one instruction that the guest never sees; each makes an entry that stays.
 _MOST_FAULTS = 256
+_POINTERS = Struct("<4Q")  # the top level of PAE
 _FLUSHING = Cr4.PGE | Cr4.PSE | Cr4.PAE
 _ABOVE = PTE_RW | PTE_US | PTE_NX
 
@@ -185,14 +187,22 @@ class ShadowMmu(GuestTables):
         large, a20 = bool(cpu.cr(4) & Cr4.PSE), bool(cpu.a20_mask >> 20 & 1)
         return Mode(state.wide, large, state.protects, bool(state.efer & EFER_NXE), a20)
 
+    def _registers(self) -> tuple[object, ...]:
+        real, state = super()._registers(), self.state
+        if self._cpu.pager is None:
+            return real
+        # entries of the top level that are missing don't matter: no walk has gone through one
+        return (*real, state.cr3, state.protects, state.wide, state.efer, *state.pointers)
+
     def _pointers(self) -> Sequence[int] | None:
         """What was there when CR3 was loaded stays; an entry that was missing is looked for again."""
         state = self.state
         if not state.wide or self._cpu.pager is None:
             return None
+        table = _POINTERS.unpack(self._memory.read(state.cr3 & ~31 & self._a20, _POINTERS.size))
         for number, value in enumerate(state.pointers):
             if not value & PTE_P:
-                state.pointers[number] = self._memory.u64((state.cr3 & ~31) + 8 * number & self._a20)
+                state.pointers[number] = table[number]
         return state.pointers
 
     # -- what the processor uses ------------------------------------------------------------
