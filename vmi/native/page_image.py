@@ -160,14 +160,13 @@ class _Pagemap:
 
     def _scan(self, file: int) -> list[range]:
         start, end = self._start, self._start + self._size
-        request, rows, at, found = self._request, self._rows, start, []
+        request, rows, at = self._request, self._rows, start
+        found: list[range] = []
         while at < end:
             request[_SCAN_START] = at
             used = _ROW * fcntl.ioctl(file, _SCAN, request)
-            found += [
-                range((first - start) // PAGE_SIZE, (last - start) // PAGE_SIZE)
-                for first, last in zip(rows[:used:_ROW], rows[1:used:_ROW], strict=True)
-            ]
+            firsts, lasts = ([(each - start) // PAGE_SIZE for each in rows[n:used:_ROW]] for n in (0, 1))
+            found += map(range, firsts, lasts)
             at = request[_SCAN_REACHED]
         return found
 
