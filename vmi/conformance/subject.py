@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from vmi.conformance.layout import Paging
 
@@ -55,8 +55,7 @@ class End(StrEnum):
     UNKNOWN = "unknown"  # the subject itself went wrong
 
 
-@dataclass(frozen=True)
-class Stop:
+class Stop(NamedTuple):
     """The end of a run, with a sentence where there is one."""
 
     end: End

@@ -10,8 +10,8 @@ are no part of what is asked, and a handler that goes back to a faulting call wo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from struct import Struct
+from typing import NamedTuple
 
 from vmi import abi
 from vmi.abi import Reloc
@@ -109,8 +109,7 @@ def _mask(name: str) -> bytes:
     return _RETURNED.pack(*fields)
 
 
-@dataclass(frozen=True)
-class Walked:
+class Walked(NamedTuple):
     """What a run has left.
 
     :ivar returned: calls that came back.

@@ -62,7 +62,7 @@ class Checkpoint:
                 )
         self._machine, cpu = machine, machine.cpu
         self._ram = PageImage(machine.memory.ram, machine.memory.host_address)
-        hidden = cpu.hidden_view()
+        hidden = cpu.hidden_view
         self._hidden = None if hidden is None else PageImage(*hidden)
         self._cpu = cpu_state.keep(cpu)
         monitor = () if machine.monitor is None else (machine.monitor,)
@@ -96,7 +96,7 @@ class Checkpoint:
         for page in stale:  # written once more, by somebody who knows what follows for code that was there
             at = page * PAGE_SIZE
             cpu.write_memory(at, self._machine.memory.read(at, PAGE_SIZE))
-        hidden = cpu.hidden_view()
+        hidden = cpu.hidden_view
         if hidden is None:
             return
         if self._hidden is None:  # none of it was in use yet

@@ -173,7 +173,8 @@ def put_back(cpu: Cpu, kept: Kept) -> None:
     cpu.thaw(kept.registers)
     if kept.dr7 & _ARMED:
         cpu.load_dr(7, kept.dr7)
-    cpu.set_a20(kept.a20)
+    if kept.a20 != bool(cpu.a20_mask >> _A20_BIT & 1):
+        cpu.set_a20(kept.a20)
     for name, value, now in zip(_BESIDES, kept.besides, _besides(cpu), strict=True):
         if value is not now:
             setattr(cpu, name, value)
