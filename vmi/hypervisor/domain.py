@@ -30,6 +30,7 @@ from vmi.hypervisor.tasks import finish_switch
 from vmi.hypervisor.vcpu import VirtualCpu
 from vmi.native.interrupts import Delivery, Event, Origin, TripleFault
 from vmi.native.machine import Machine, Outcome
+from vmi.native.stamped import Stamped
 from vmi.x86 import IF_BIT, IOPL_MASK, Cr0, Eflags, GuestFault, Seg, Vector
 
 _SYSEXIT_FRAME = 24  # EIP, CS, EFLAGS, ESP and SS, and EAX, which is loaded already
@@ -44,7 +45,7 @@ _SOFTWARE, _EXCEPTION = Origin.SOFTWARE, Origin.EXCEPTION
 _PRIVILEGED, _PLANTED = "privileged instruction", "breakpoint"
 
 
-class Domain(Beginning):
+class Domain(Stamped, Beginning):
     """The hypervisor's side of one machine; it becomes the machine's monitor.
 
     ``taken`` says whether the guest has been taken over, ``active`` whether the processor that runs now is

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 from vmi.errors import UsageError
+from vmi.native.stamped import Stamped
 
 #: JSON-able device state: str keys; int, bool, str, None, and lists and dicts of them as values.
 State = dict[str, Any]
@@ -28,7 +29,7 @@ class IrqLine(Protocol):
         """Drive the line high (True) or low (False)."""
 
 
-class Device(ABC):
+class Device(Stamped, ABC):
     """One device with port registers.
 
     ``name`` is unique on its bus. ``ports`` are the port numbers it claims. A ``wide`` device gets
