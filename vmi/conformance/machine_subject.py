@@ -61,9 +61,7 @@ class MachineSubject:
 
     def reset(self) -> None:
         """See :class:`vmi.conformance.subject.Subject`."""
-        machine = self._machine = Machine(
-            ram=RAM, model=self._model, cpus=self._environment.cpus, peripherals=False
-        )
+        machine = self._machine = Machine(ram=RAM, model=self._model, cpus=self._environment.cpus)
         base = machine.plug(self._rom)
         if self._ran is not None:
             self._ran.watch(machine, base)

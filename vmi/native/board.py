@@ -15,7 +15,6 @@ from vmi.native.bus import PortBus, State
 from vmi.native.clock import Clock
 from vmi.native.console import Console
 from vmi.native.cpuid import CpuModel
-from vmi.native.devices import pci_functions
 from vmi.native.devices.apic_bus import ApicBus
 from vmi.native.devices.debug_exit import DebugExit
 from vmi.native.devices.i8042 import I8042
@@ -75,7 +74,6 @@ class Board(Stamped):
     """All devices of one PC.
 
     :ivar console: what COM1 transmits, and port E9h; :ivar console2: what COM2 transmits.
-    :ivar peripherals: screen, keyboard and mouse, serial ports and IDE channels are there.
     """
 
     def __init__(
@@ -89,7 +87,6 @@ class Board(Stamped):
         disks: Sequence[Disk | None] = (),
         video_bios: bytes | None = None,
         cpus: int = 1,
-        peripherals: bool = True,
     ) -> None:
         """``disks``: primary master and slave, secondary master and slave; several ``cpus`` need APICs."""
         self.console, self.console2 = Console(), Console()
@@ -106,13 +103,36 @@ class Board(Stamped):
             self.memory.map(IO_APIC_SPAN, self.io_apic)
         line = self.interrupts.line
         self.a20 = A20Gate(wires.a20_changed)
+        self.vga = Vga(clock)
+        self.keyboard = I8042(
+            line(1), self.a20, lambda: wires.request_reset("the keyboard controller"), clock, line(12)
+        )
+        com1 = Uart("com1", 0x3F8, line(4), clock, self.console.transmit)
+        com2 = Uart("com2", 0x2F8, line(3), clock, self.console2.transmit)
+        first, second, third, fourth = self.disks = (*disks, *(None,) * MOST_DISKS)[:MOST_DISKS]
+        self.bus_master = BusMaster(self.ports, wires.load_memory, wires.store_memory)
+        engines = self.bus_master.engines
+        self.ide = (
+            primary(line(14), clock, first, second, dma=engines[0]),
+            secondary(line(15), clock, third, fourth, dma=engines[1]),
+        )
         self.pci = PciHost()
         self.pci.add(0, 0, HostBridge(wires.rom_area_changed))
         self.pci.add(1, 0, isa_bridge())
+        self.pci.add(1, 1, ide_controller(self.bus_master.map))
+        self.pci.add(2, 0, RomFunction(DISPLAY, video_bios, self.memory))
+        self.console.connect(com1.receive, lambda: com1.waiting)
+        self.console2.connect(com2.receive, lambda: com2.waiting)
         self.ports.attach(
             self.pic,
             Pit(line(0), clock),
             Rtc(line(8), clock, memory.size, epoch, cpus),
+            com1,
+            com2,
+            self.keyboard,
+            self.vga,
+            *self.ide,
+            self.bus_master,
             self.pci,
             SystemControlA(self.a20, lambda: wires.request_reset("port 92h")),
             ResetControl(lambda: wires.request_reset("port CF9h")),
@@ -120,42 +140,6 @@ class Board(Stamped):
             DebugConsole(self.console.transmit),
             DebugExit(wires.debug_exit),
         )
-        self.peripherals = peripherals
-        self.disks = (*disks, *(None,) * MOST_DISKS)[:MOST_DISKS]
-        if peripherals:
-            self._connect(clock, wires, video_bios)
-
-    def _connect(self, clock: Clock, wires: Wires, video_bios: bytes | None) -> None:
-        """What people and files are at the other end of."""
-        line = self.interrupts.line
-        self.vga = Vga(clock)
-        self.keyboard = I8042(
-            line(1), self.a20, lambda: wires.request_reset("the keyboard controller"), clock, line(12)
-        )
-        com1 = Uart("com1", 0x3F8, line(4), clock, self.console.transmit)
-        com2 = Uart("com2", 0x2F8, line(3), clock, self.console2.transmit)
-        first, second, third, fourth = self.disks
-        bus_master = BusMaster(self.ports, wires.load_memory, wires.store_memory)
-        engines = bus_master.engines
-        self.ports.attach(
-            com1,
-            com2,
-            self.keyboard,
-            self.vga,
-            primary(line(14), clock, first, second, dma=engines[0]),
-            secondary(line(15), clock, third, fourth, dma=engines[1]),
-            bus_master,
-        )
-        self.pci.add(1, 1, ide_controller(bus_master.map))
-        self.pci.add(2, 0, RomFunction(DISPLAY, video_bios, self.memory))
-        self.console.connect(com1.receive, lambda: com1.waiting)
-        self.console2.connect(com2.receive, lambda: com2.waiting)
-
-    def settle(self) -> None:
-        """Leave screen and PCI functions as firmware does."""
-        if self.peripherals:
-            self.vga.set_text_mode()
-        pci_functions.settle(self.pci)
 
     def plug(self, rom: bytes) -> None:
         """Show an option ROM as the PCI device that it says it is, if it says so, in the next free slot."""

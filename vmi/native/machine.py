@@ -23,6 +23,7 @@ from vmi.native.checkpoint import Checkpoint
 from vmi.native.clock import Clock
 from vmi.native.cpu import Cpu
 from vmi.native.cpuid import MODELS, CpuModel
+from vmi.native.devices import pci_functions
 from vmi.native.devices.pci_functions import Segment
 from vmi.native.devices.rtc import DEFAULT_EPOCH
 from vmi.native.disk import MOST_DISKS, Disk
@@ -70,10 +71,8 @@ class Machine(Traffic):
     :param bios: firmware, whole 64 KiB; the machine then starts with it, at the reset vector.
     :param video_bios: the VGA's option ROM, for the firmware to find.
     :param cpus: processors, 1 to 8; see :mod:`vmi.native.turns`.
-    :param peripherals: with screen, keyboard, mouse, serial ports and IDE; without them a checkpoint goes
-        back sooner.
-    :raises UsageError: that much RAM has no room below the board's chips, there are too many disks or no IDE
-        for them, or not so many processors of that model.
+    :raises UsageError: that much RAM has no room below the board's chips, there are too many disks, or not
+        so many processors of that model.
     :raises BadInput: the firmware can't be one.
     """
 
@@ -87,7 +86,6 @@ class Machine(Traffic):
         bios: bytes | None = None,
         video_bios: bytes | None = None,
         cpus: int = 1,
-        peripherals: bool = True,
     ) -> None:
         if ram > RAM_LIMIT:
             raise UsageError(f"RAM must be at most {RAM_LIMIT >> 20} MiB, but it is {ram >> 20} MiB")
@@ -97,8 +95,6 @@ class Machine(Traffic):
             )
         if len(disks) > MOST_DISKS:
             raise UsageError(f"there can be up to {MOST_DISKS} disks, but {len(disks)} were given")
-        if disks and not peripherals:
-            raise UsageError("disks need IDE, which is one of the peripherals")
         if not 1 <= cpus <= MOST_CPUS:
             raise UsageError(f"there can be 1 to {MOST_CPUS} processors, but {cpus} were asked for")
         if cpus > 1 and not model.has("apic"):
@@ -127,15 +123,7 @@ class Machine(Traffic):
         self._rom_top = ROM_BAY.start
         self.rom_area = RomArea(self.cpu)
         self.board = Board(
-            self.memory,
-            self.clock,
-            model,
-            self,
-            epoch=epoch,
-            disks=disks,
-            video_bios=video_bios,
-            cpus=cpus,
-            peripherals=peripherals,
+            self.memory, self.clock, model, self, epoch=epoch, disks=disks, video_bios=video_bios, cpus=cpus
         )
         self.console = self.board.console
         self.interrupts = self.board.interrupts
@@ -213,7 +201,8 @@ class Machine(Traffic):
         """
         # first, as it writes to the first page too, which a kernel may own
         firmware.settle(self.board.ports, self.memory)
-        self.board.settle()
+        self.board.vga.set_text_mode()
+        pci_functions.settle(self.board.pci)
         self.msr.settle()
         if self.board.lapic is not None:
             self.board.lapic.virtual_wire()

@@ -106,7 +106,6 @@ def _state(machine: Machine) -> State:
             "disks": [_disk(disk) for disk in machine.disks],
             "roms": len(machine.roms),
             "cpus": machine.cpus,
-            "peripherals": machine.board.peripherals,
         },
         "progress": machine.progress(),
         "clock": machine.clock.save(),
@@ -203,7 +202,6 @@ def restore(
             bios=files.read(_FIRMWARE) if _FIRMWARE in files else None,
             video_bios=files.read(_VIDEO_BIOS) if _VIDEO_BIOS in files else None,
             cpus=hardware.get("cpus", 1),
-            peripherals=hardware.get("peripherals", True),
         )
         for n in range(hardware["roms"]):
             machine.plug(files.read(_rom(n)))
