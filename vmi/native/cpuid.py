@@ -150,7 +150,7 @@ class CpuModel:
     @cached_property
     def features(self) -> frozenset[str]:
         """Names of the features that this model promises, keys of :data:`FEATURES`."""
-        return self.judge - WITHHELD.keys()
+        return frozenset(self.judge - WITHHELD.keys())
 
     @property
     def withheld(self) -> dict[str, str]:

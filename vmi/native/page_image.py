@@ -41,7 +41,7 @@ _READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 _SCAN = 0xC0606610
 _SCAN_SIZE, _SCAN_START, _SCAN_END, _SCAN_REACHED = 96, 2, 3, 4  # bytes of the request, and fields of 8
 _OF_FILE, _PRESENT, _SWAPPED = 1 << 2, 1 << 3, 1 << 4
-_ROWS, _ROW = 512, 3  # ranges that one request gives at most: start, end, what they are
+_ROWS, _ROW = 64, 3  # ranges that one request gives at most: start, end, what they are
 
 # the same, in the 8 bytes that /proc/self/pagemap has for each page
 _ENTRY = 8

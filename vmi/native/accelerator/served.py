@@ -62,10 +62,6 @@ class CodePages(MutableSet[int]):
         kinds = self._kinds
         return [page for run in pages for page in run if kinds[page] & PAGE_HOLDS_CODE]
 
-    def isdisjoint(self, other: Iterable[Any]) -> bool:
-        """None of the other pages holds code."""
-        return not any(page in self for page in other)
-
     @classmethod
     def _from_iterable(cls, it: Iterable[Any]) -> set[Any]:
         return set(it)
