@@ -3,7 +3,7 @@
 
 A machine has a hundred objects, and hardly any of them change while a guest makes a few calls. Who puts all
 of them back (:mod:`vmi.native.held`), thousands of times in a second, only looks at a number for those that
-are stamped. To set an attribute of theirs takes ten times as long, so what is set all the time isn't stamped.
+are stamped. To set an attribute of theirs takes 0.15 us more, so what is set all the time isn't stamped.
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ from __future__ import annotations
 from itertools import count
 from typing import Any
 
+#: The attribute that the number is in.
+STAMP = "_stamp"
+
 _new = count(1).__next__
+_set = object.__setattr__
 
 
 class Stamped:
@@ -21,18 +25,15 @@ class Stamped:
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
-        stamp(self.__dict__)
+        _set(self, name, value)
+        self.__dict__[STAMP] = _new()
 
     def __delattr__(self, name: str) -> None:
         object.__delattr__(self, name)
-        stamp(self.__dict__)
+        self.__dict__[STAMP] = _new()
 
 
 def stamp(attributes: dict[str, Any]) -> int:
-    """Put a new number among attributes, under :data:`STAMP`."""
+    """Put a new number among the attributes of a stamped object; gives it."""
     attributes[STAMP] = number = _new()
     return number
-
-
-STAMP = "_stamp"
