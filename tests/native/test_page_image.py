@@ -26,7 +26,7 @@ def told(request, monkeypatch):
     if request.param == "read page by page":
         monkeypatch.setattr(page_image, "_SCAN", 0)
     if request.param == "not told":
-        monkeypatch.setattr(page_image._Pagemap, "copies", lambda self, size: None)
+        monkeypatch.setattr(page_image._Pagemap, "copies", lambda self: None)
     return request.param
 
 

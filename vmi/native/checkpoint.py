@@ -102,7 +102,7 @@ class Checkpoint:
         if self._hidden is None:  # none of it was in use yet
             hidden[0][:] = bytes(len(hidden[0]))
             self._hidden = PageImage(*hidden)
-        self._hidden.put_back(self._hidden.written(cpu.hidden_used))
+        self._hidden.put_back(self._hidden.written())
 
     def _forget_blocks(self) -> None:
         # who is shown each block of code once has to be shown again what it no longer knows of

@@ -39,7 +39,7 @@ _READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 
 # PAGEMAP_SCAN: which pages of a range are in memory, or swapped out, and not the file's
 _SCAN = 0xC0606610
-_SCAN_SIZE, _SCAN_START, _SCAN_END, _SCAN_REACHED = 96, 2, 3, 4  # bytes of the request, and fields of 8
+_SCAN_SIZE, _SCAN_START, _SCAN_REACHED = 96, 2, 4  # bytes of the request, and two of its fields of 8
 _OF_FILE, _PRESENT, _SWAPPED = 1 << 2, 1 << 3, 1 << 4
 _ROWS, _ROW = 64, 3  # ranges that one request gives at most: start, end, what they are
 
@@ -82,7 +82,7 @@ class PageImage:
             raise OutputError(
                 f"{self._size >> 20} MiB of memory can't be kept for a checkpoint: {reason(error)}"
             ) from error
-        self._pagemap = _Pagemap(address)
+        self._pagemap = _Pagemap(address, self._size)
         self._times = 0
         self._map()
 
@@ -104,14 +104,9 @@ class PageImage:
         spans = ((page, slice(page * PAGE_SIZE, (page + 1) * PAGE_SIZE)) for page in candidates)
         return [page for page, span in spans if bytes(view[span]) != bytes(was[span])]
 
-    def written(self, size: int | None = None) -> Sequence[range] | None:
-        """The pages, by number, that may hold something else than the image does; None if that is unknown.
-
-        :param size: how many bytes, whole pages, were in use at all, if that is known.
-        """
-        if _mapped.get(self._address) is not self:
-            return None
-        return self._pagemap.copies(self._size if size is None else size)
+    def written(self) -> Sequence[range] | None:
+        """The pages, by number, that may hold something else than the image does; None if that is unknown."""
+        return self._pagemap.copies() if _mapped.get(self._address) is self else None
 
     def put_back(self, written: Sequence[range] | None) -> None:
         """Let the memory hold what the image does.
@@ -129,14 +124,14 @@ class PageImage:
 
 
 class _Pagemap:
-    """What the system says of this process's pages from an address on."""
+    """What the system says of a range of this process's pages."""
 
-    def __init__(self, start: int) -> None:
-        self._start = start
+    def __init__(self, start: int, size: int) -> None:
+        self._start, self._size = start, size
         self._rows = array("Q", bytes(_ROWS * _ROW * _ENTRY))
         rows, _ = self._rows.buffer_info()
         wanted = _OF_FILE, _OF_FILE, _PRESENT | _SWAPPED, _PRESENT
-        self._request = array("Q", (_SCAN_SIZE, 0, 0, 0, 0, rows, _ROWS, 0, *wanted))
+        self._request = array("Q", (_SCAN_SIZE, 0, start, start + size, 0, rows, _ROWS, 0, *wanted))
         self._scans = True
         self._file: int | None = None
         try:
@@ -145,34 +140,34 @@ class _Pagemap:
             return
         weakref.finalize(self, os.close, self._file)
 
-    def copies(self, size: int) -> list[range] | None:
-        """The pages among the first bytes, by number, that are not those of the file they map."""
+    def copies(self) -> list[range] | None:
+        """The pages, by number in the range, that are not those of the file they map."""
         if self._file is None:
             return None
         try:
             if self._scans:
-                return self._scan(self._file, size)
+                return self._scan(self._file)
         except OSError:
             self._scans = False
         try:
-            return self._read(self._file, size)
+            return self._read(self._file)
         except OSError:
             return None
 
-    def _scan(self, file: int, size: int) -> list[range]:
-        start, end = self._start, self._start + size
+    def _scan(self, file: int) -> list[range]:
+        start, end = self._start, self._start + self._size
         request, rows, at = self._request, self._rows, start
         found: list[range] = []
         while at < end:
-            request[_SCAN_START], request[_SCAN_END] = at, end
+            request[_SCAN_START] = at
             used = _ROW * fcntl.ioctl(file, _SCAN, request)
             firsts, lasts = ([(each - start) // PAGE_SIZE for each in rows[n:used:_ROW]] for n in (0, 1))
             found += map(range, firsts, lasts)
             at = request[_SCAN_REACHED]
         return found
 
-    def _read(self, file: int, size: int) -> list[range] | None:
-        size = size // PAGE_SIZE * _ENTRY
+    def _read(self, file: int) -> list[range] | None:
+        size = self._size // PAGE_SIZE * _ENTRY
         data = os.pread(file, size, self._start // PAGE_SIZE * _ENTRY)
         if len(data) != size:
             return None

@@ -37,8 +37,6 @@ class Translation(Registers):
     :ivar code_pages: numbers of the pages of RAM that translated code lies in.
     :ivar hidden_view: the bytes of :meth:`hidden_memory` and their address in this process; None before there
         are any.
-    :ivar hidden_used: how many of them, from the first on, may ever have been other than zero: whoever uses
-        them says so before.
     """
 
     bus: Bus
@@ -67,7 +65,6 @@ class Translation(Registers):
         self.hidden_from, self.nowhere = 1 << 32, NOWHERE
         self._pager: Pager | None = None
         self.hidden_view: tuple[memoryview, int] | None = None
-        self.hidden_used = 0
         self.uncached = _NO_PAGE
         self._on_cached: Callable[[], None] = lambda: None
         self.code_pages: MutableSet[int] = set() if self._served is None else self._served.code_pages
@@ -190,9 +187,8 @@ class Translation(Registers):
     def hidden_memory(self, size: int) -> tuple[int, memoryview]:
         """Whole pages that no address of the guest reaches: their physical address, and the bytes.
 
-        It is the same memory each time, never more than the first time; at most 64 MiB; :attr:`hidden_used`
-        is to cover what is used of it. To be asked for before the CPU runs: the emulator walks the guest's
-        page tables for no reason when it maps memory.
+        It is the same memory each time, never more than the first time; at most 64 MiB. To be asked for
+        before the CPU runs: the emulator walks the guest's page tables for no reason when it maps memory.
         """
         if self.hidden_view is None:
             assert size <= HIDDEN_SIZE

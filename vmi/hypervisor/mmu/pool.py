@@ -35,7 +35,6 @@ class Pool:
 
     def __init__(self, cpu: Cpu, size: int) -> None:
         self.size = size
-        self._cpu = cpu
         runs = -(-size // _RUN)
         self._base, self._memory = cpu.hidden_memory(runs * 2 * _RUN * PAGE_SIZE)
         self.used = 0
@@ -60,7 +59,6 @@ class Pool:
 
     def _new(self, number: int) -> Page:
         at = (number // _RUN * 2 * _RUN + number % _RUN) * PAGE_SIZE
-        self._cpu.hidden_used = max(self._cpu.hidden_used, at + PAGE_SIZE)
         return Page(self._base + at, self._memory[at : at + PAGE_SIZE].cast("Q"))
 
     def give_back(self, page: Page) -> None:
