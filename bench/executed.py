@@ -22,6 +22,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "vmi"
 FLAVOURS = ("vmware", "native")
 # What makes ROMs; the assembler refuses what it gets wrong, and the rest of the folder reads ROMs.
 _OF_ROMS = ("build.py", "template.py", "updates.py", "layout.py", "flavours/vmware.py", "flavours/native.py")
+#: What of that the hypervisor looks at, too.
+SHARED = frozenset({"rom/layout.py", "rom/build.py", "rom/flavours/vmware.py"})
 # What is only told, and what is about guests that don't use the interface.
 _NOT_ASKED = frozenset({"call_docs.py", "full.py", "discovery.py"})
 

@@ -33,7 +33,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from executed import FLAVOURS, PACKAGE, Executed, measured, preload, sources
+from executed import FLAVOURS, PACKAGE, SHARED, Executed, measured, preload, sources
 from mutators import Mutant, assembly, in_assembly, in_python, python
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class End(StrEnum):
     DIED = "died"  # the suite's process ended
     SURVIVED = "survived"
     UNBUILT = "unbuilt"  # there is no such program, or no such ROM
-    SAME = "same"  # the ROM is the same, and the line is executed by nothing but making it
+    SAME = "same"  # the ROM is the same, and nothing but that was made by the code
     NEVER = "never"  # no case executes the line
 
 
@@ -174,13 +174,16 @@ def _serve(mutant: Mutant, executed: Executed, say: Say) -> None:
         say(End.UNBUILT, "", f"{type(error).__name__}: {error}")
         return
     changed = [name for name, image in images.items() if executed.images[name] != image.hex()]
+    if of_rom and not changed and (mutant.place not in SHARED or not cases_of(mutant, executed)):
+        say(End.SAME, "", "")
+        return
     plan = executed.all() if of_rom and changed else cases_of(mutant, executed)
     for name in changed or [flavours[0]]:
         target = suite.Target(name, images[name])
         for environment, numbers in _ordered(executed, f"{name} ", plan, target.environments()):
             if _run(say, target, environment, [cases[n] for n in numbers]):
                 return
-    say(End.SURVIVED if plan and (changed or not mutant.early) else End.SAME, "", "")
+    say(End.SURVIVED, "", "")
 
 
 def _run(say: Say, target: Target, environment: Environment, cases: Sequence[Case]) -> bool:

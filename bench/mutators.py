@@ -280,7 +280,8 @@ def _in_lines(place: str, source: str) -> Iterator[Mutant]:
     number = 0
     for n, line in enumerate(source.split("\n"), 1):
         for kind, becomes in _line_mutants(line):
-            yield Mutant(place, n, kind, number, " ".join(line.split()), " ".join(becomes.split()))
+            was, now = (" ".join(each.partition(";")[0].split()) for each in (line, becomes))
+            yield Mutant(place, n, kind, number, was, now)
             number += 1
 
 

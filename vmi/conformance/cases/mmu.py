@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 from vmi.conformance.case import PAGED, Findings, case
+from vmi.conformance.examples import EXAMPLES, Example
 from vmi.conformance.layout import (
     FREE_PAGES,
     PAGE_TABLES,
     RAM,
+    USER,
+    USER_STACK,
     WORDS,
     Paging,
     control,
     entry_address,
 )
-from vmi.conformance.rig import Rig
+from vmi.conformance.rig import Rig, Unfit
 from vmi.memory import PAGE_SIZE
 from vmi.x86 import Cr0
 
@@ -252,3 +255,37 @@ def large_page(rig: Rig, found: Findings) -> None:
     found.equal("faults of a store to a read-only one", _user(rig, _STORE, _ELSEWHERE + _SECOND), [(_PF, 7)])
     _map_elsewhere(rig, _P | _RW | _US, _P | _RW | _US)
     found.equal("a load by a table", rig.go("load", ebx=_ELSEWHERE).registers["eax"], 1)
+
+
+@case("Mmu", "pages of the kernel alone", 14, paging=PAGED)
+def kernel_pages(rig: Rig, found: Findings) -> None:
+    """Calls, events and ways to user code and back are the same where the kernel's pages are its own."""
+    size = 8 if _wide(rig) else 4
+    users = {USER, USER_STACK - PAGE_SIZE}
+    entries = (page | _P | _RW | (_US if page in users else 0) for page in range(0, RAM, PAGE_SIZE))
+    first = entry_address(rig.environment.paging, 0)
+    rig.write(first, b"".join(entry.to_bytes(size, "little") for entry in entries))
+    _flush(rig)
+    for name, examples in EXAMPLES.items():
+        example = next(each for each in (*examples, None) if each is None or _fits(rig, each))
+        if example is not None and rig.offers(name) and _prepared(rig, example):
+            done = rig.call(name, *example.stack, **example.registers)
+            found.true(done.returned, f"{name} must return")
+            found.equal(f"events of {name}", done.vectors, [])
+    found.equal("an INT of user code", rig.user(b"\xcd\x30").faults, [(0x30, 0)])
+    rig.put(WORDS["RESUME"], USER + len(_LOAD))  # where user code ends
+    found.equal("a load of user code", rig.user(_LOAD, ebx=_SECOND).faults, [(_PF, 5)])
+    found.equal("an INT of the kernel", _kernel(rig, "int30", 0), [(0x30, 0)])
+
+
+def _fits(rig: Rig, example: Example) -> bool:
+    return rig.environment.paging in example.paging
+
+
+def _prepared(rig: Rig, example: Example) -> bool:
+    """What the call needs is in memory; False if there can be no such call."""
+    try:
+        example.before(rig)
+    except Unfit:
+        return False
+    return True

@@ -9,10 +9,11 @@ from vmi import abi
 from vmi.abi import Reloc
 from vmi.conformance.case import Findings, case
 from vmi.conformance.layout import FREE_PAGES, GDT, IDT, RAM, SCRATCH, TASK, control
-from vmi.conformance.rig import Rig, Unfit, fill
+from vmi.conformance.rig import CALL_LENGTH, Rig, Unfit, fill
 from vmi.rom.layout import PciData, RomHeader, text_at
 
 _COPY = FREE_PAGES + 0x8000  # where a case copies the ROM to
+_TIMER = 0x20  # the vector of line 0
 _IF, _RING = 0x200, 3
 
 
@@ -93,6 +94,28 @@ def takes_over(rig: Rig, found: Findings) -> None:
     found.equal("the mask", rig.value("GetInterruptMask") & _IF, 0)
     frame = rig.go("int30").first
     found.equal("levels of CS and DS", frame.cs & _RING, rig.go("int30").first.cs & _RING)
+
+
+@case("Init", "while an interrupt waits", 3, more=("VMI-Interrupt-10",), begun=False)
+def an_interrupt_waits(rig: Rig, found: Findings) -> None:
+    """It waits on, and is handled once when interrupts are switched on, all that in one run."""
+    rig.power_on()
+    rig.initialise()
+    rig.need("EnableInterrupts")
+    entry = rig.entry("EnableInterrupts")[1]
+    rig.power_on()
+    rig.go("open_irq0")
+    rig.subject.interrupt(0)
+    behind, end = SCRATCH + CALL_LENGTH, SCRATCH + 2 * CALL_LENGTH
+    rig.jump_to(SCRATCH, rig.rom + abi.INIT_OFFSET, call=True)
+    rig.jump_to(behind, entry, call=True)
+    rig.jump_to(end, rig.labels["done"], call=False)
+    done = rig.start(SCRATCH, ebx=0)
+    found.equal("events", done.vectors, [_TIMER])
+    found.true(
+        all(frame.eip in (behind, end) or frame.eip >= rig.rom for frame in done.frames),
+        "it must come in EnableInterrupts",
+    )
 
 
 @case("Init", "in place", 1, begun=False)

@@ -143,6 +143,19 @@ def periodic(rig: Rig, found: Findings) -> None:
     found.equal("vectors afterwards", _spin(rig, 3 * _SHORT), [])
 
 
+@case("SetAlarm", "a long period", 2)
+def long_period(rig: Rig, found: Findings) -> None:
+    """Both halves of the period count, and nothing above them on the stack."""
+    rig.go("open_irq0")
+    first = _counter(rig, _AVAILABLE) + _SHORT
+    for period, wanted in (([_SHORT, 1], 1), ([_SHORT, 0, 0xFFFFFFFF], 4)):
+        expiry = {"edx": first & 0xFFFFFFFF, "ecx": first >> 32}
+        rig.value("SetAlarm", *period, eax=_AVAILABLE | _PERIODIC, **expiry)
+        count = len(_spin(rig, 5 * _SHORT))
+        found.true(min(count, 4) == wanted, f"{wanted} ticks or more must come, but {count} did")
+        first = _counter(rig, _AVAILABLE) + _SHORT
+
+
 @case("SetAlarm", "replaced", 3)
 def replaced(rig: Rig, found: Findings) -> None:
     """A second one on a counter replaces the first; each counter has its own."""
