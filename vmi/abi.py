@@ -1033,6 +1033,7 @@ TOPICS: tuple[Topic, ...] = (
         "for a table.",
         "VMI-Mmu-14: Calls, events and ways to user code and back are the same in a kernel whose pages are "
         "not user code's.",
+        "VMI-Mmu-15: A page is where its own entry says, whatever its place in its table and directory.",
     ),
 )
 

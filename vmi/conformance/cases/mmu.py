@@ -27,6 +27,7 @@ _FIRST, _SECOND, _THIRD = (FREE_PAGES + n * PAGE_SIZE for n in range(3))
 _WINDOW = FREE_PAGES + 4 * PAGE_SIZE
 _TABLE = FREE_PAGES + 8 * PAGE_SIZE
 _ELSEWHERE = 0x20000000  # linear, where nothing is mapped
+_ELSEWHERE_TOO = 0x2A000000  # nor is anything where one bit of it is another
 _TWO = frozenset({Paging.TWO_LEVEL, Paging.PSE})
 
 
@@ -276,6 +277,41 @@ def kernel_pages(rig: Rig, found: Findings) -> None:
     rig.put(WORDS["RESUME"], USER + len(_LOAD))  # where user code ends
     found.equal("a load of user code", rig.user(_LOAD, ebx=_SECOND).faults, [(_PF, 5)])
     found.equal("an INT of the kernel", _kernel(rig, "int30", 0), [(0x30, 0)])
+
+
+@case("Mmu", "each bit of an address", 15, paging=PAGED)
+def each_bit(rig: Rig, found: Findings) -> None:
+    """Pages whose addresses differ in one bit are where their own entries say, the second time, too."""
+    wide, free = _wide(rig), iter(range(FREE_PAGES, FREE_PAGES + 32 * PAGE_SIZE, PAGE_SIZE))
+    size, span = (8, 21) if wide else (4, 22)
+    places = [_ELSEWHERE_TOO, *(_ELSEWHERE_TOO ^ 1 << bit for bit in range(12, 30))]
+    made: dict[int, int] = {}
+    for number, linear in enumerate(places, 1):
+        if linear >> span not in made:
+            made[linear >> span] = table = next(free)
+            rig.write(table, bytes(PAGE_SIZE))
+            rig.put(_directory(rig, linear), table | _P | _RW)
+        page = next(free)
+        rig.put(page, number)
+        rig.put(made[linear >> span] + size * (linear >> 12 & PAGE_SIZE // size - 1), page | _P | _RW)
+    for _ in range(2):
+        loads = [rig.go("load", ebx=linear).registers["eax"] for linear in places]
+        found.equal("loads", loads, [*range(1, len(places) + 1)])
+        _flush(rig)
+
+
+@case("Mmu", "a table taken away", 4, 10, paging=PAGED)
+def table_taken_away(rig: Rig, found: Findings) -> None:
+    """A directory entry that plain stores have made counts at once, and one that they took behind a flush."""
+    _fill(rig)
+    rig.write(_TABLE, bytes(PAGE_SIZE))
+    rig.put(_TABLE, _FIRST | _P | _RW)
+    for flush, arguments in (("FlushTLB", 1), ("InvalPage", _ELSEWHERE)):
+        rig.put(_directory(rig, _ELSEWHERE), _TABLE | _P | _RW)
+        found.equal("a load", rig.go("load", ebx=_ELSEWHERE).registers["eax"], 1)
+        rig.put(_directory(rig, _ELSEWHERE), 0)
+        rig.value(flush, eax=arguments)
+        found.equal(f"faults of a load behind {flush}", _kernel(rig, "load", _ELSEWHERE), [(_PF, 0)])
 
 
 def _fits(rig: Rig, example: Example) -> bool:
