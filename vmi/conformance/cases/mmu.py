@@ -21,6 +21,7 @@ from vmi.memory import PAGE_SIZE
 from vmi.x86 import Cr0
 
 _PF = 14
+_RESERVED = 8  # of an error code
 _P, _RW, _US, _A, _D, _PS, _G = 1, 2, 4, 0x20, 0x40, 0x80, 0x100
 _LOAD, _STORE = b"\x8b\x03", b"\x89\x03"
 _FIRST, _SECOND, _THIRD = (FREE_PAGES + n * PAGE_SIZE for n in range(3))
@@ -237,6 +238,13 @@ def behind_ram(rig: Rig, found: Findings) -> None:
     rig.value("InvalPage", eax=_WINDOW)
     found.equal("faults of a store", _kernel(rig, "store", _WINDOW), [])
     found.equal("a load", rig.go("load", ebx=_WINDOW).registers["eax"], 0xFFFFFFFF)
+    for bit in range(32, 40) if _wide(rig) else ():
+        rig.put(entry, _P | _RW, 1 << bit - 32)
+        rig.value("InvalPage", eax=_WINDOW)
+        faults = _kernel(rig, "load", _WINDOW)
+        if bit < 36 or faults != [(_PF, _P | _RESERVED)]:  # from there on processors differ
+            found.equal(f"faults of a load with bit {bit}", faults, [])
+            found.equal("a load", rig.go("load", ebx=_WINDOW).registers["eax"], 0xFFFFFFFF)
 
 
 @case("Mmu", "large page", 13, paging=frozenset({Paging.PSE, Paging.PAE}))
@@ -279,6 +287,25 @@ def kernel_pages(rig: Rig, found: Findings) -> None:
     found.equal("an INT of the kernel", _kernel(rig, "int30", 0), [(0x30, 0)])
 
 
+@case("Mmu", "reserved bits", 16, paging=frozenset({Paging.PAE}))
+def reserved_bits(rig: Rig, found: Findings) -> None:
+    """They are a page fault that says so, in an entry that has been used before, too."""
+    entry = _fill(rig)
+    for bit in (51, 52, 62):
+        rig.put(entry, _FIRST | _P | _RW, 0)
+        rig.value("InvalPage", eax=_WINDOW)
+        found.equal("a load", rig.go("load", ebx=_WINDOW).registers["eax"], 1)
+        rig.put(entry + 4, 1 << bit - 32)
+        rig.value("InvalPage", eax=_WINDOW)
+        found.equal(
+            f"faults of a load with bit {bit}", _kernel(rig, "load", _WINDOW), [(_PF, _P | _RESERVED)]
+        )
+        rig.value("FlushTLB", eax=1)
+        found.equal(
+            f"faults of a store with bit {bit}", _kernel(rig, "store", _WINDOW), [(_PF, _P | _RW | _RESERVED)]
+        )
+
+
 @case("Mmu", "each bit of an address", 15, paging=PAGED)
 def each_bit(rig: Rig, found: Findings) -> None:
     """Pages whose addresses differ in one bit are where their own entries say, the second time, too."""
@@ -305,13 +332,18 @@ def table_taken_away(rig: Rig, found: Findings) -> None:
     """A directory entry that plain stores have made counts at once, and one that they took behind a flush."""
     _fill(rig)
     rig.write(_TABLE, bytes(PAGE_SIZE))
-    rig.put(_TABLE, _FIRST | _P | _RW)
-    for flush, arguments in (("FlushTLB", 1), ("InvalPage", _ELSEWHERE)):
+    halves = [_ELSEWHERE] if _wide(rig) else [_ELSEWHERE, _ELSEWHERE + 512 * PAGE_SIZE]
+    for number, page in enumerate((_FIRST, _SECOND)[: len(halves)]):
+        rig.put(_TABLE + 4 * 512 * number, page | _P | _RW)
+    for flush, arguments in (("FlushTLB", [1]), ("InvalPage", halves)):
         rig.put(_directory(rig, _ELSEWHERE), _TABLE | _P | _RW)
-        found.equal("a load", rig.go("load", ebx=_ELSEWHERE).registers["eax"], 1)
+        for number, linear in enumerate(halves, 1):
+            found.equal("a load", rig.go("load", ebx=linear).registers["eax"], number)
         rig.put(_directory(rig, _ELSEWHERE), 0)
-        rig.value(flush, eax=arguments)
-        found.equal(f"faults of a load behind {flush}", _kernel(rig, "load", _ELSEWHERE), [(_PF, 0)])
+        for argument in arguments:
+            rig.value(flush, eax=argument)
+        for linear in halves:
+            found.equal(f"faults of a load behind {flush}", _kernel(rig, "load", linear), [(_PF, 0)])
 
 
 def _fits(rig: Rig, example: Example) -> bool:
