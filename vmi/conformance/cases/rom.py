@@ -120,18 +120,19 @@ def an_interrupt_waits(rig: Rig, found: Findings) -> None:
 
 @case("Init", "in place", 1, begun=False)
 def in_place(rig: Rig, found: Findings) -> None:
-    """It works at another address, where the guest has copied the ROM to."""
-    image = _image(rig)
-    rig.write(_COPY, image or bytes(abi.ROM_HEADER_SIZE))
-    done = rig.call_address(_COPY + abi.INIT_OFFSET, ebx=0)
-    found.true(done.returned, f"it must return, but {done.stop.reason}")
-    found.equal("EAX", done.registers["eax"], 0)
-    answer = rig.call_address(_COPY + abi.GET_RELOC_OFFSET, eax=abi.BY_NAME["GetCR3"].number)
-    found.equal("the type of GetCR3", answer.registers["edx"], int(Reloc.CALL_REL))
-    found.true(
-        _COPY <= answer.registers["eax"] < _COPY + len(image),
-        f"the entry must be in the copy, but it is {answer.registers['eax']:#x}",
-    )
+    """It works at other addresses, where the guest has copied the ROM to: at the end of RAM, too."""
+    for place in (_COPY, RAM - len(_image(rig)) & -abi.SCAN_STEP):
+        image = _image(rig)
+        rig.write(place, image or bytes(abi.ROM_HEADER_SIZE))
+        done = rig.call_address(place + abi.INIT_OFFSET, ebx=0)
+        found.true(done.returned, f"it must return, but {done.stop.reason}")
+        found.equal("EAX", done.registers["eax"], 0)
+        answer = rig.call_address(place + abi.GET_RELOC_OFFSET, eax=abi.BY_NAME["GetCR3"].number)
+        found.equal("the type of GetCR3", answer.registers["edx"], int(Reloc.CALL_REL))
+        found.true(
+            place <= answer.registers["eax"] < place + len(image),
+            f"the entry must be in the copy, but it is {answer.registers['eax']:#x}",
+        )
 
 
 @case("Init", "state stays", 5, begun=False)

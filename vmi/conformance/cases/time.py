@@ -12,6 +12,7 @@ _PERIODIC, _LVTT = int(AlarmFlag.PERIODIC), int(AlarmFlag.WIRED_LVTT)
 _TIMER = 0x20  # the vector of line 0
 _OWN_VECTOR = 0x30
 _LVT_TIMER, _SPURIOUS, _APIC_BIT, _MASKED = 0x320, 0xF0, 9, 1 << 16
+_TSC, _MSR, _TSC_REGISTER = 4, 5, 0x10
 _SHORT = 20_000  # cycles: longer than a call takes, by far
 
 
@@ -82,6 +83,22 @@ def counters(rig: Rig, found: Findings) -> None:
         rig.go("spin", ecx=1000)
     for which in (3, 0xFF, 0xFFFFFFFF):
         found.equal(f"counter {which:#x}", _counter(rig, which), 0)
+
+
+@case("GetCycleCounter", "time stamp counter written", 1, 2)
+def counter_written(rig: Rig, found: Findings) -> None:
+    """Counters go on as they were, and agree, whatever the guest writes to its time stamp counter."""
+    rig.need("WRMSR", "GetCycleCounter")
+    if not rig.has(_TSC) or not rig.has(_MSR):
+        raise Unfit("the processor has no time stamp counter that can be written")
+    for high, low in ((0x1234, 0x80000000), (0, 0), (0xFFFF, 0xFFFFFFFF)):
+        before = [_counter(rig, which) for which in (_REAL, _AVAILABLE)]
+        rig.value("WRMSR", ecx=_TSC_REGISTER, eax=low, edx=high)
+        now = [_counter(rig, which) for which in (_REAL, _AVAILABLE)]
+        found.true(
+            all(0 <= b - a < 1 << 32 for a, b in zip(before, now, strict=True)),
+            f"counters must go on as they were, but they were {before}, and are {now}",
+        )
 
 
 @case("GetCycleCounter", "halted", 5, more=("VMI-Halt-04", "VMI-SetAlarm-06"))
