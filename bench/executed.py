@@ -24,6 +24,8 @@ FLAVOURS = ("vmware", "native")
 _OF_ROMS = ("build.py", "template.py", "updates.py", "layout.py", "flavours/vmware.py", "flavours/native.py")
 #: What of that the hypervisor looks at, too.
 SHARED = frozenset({"rom/layout.py", "rom/build.py", "rom/flavours/vmware.py"})
+#: What serves instructions that trap, and no calls.
+TRAPPING = frozenset(f"hypervisor/{name}.py" for name in ("breakpoints", "emulate", "operands"))
 # What is only told, and what is about guests that don't use the interface.
 _NOT_ASKED = frozenset({"call_docs.py", "full.py", "discovery.py"})
 

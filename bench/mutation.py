@@ -33,7 +33,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from executed import FLAVOURS, PACKAGE, SHARED, Executed, measured, preload, sources
+from executed import FLAVOURS, PACKAGE, SHARED, TRAPPING, Executed, measured, preload, sources
 from mutators import Mutant, assembly, in_assembly, in_python, python
 
 if TYPE_CHECKING:
@@ -274,13 +274,18 @@ def _child(mutant: Mutant, executed: Executed, writer: int) -> None:
 # -- the command ------------------------------------------------------------------------------------
 
 
+def _kind(place: str) -> str:
+    """What figures are given for: flavours, code that makes them, handlers, and what instructions trap to."""
+    if ":" in place:
+        return place.partition(":")[0]
+    return "trapping" if place in TRAPPING else place.partition("/")[0]
+
+
 def summary(outcomes: Iterable[Outcome]) -> str:
     """Found and not, by what the mutants are of."""
     counts: dict[str, Counter[End]] = {}
     for each in outcomes:
-        place = each.mutant.place
-        kind = place.partition(":")[0] if ":" in place else place.partition("/")[0]
-        counts.setdefault(kind, Counter())[each.end] += 1
+        counts.setdefault(_kind(each.mutant.place), Counter())[each.end] += 1
     lines = []
     for kind, ends in counts.items():
         found = sum(ends[end] for end in FOUND)
