@@ -13,6 +13,7 @@ from vmi.conformance.rig import CALL_LENGTH, Rig, Unfit, fill
 from vmi.rom.layout import PciData, RomHeader, text_at
 
 _COPY = FREE_PAGES + 0x8000  # where a case copies the ROM to
+_LEVELS = b"\x8c\xc8\x8c\xd1"  # MOV EAX, CS; MOV ECX, SS
 _TIMER = 0x20  # the vector of line 0
 _IF, _RING = 0x200, 3
 
@@ -92,8 +93,12 @@ def takes_over(rig: Rig, found: Findings) -> None:
     found.equal("EBX", done.registers["ebx"], 0)
     found.equal("what it took off the stack", done.popped, 0)
     found.equal("the mask", rig.value("GetInterruptMask") & _IF, 0)
-    frame = rig.go("int30").first
-    found.equal("levels of CS and DS", frame.cs & _RING, rig.go("int30").first.cs & _RING)
+    rig.write(SCRATCH, _LEVELS)
+    rig.jump_to(SCRATCH + len(_LEVELS), rig.labels["done"], call=False)
+    levels = rig.start(SCRATCH).registers
+    level = levels["eax"] & _RING
+    found.equal("the level in SS", levels["ecx"] & _RING, level)
+    found.equal("the level in CS of a frame", rig.go("int30").first.cs & _RING, level)
 
 
 @case("Init", "while an interrupt waits", 3, more=("VMI-Interrupt-10",), begun=False)
