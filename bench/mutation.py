@@ -204,8 +204,15 @@ def _run(say: Say, target: Target, environment: Environment, cases: Sequence[Cas
 def _ordered(
     executed: Executed, prefix: str, plan: dict[str, list[int]], environments: Sequence[Environment]
 ) -> Iterator[tuple[Environment, list[int]]]:
-    """Where to run which cases: in each environment a few of all kinds before the rest of any."""
-    rows = [_mixed(executed.subjects, plan.get(f"{prefix}{environment}", [])) for environment in environments]
+    """Where to run which cases: in each environment a few of all kinds before the rest of any.
+
+    A mutant may have other environments than there are: nothing is known of these, and all cases run.
+    """
+    known, everything = executed.all(), range(len(executed.subjects))
+    rows = []
+    for environment in environments:
+        name = f"{prefix}{environment}"
+        rows.append(_mixed(executed.subjects, plan.get(name, []) if name in known else everything))
     for part in (slice(0, _FIRST), slice(_FIRST, None)):
         for row, environment in zip(rows, environments, strict=True):
             if row[part]:
