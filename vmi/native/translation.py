@@ -171,7 +171,7 @@ class Translation(Registers):
         self.uncached, self._on_cached = linear & U32 & -PAGE_SIZE, on_cached
 
     def cached(self) -> None:
-        """The page of :meth:`drop_page` is about to be cached, or nobody wants to know any more."""
+        """The page of :meth:`drop_page` is about to be cached."""
         self.uncached = _NO_PAGE
         self._on_cached()
 
