@@ -37,7 +37,12 @@ def command(
         str, typer.Option("--rom", metavar="FLAVOUR|FILE", help="The option ROM to test.")
     ] = "vmware",
     backend: Annotated[
-        str, typer.Option("--backend", metavar="PKG.MOD:CLASS", help="Test a machine of your own instead.")
+        str,
+        typer.Option(
+            "--backend",
+            metavar="PKG.MOD:CLASS|NAME",
+            help="Test a machine of your own instead: a class, or one that is installed.",
+        ),
     ] = "",
     level: Annotated[
         list[int] | None, typer.Option("--level", metavar="N", help="Only this level; repeat it.")
