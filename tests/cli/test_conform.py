@@ -101,10 +101,10 @@ def test_a_bad_rom_and_a_waiver(tmp_path: Path) -> None:
     assert done.exit_code == ExitCode.NOT_CONFORMING
     assert "the reserved field reserved must be 0" in done.stdout and "VMI-ROM-06" in done.stdout
     waivers = tmp_path / "waivers.toml"
-    waivers.write_text('[[waiver]]\ncase = "GetTR/relocation"\nreason = "none"\nexpires = 9999-01-01\n')
+    waivers.write_text('[[waiver]]\ncase = "GetTR/exits 0"\nreason = "none"\nexpires = 9999-01-01\n')
     done = RUN.invoke(app, [*FEW, "--waivers", str(waivers)])
     assert done.exit_code == ExitCode.CONFORMANCE_UNKNOWN
-    assert "the waiver for GetTR/relocation was not needed" in done.stdout
+    assert "the waiver for GetTR/exits 0 was not needed" in done.stdout
 
 
 @pytest.mark.parametrize(

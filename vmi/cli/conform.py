@@ -226,7 +226,8 @@ def _run(
     granted = []
     if waiver_file is not None:
         text = read_input(waiver_file, "waivers").decode("utf-8", "replace")
-        granted = waivers.parse(text, cases, datetime.now(UTC).date())
+        places = target.environments(tuple(dict.fromkeys(where.engine for where, _ in plan)) or ("",))
+        granted = waivers.parse(text, cases, places, datetime.now(UTC).date())
     ran = Ran(len(target.rom or b"")) if measured else None
     results, total = [], sum(len(cases) for _, cases in plan)
     with ui.steps("testing") as step:
