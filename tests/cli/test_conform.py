@@ -114,6 +114,14 @@ def test_a_bad_rom_and_a_waiver(tmp_path: Path) -> None:
         (["--rom", "vmwar"], "ROM 'vmwar' is neither a flavour (native, vmware) nor the name of a file"),
         (["--report", "x.pdf"], "a report must end in .json, .xml, .tap, .html, .txt, but it is 'x.pdf'"),
         (["--rom", "native", "--mmu", "direct"], "there is no MMU 'direct'; there is no choice here"),
+        (
+            ["--level", "3", "--group", "mmu"],
+            "there is no case that fits all of these choices; `vmi conform --list` shows all",
+        ),
+        (
+            ["SetInitialAPState/registers", "--paging", "off"],
+            "none of the cases that are chosen runs in an environment that is chosen",
+        ),
         (["--engine", "fast"], "there is no engine 'fast'; there is accelerated, python, and both"),
         (
             ["--expression", "SetCR3 and", "--list"],
