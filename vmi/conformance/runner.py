@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from vmi.conformance.bycode import needs_hypervisor
-from vmi.conformance.case import Case, Findings
+from vmi.conformance.case import Case, Enough, Findings
 from vmi.conformance.rig import Broken, Rig, Unfit
 from vmi.conformance.subject import End, Environment, Maker, NoSubject, Stop, Subject
 from vmi.conformance.verdict import Verdict
@@ -137,6 +137,8 @@ def _run_one(case: Case, beginning: _Beginning) -> tuple[Verdict, tuple[str, ...
         case.body(beginning.rig(case), found)
     except Unfit as reason:
         return Verdict.SKIP, (str(reason),), found.assertions
+    except Enough:
+        return Verdict.FAIL, tuple(found.faults), found.assertions
     except Broken as trouble:
         verdict = _ENDS.get(trouble.stop.end, Verdict.FAIL)
         return verdict, (*found.faults, str(trouble)), found.assertions
