@@ -83,6 +83,15 @@ def test_the_same_command_gives_the_same_bytes() -> None:
     assert json.dumps(one) == json.dumps(two)
 
 
+def test_a_report_replaces_no_input(tmp_path: Path) -> None:
+    (tmp_path / "rom.json").write_bytes(build("native").image)
+    for option in ("--rom", "--waivers", "--replay"):
+        path = str(tmp_path / "rom.json")
+        done = RUN.invoke(app, ["conform", option, path, "--report", path])
+        assert done.exit_code == ExitCode.USAGE
+        assert done.stderr == f"vmi: {path!r} is the input; the output needs a name of its own\n"
+
+
 def test_reports_in_each_form(tmp_path: Path) -> None:
     files = [tmp_path / f"r{suffix}" for suffix in (".json", ".html", ".xml", ".tap", ".txt")]
     done = RUN.invoke(app, [*FEW, "-q", *(part for file in files for part in ("--report", str(file)))])

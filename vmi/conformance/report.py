@@ -77,7 +77,9 @@ class Report:
         """A command that runs exactly this case again."""
         environment = result.environment
         if result.case.replay:
-            return f"{self.command} --replay {shlex.quote(result.case.replay)}"
+            return (
+                f"{self.command} --replay {shlex.quote(result.case.replay)} {shlex.quote(result.case.name)}"
+            )
         where = f" --paging {environment.paging.value}"
         where += f" --mmu {environment.mmu}" if environment.mmu else ""
         where += f" --engine {environment.engine}" if environment.engine else ""

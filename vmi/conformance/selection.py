@@ -84,4 +84,5 @@ def _some(values: set[str] | set[int]) -> str:
 
 
 def _fits(case: Case, name: str) -> bool:
-    return case.subject.lower() == name.lower() or fnmatch.fnmatchcase(case.name.lower(), name.lower())
+    own = {case.subject.lower(), case.name.lower()}  # as they are, whatever signs of patterns are in them
+    return name.lower() in own or fnmatch.fnmatchcase(case.name.lower(), name.lower())
