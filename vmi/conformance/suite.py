@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from functools import cache, partial, reduce
 from importlib.metadata import entry_points
 from itertools import groupby
-from multiprocessing import get_context
 
 from vmi import abi
 from vmi.conformance import bycode, cases, coverage, generated, runner
@@ -21,6 +20,7 @@ from vmi.conformance.case import PAGED, Case, Findings, registered
 from vmi.conformance.coverage import Coverage, Ran
 from vmi.conformance.guarded import Guarded
 from vmi.conformance.layout import Paging, control
+from vmi.conformance.processes import pool
 from vmi.conformance.rig import Broken, Rig
 from vmi.conformance.runner import Result
 from vmi.conformance.selection import Selection
@@ -185,8 +185,8 @@ def _run_apart(target: Target, plan: Plan, jobs: int, engine: str, ran: Ran | No
             for at in range(0, len(names), _CHUNK)
         ]
     by_name = {case.name: case for _, wanted in plan for case in wanted}
-    with _processes(jobs, engine) as pool:
-        futures = [pool.submit(_run_piece, piece) for piece in pieces]
+    with _processes(jobs, engine) as workers:
+        futures = [workers.submit(_run_piece, piece) for piece in pieces]
         try:
             for piece, future in zip(pieces, futures, strict=True):
                 try:
@@ -198,14 +198,14 @@ def _run_apart(target: Target, plan: Plan, jobs: int, engine: str, ran: Ran | No
                 for name, found in rows:
                     yield replace(found, case=by_name[name])
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            workers.shutdown(wait=False, cancel_futures=True)
 
 
 def _run_piece_alone(piece: _Piece, engine: str) -> tuple[_Rows, bytes]:
     """Cases of which one may take its process down, in a process of their own."""
     try:
-        with _processes(1, engine) as pool:
-            return pool.submit(_run_piece, piece).result()
+        with _processes(1, engine) as workers:
+            return workers.submit(_run_piece, piece).result()
     except BrokenProcessPool:
         _, environment, names, _ = piece
         sentence = f"the process that ran it, from {names[0]} to {names[-1]}, has ended by itself"
@@ -215,7 +215,7 @@ def _run_piece_alone(piece: _Piece, engine: str) -> tuple[_Rows, bytes]:
 
 
 def _processes(jobs: int, engine: str) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_use, initargs=(engine,))
+    return pool(jobs, _use, engine)
 
 
 def _use(engine: str) -> None:
@@ -239,8 +239,8 @@ def check_engines(engines: Sequence[str]) -> None:
         if engine not in ENGINES:
             raise UsageError(f"there is no engine {engine!r}; there is {', '.join(ENGINES)}, and both")
         if engine == "accelerated" and _engine() != engine:
-            with _processes(1, engine) as pool:
-                found = pool.submit(fitness.describe).result()
+            with _processes(1, engine) as workers:
+                found = workers.submit(fitness.describe).result()
             if found != engine:
                 raise UsageError(f"the accelerated engine was asked for, but here it is {found}")
 
