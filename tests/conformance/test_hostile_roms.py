@@ -10,7 +10,7 @@ import pytest
 
 from tests.conformance.mutants import Mutant
 from vmi import abi
-from vmi.conformance import rig, runner, suite
+from vmi.conformance import generated, rig, runner, suite
 from vmi.conformance.case import Case, Findings
 from vmi.conformance.layout import AGENT, Paging
 from vmi.conformance.rig import Rig
@@ -119,3 +119,17 @@ def test_a_case_that_has_found_plenty_ends() -> None:
     (result,) = runner.run([case], suite.Target("ours", build("native").image).make, Environment())
     assert (result.verdict, result.assertions, len(result.reasons)) == (Verdict.FAIL, 20, 21)
     assert result.reasons[-1] == "no more was looked at"
+
+
+def test_an_answer_that_is_another_each_time() -> None:
+    """Both types are right for IRET, and one address: but a client asks once."""
+
+    class Fickle:
+        types = iter((1, 2))
+
+        def relocation(self, _number: int) -> dict[str, int]:
+            return {"eax": 0xC0820, "edx": next(self.types)}
+
+    found = Findings()
+    generated.relocation(Fickle(), found, call=abi.BY_NAME["IRET"])  # type: ignore[arg-type]
+    assert found.faults == ["the second answer must be CALL_REL to 0xc0820, but it is JUMP_REL to 0xc0820"]
