@@ -13,8 +13,11 @@ import pytest
 
 from tests.conformance.event_mutants import EVENT_MUTANTS
 from tests.conformance.mutants import MUTANTS
+from tests.conformance.test_waivers import result
 from vmi import abi
 from vmi.conformance import matrix, suite
+from vmi.conformance.report import Report
+from vmi.conformance.subject import Environment
 from vmi.conformance.verdict import Verdict
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -42,6 +45,15 @@ def test_the_command_prints_what_is_shown(command: str, shown: str) -> None:
 
 def test_the_verdicts_are_all_there() -> None:
     assert re.findall(r"^\| ([A-Z]+) \|", PAGE, re.MULTILINE) == [verdict.value for verdict in Verdict]
+
+
+def test_every_key_of_the_json_report_is_there() -> None:
+    text = PAGE.partition("In JSON, which")[2].partition("\n\nA ROM that")[0]
+    case = result("GetTR/relocation", Verdict.PASS, Environment())
+    made = Report({}, "", (case,)).to_json()
+    rows = made["cases"]
+    assert isinstance(rows, list)
+    assert sorted(re.findall(r"`(\w+)`", text)) == sorted([*made, *rows[0]])
 
 
 def test_there_are_as_many_seeded_bugs_as_it_says() -> None:
