@@ -104,3 +104,20 @@ def test_a_call_that_the_rom_has_no_code_for_is_skipped_by_the_plugin(tmp_path: 
     text = "def test_one(vmi_machine):\n    vmi_machine.call('SetLazyMode', eax=0)\n"
     done = run_pytest(tmp_path, text, "--vmi-rom", "native", "-rs")
     assert done.returncode == 0 and "the ROM answers NONE for SetLazyMode" in done.stdout
+
+
+_KERNEL = """
+import vmi.run, vmi.samples
+
+vmi.run.run_kernel = lambda image, **options: options["timeout_ns"]
+
+
+def test_one(vmi_kernel):
+    image = vmi.samples.get("hello").path.read_bytes()
+    assert (vmi_kernel(image), vmi_kernel(image, timeout_ns=None)) == (10_000_000_000, None)
+"""
+
+
+def test_a_kernel_of_the_plugin_has_its_time(tmp_path: Path) -> None:
+    done = run_pytest(tmp_path, _KERNEL)
+    assert done.returncode == 0, done.stdout
