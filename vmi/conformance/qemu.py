@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import select
 import shlex
 import shutil
 import subprocess
@@ -22,7 +21,7 @@ from functools import cache
 
 from vmi.conformance import qemu_firmware
 from vmi.conformance.layout import RAM, Paging
-from vmi.conformance.qemu_lines import PATIENCE, Lines
+from vmi.conformance.qemu_lines import PATIENCE, Lines, complaint
 from vmi.conformance.subject import REGISTERS, End, Environment, Stop
 from vmi.errors import EngineError, RomError, UsageError
 from vmi.native.machine import ROM_BAY
@@ -39,9 +38,10 @@ _OUT = bytes((0xE6, _PORT))  # OUT F4h, AL
 _MIB = 1 << 20
 # another processor each time, so that features are there and are not
 _MODELS = {Paging.TWO_LEVEL: "pentium3", Paging.PSE: "pentium2", Paging.PAE: "max"}
-_SECONDS, _LOOK = 10.0, 0.3  # how long a guest may run, and until it is asked whether it waits
+_SECONDS, _LOOK = 3.0, 0.3  # how long a guest may run, and until it is asked whether it waits
 _STEP, _SOON = 0.25, 0.005  # seconds until an instruction, and a stop that is under way, must have come
-_BREAK, _OFF = "T02", "T03"  # stops as gdb's protocol numbers them: by request, by a guest that switched off
+# stops as gdb numbers them: by request, by a guest that switched off, behind a step or at a breakpoint
+_BREAK, _OFF, _TRAP = "T02", "T03", "T05"
 _MOST_BEHIND = 200  # instructions of a loop that writes to the port
 
 
@@ -71,26 +71,22 @@ class Qemu:
 
     def reset(self) -> None:
         """See :class:`vmi.conformance.subject.Subject`."""
-        try:
-            lines = self._started()
-            lines.listen()
-            for address in self._breaks - {qemu_firmware.end()}:
-                lines.ask(f"z1,{address:x},1")
-            self._breaks = {qemu_firmware.end()}
-            lines.monitor("system_reset")
-            self._changed.clear()
-            lines.say("c")
-            if lines.answer(PATIENCE) is None or self._look()["eip"] != qemu_firmware.end():
-                raise EngineError("QEMU's machine must come to the end of its firmware, but it doesn't")
-            lines.board(f"memset 0x0 {RAM:#x} 0x0")
-            lines.write(ROM_BAY.start, self._rom)
-            if lines.read(ROM_BAY.start, len(self._rom)) != self._rom:
-                raise EngineError(
-                    "QEMU's machine must have RAM between C0000h and DFFFFh, as -M pc and -M isapc do"
-                )
-        except EngineError:
-            self._lines = None  # perhaps a new one will do
-            raise
+        lines = self._started()
+        lines.listen()
+        for address in self._breaks - {qemu_firmware.end()}:
+            lines.ask(f"z1,{address:x},1")
+        self._breaks = {qemu_firmware.end()}
+        lines.monitor("system_reset")
+        self._changed.clear()
+        lines.say("c")
+        lines.must(lines.answer())
+        lines.board(f"memset 0x0 {RAM:#x} 0x0")
+        lines.write(ROM_BAY.start, self._rom)
+        begun = self._look()["eip"] == qemu_firmware.end()
+        if not begun or lines.read(ROM_BAY.start, len(self._rom)) != self._rom:
+            raise EngineError(
+                "QEMU's machine must begin and have RAM from C0000h on as pc does, but it has not"
+            )
 
     def read(self, address: int, size: int) -> bytes:
         """See :class:`vmi.conformance.subject.Subject`."""
@@ -121,12 +117,12 @@ class Qemu:
     def run(self, limit_ns: int) -> Stop:
         """See :class:`vmi.conformance.subject.Subject`.
 
-        A limit up to 100 µs is counted in instructions, of 100 ns each, so that an interrupt can arrive at any
-        of them. With a longer one the guest has at least ten seconds of this computer's time.
+        A limit up to 100 µs is counted in instructions of 100 ns each, so that interrupts can arrive at any
+        of them. With a longer one the guest has at least three seconds of this computer's time.
         """
         lines = self._running()
         lines.settle()
-        lines.drain()
+        lines.written()
         changed = [name for name in REGISTERS if name in self._changed]
         self._changed.clear()
         lines.say(*(f"P{_NUMBERS[name]:x}={_little(self._registers[name])}" for name in changed))
@@ -136,7 +132,10 @@ class Qemu:
             end = self._step(max(1, limit_ns // INSTRUCTION_NS))
         else:
             end = self._go(_SECONDS + limit_ns / 1e8)
-        if self._look()["eip"] >= qemu_firmware.BASE:
+        began_anew = self._look()["eip"] >= qemu_firmware.BASE
+        if end is End.UNKNOWN:
+            return Stop(end, f"QEMU gives up: {complaint(lines.listen())}")
+        if began_anew:
             fatal = "Triple fault" in lines.listen()
             return Stop(End.CRASHED, "triple fault") if fatal else Stop(End.RESET)
         return Stop(end)
@@ -172,7 +171,7 @@ class Qemu:
     # -- running ----------------------------------------------------------------------------
 
     def _started(self) -> Lines:
-        if self._lines is None:
+        if self._lines is None or self._lines.closed:
             with tempfile.NamedTemporaryFile(prefix="vmi-", suffix=".bin") as file:
                 file.write(qemu_firmware.image())
                 file.flush()
@@ -184,7 +183,7 @@ class Qemu:
         return self._lines
 
     def _running(self) -> Lines:
-        if self._lines is None:
+        if self._lines is None or self._lines.closed:
             raise EngineError("QEMU is not running: it needs a reset first")
         return self._lines
 
@@ -211,15 +210,15 @@ class Qemu:
                 return end
         while True:
             lines.say("c")
-            stop = lines.answer(_LOOK, [lines.port])
-            if stop is None and select.select([lines.port], [], [], 0)[0]:
-                stop = lines.answer(_SOON)  # there is a breakpoint behind most such instructions
+            stop = lines.answer(_LOOK, writes=True)
+            if stop is None:
+                stop = lines.answer(_SOON)  # there is a breakpoint behind most instructions that write
             if stop is None:
                 lines.interrupt()
                 stop = lines.must(lines.answer())
-            if stop.startswith(_OFF):
-                return End.OFF
-            if lines.drain():
+            if not stop.startswith((_BREAK, _TRAP)):
+                return _other(stop)
+            if lines.written():
                 return self._behind(stop)
             if self._look()["eip"] >= qemu_firmware.BASE:
                 return End.RESET
@@ -252,9 +251,9 @@ class Qemu:
                 else:
                     lines.say("s")
                     stop = lines.answer(_STEP)
-            if stop.startswith(_OFF):
-                return End.OFF
-            if lines.drain():
+            if not stop.startswith(_TRAP):
+                return _other(stop)
+            if lines.written():
                 return End.DONE
         return End.TIMEOUT
 
@@ -270,6 +269,11 @@ _NUMBERS = {  # of registers, as gdb's protocol has them
         ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi", "eip", "eflags")
     )
 }  # fmt: skip
+
+
+def _other(stop: str) -> End:
+    """QEMU has stopped of its own accord."""
+    return End.OFF if stop.startswith(_OFF) else End.UNKNOWN
 
 
 def _little(value: int) -> str:
@@ -301,8 +305,10 @@ def _version(program: str) -> str:
 
 def _interrupt_controllers(lines: Lines) -> tuple[str, ...]:
     """QEMU's names of the two, that of lines 0 to 7 first."""
-    found = re.findall(r"/(device\[\d+\]) \(\S*i8259\)", lines.monitor("info qom-tree"))
-    names = [f"/machine/unattached/{device}" for device in found]
+    tree = lines.monitor("info qom-tree")
+    names = [f"/machine/unattached/{each}" for each in re.findall(r"/(device\[\d+\]) \(isa-i8259\)", tree)]
     if len(names) != 2:
-        raise EngineError(f"QEMU's machine must have two i8259, but it has {len(names)}")
+        lines.close()
+        kvm = "; with KVM that takes -accel kvm,kernel-irqchip=off" if "kvm-i8259" in tree else ""
+        raise EngineError(f"QEMU must emulate two i8259, but it does {len(names)}{kvm}")
     return tuple(sorted(names, key=lambda name: "true" not in lines.monitor(f"qom-get {name} master")))

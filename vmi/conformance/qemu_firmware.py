@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The firmware of a PC that does nothing but begin: flat protected mode, and RAM where option ROMs go.
 
-A PC of QEMU's starts at its reset vector and wants a file with firmware. This one brings the processor to where
-the suite wants it and stays there; a guest that restarts its machine comes back to it.
+A PC of QEMU's starts at its reset vector and wants a file with firmware. This one brings the processor to
+where the suite wants it and stays there; a guest that restarts its machine comes back to it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from vmi.rom.assemble import Assembled, assemble
 SIZE = 1 << 16  # bytes: it ends at 4 GiB
 BASE = (1 << 32) - SIZE
 
-# The chipset's registers 5Ah to 5Fh say of pieces of 16 KiB, from C0000h to EFFFFh, that they are RAM. A local
-# APIC lets nothing of the 8259s through before it is told to.
+# The chipset's registers 5Ah to 5Fh say of pieces of 16 KiB, from C0000h to EFFFFh, that they are RAM. A
+# local APIC lets nothing of the 8259s through before it is told to.
 _SOURCE = """
 .code16
 begin:

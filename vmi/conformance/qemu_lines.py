@@ -19,6 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -48,24 +49,31 @@ def _end(process: subprocess.Popen[bytes], sockets: Sequence[socket.socket]) -> 
         process.stderr.close()
 
 
+def complaint(said: str) -> str:
+    """What QEMU complains of, without what it was asked to tell."""
+    lines = [line for line in said.splitlines() if line.lower().startswith(("qemu", "kvm", "error"))]
+    return " ".join(lines)[:_MOST_TEXT] or "it says nothing"
+
+
 class Lines:
     """A QEMU that is stopped before its first instruction.
 
     :raises EngineError: it can't be started, or ends. So do all methods if it does, or doesn't answer.
 
     :param command: program and options; those for the lines are added.
-    :param port: writes of the guest to this port are bytes on the line :attr:`port`.
+    :param port: writes of the guest to this port are what :meth:`written` tells of.
     """
 
     def __init__(self, command: Sequence[str], port: int) -> None:
         pairs = [socket.socketpair() for _ in range(3)]
-        self._gdb, self._board, self.port = (ours for ours, _ in pairs)
+        self._gdb, self._board, self._port = (ours for ours, _ in pairs)
         whole = [*command]
         for name, (_, theirs) in zip(("gdb", "qtest", "port"), pairs, strict=True):
             whole += ["-chardev", f"socket,id={name},fd={theirs.fileno()}"]
         whole += ["-gdb", "chardev:gdb", "-qtest", "chardev:qtest", "-qtest-log", "none"]
         whole += ["-device", f"isa-debugcon,iobase={port:#x},chardev=port", "-d", "cpu_reset", "-S"]
         self._packets = self._text = b""
+        self._written = False
         self._waiting: list[bytes] = []
         try:
             self._process = subprocess.Popen(
@@ -81,7 +89,7 @@ class Lines:
                 for each in pair:
                     each.close()
             raise EngineError(f"{command[0]} can't be started: {error.strerror}") from None
-        self._close = weakref.finalize(self, _end, self._process, (self._gdb, self._board, self.port))
+        self._close = weakref.finalize(self, _end, self._process, (self._gdb, self._board, self._port))
         for ours, theirs in pairs:
             theirs.close()
             ours.setblocking(False)
@@ -96,6 +104,11 @@ class Lines:
     def __repr__(self) -> str:
         return f"<Lines to process {self._process.pid}>"
 
+    @property
+    def closed(self) -> bool:
+        """The process has ended."""
+        return not self._close.alive
+
     def close(self) -> None:
         """End the process."""
         self._close()
@@ -109,13 +122,16 @@ class Lines:
                 said += piece
         return said.decode("utf-8", "replace")
 
-    def drain(self) -> bool:
-        """Take what the guest has written to the port; True if it has written anything."""
-        found = False
-        with contextlib.suppress(BlockingIOError):
-            while self.port.recv(_PIECE):
-                found = True
+    def written(self) -> bool:
+        """The guest has written to the port since this was asked the last time."""
+        self._drain()
+        found, self._written = self._written, False
         return found
+
+    def _drain(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while self._port.recv(_PIECE):
+                self._written = True
 
     # -- the processor: gdb's protocol -------------------------------------------------------
 
@@ -128,17 +144,25 @@ class Lines:
         """Stop the guest; the answer is as to what let it go."""
         self._send(self._gdb, b"\x03")
 
-    def answer(self, seconds: float = PATIENCE, wake: Sequence[socket.socket] = ()) -> str | None:
-        """The next packet; None if there is none for so long, or something arrived on a line of ``wake``."""
+    def answer(self, seconds: float = PATIENCE, *, writes: bool = False) -> str | None:
+        """The next packet; None if there is none for so long.
+
+        :param writes: it also comes back with None once the guest has written to the port.
+        """
+        until = time.monotonic() + seconds
         while True:
             end = self._packets.find(b"#")
             if 0 <= end < len(self._packets) - 2:
                 packet, self._packets = self._packets[:end], self._packets[end + 3 :]
                 return packet.lstrip(b"+$").decode("ascii", "replace")
-            ready = select.select([self._gdb, *wake], [], [], seconds)[0]
-            if self._gdb not in ready:
+            left = max(0.0, until - time.monotonic())
+            ready = select.select([self._gdb, self._port], [], [], left)[0]
+            if self._port in ready:  # or QEMU waits for room and does nothing else
+                self._drain()
+            if self._gdb in ready:
+                self._packets += self._receive(self._gdb)
+            elif not ready or (writes and self._written):
                 return None
-            self._packets += self._receive(self._gdb)
 
     def ask(self, packet: str) -> str:
         """The answer to a packet."""
@@ -228,8 +252,7 @@ class Lines:
     def _ended(self) -> NoReturn:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(PATIENCE)
-        said = [line for line in self.listen().splitlines() if line.startswith(("qemu", "KVM", "kvm"))]
         status = self._process.poll()
+        said = complaint(self.listen())
         self.close()
-        shown = " ".join(said)[:_MOST_TEXT] or "it says nothing"
-        raise EngineError(f"QEMU has ended with status {status}: {shown}")
+        raise EngineError(f"QEMU has ended with status {status}: {said}")

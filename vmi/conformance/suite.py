@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -53,7 +54,8 @@ def all_cases() -> tuple[Case, ...]:
 class Target:
     """What is to be tested, in a form that another process can be given.
 
-    :ivar rom: image of a ROM on our machine; None if ``backend`` names a class, as ``package.module:Class``.
+    :ivar rom: image of a ROM, on our machine unless ``backend`` names a class, as ``package.module:Class``. The
+        class is given the image after the environment; None if it knows one itself.
     """
 
     name: str
@@ -69,12 +71,21 @@ class Target:
         :param ran: learns what is executed of the ROM, if it is one on our machine.
         """
         if self.backend:
-            made: Subject = backend(self.backend)(environment)
-            return made
+            return self._foreign(environment)
         from vmi.conformance.machine_subject import MachineSubject
 
         assert self.rom is not None
         return MachineSubject(self.name, self.rom, environment, ran=ran)
+
+    def _foreign(self, environment: Environment) -> Subject:
+        made: Callable[..., Subject] = backend(self.backend)
+        if self.rom is None:
+            return made(environment)
+        try:
+            inspect.signature(made).bind(environment, self.rom)
+        except TypeError:
+            raise UsageError(f"the backend {self.backend} takes no ROM, so --rom can't go with it") from None
+        return made(environment, self.rom)
 
     def environments(self, engines: Sequence[str] = ("",)) -> list[Environment]:
         """Where it can be tested: each paging, and each MMU where a hypervisor of ours is behind the ROM.
@@ -110,11 +121,11 @@ class Target:
         }
 
 
-def backend(name: str) -> Callable[[Environment], Subject]:
+def backend(name: str) -> Callable[..., Subject]:
     """The class that ``package.module:Class`` names. :raises BadInput: there is none."""
     module, _, attribute = name.partition(":")
     try:
-        found: Callable[[Environment], Subject] = getattr(importlib.import_module(module), attribute)
+        found: Callable[..., Subject] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise BadInput(
             f"the backend must be package.module:Class, but {name!r} can't be loaded: {error}"
