@@ -144,12 +144,12 @@ class Lines:
         """Stop the guest; the answer is as to what let it go."""
         self._send(self._gdb, b"\x03")
 
-    def answer(self, seconds: float = PATIENCE, *, writes: bool = False) -> str | None:
-        """The next packet; None if there is none for so long.
+    def answer(self, seconds: float | None = None, *, writes: bool = False) -> str | None:
+        """The next packet; None if there is none for so long, by default :data:`PATIENCE`.
 
         :param writes: it also comes back with None once the guest has written to the port.
         """
-        until = time.monotonic() + seconds
+        until = time.monotonic() + (PATIENCE if seconds is None else seconds)
         while True:
             end = self._packets.find(b"#")
             if 0 <= end < len(self._packets) - 2:

@@ -54,8 +54,8 @@ def all_cases() -> tuple[Case, ...]:
 class Target:
     """What is to be tested, in a form that another process can be given.
 
-    :ivar rom: image of a ROM, on our machine unless ``backend`` names a class, as ``package.module:Class``. The
-        class is given the image after the environment; None if it knows one itself.
+    :ivar rom: image of a ROM, on our machine unless ``backend`` names a class, as ``package.module:Class``.
+        The class is given the image after the environment; None if it knows one itself.
     """
 
     name: str
@@ -78,14 +78,16 @@ class Target:
         return MachineSubject(self.name, self.rom, environment, ran=ran)
 
     def _foreign(self, environment: Environment) -> Subject:
-        made: Callable[..., Subject] = backend(self.backend)
-        if self.rom is None:
-            return made(environment)
+        made = backend(self.backend)
+        arguments = (environment,) if self.rom is None else (environment, self.rom)
         try:
-            inspect.signature(made).bind(environment, self.rom)
+            inspect.signature(made).bind(*arguments)
         except TypeError:
-            raise UsageError(f"the backend {self.backend} takes no ROM, so --rom can't go with it") from None
-        return made(environment, self.rom)
+            trouble = "needs a ROM, which --rom names"
+            if self.rom is not None:
+                trouble = "takes no ROM, so --rom can't go with it"
+            raise UsageError(f"the backend {self.backend} {trouble}") from None
+        return made(*arguments)
 
     def environments(self, engines: Sequence[str] = ("",)) -> list[Environment]:
         """Where it can be tested: each paging, and each MMU where a hypervisor of ours is behind the ROM.
