@@ -32,7 +32,7 @@ from vmi.version import __version__
 COMMAND = "VMI_QEMU"
 PROGRAM = "qemu-system-i386"
 INSTRUCTION_NS = 100  # guest time of an instruction where :meth:`Qemu.run` counts them
-_COUNTED_NS = 100_000  # limits up to this are counted
+_COUNTED_NS = 50_000  # limits up to this are counted
 _PORT = 0xF4
 _OUT = bytes((0xE6, _PORT))  # OUT F4h, AL
 _MIB = 1 << 20
@@ -54,7 +54,7 @@ class Qemu:
 
     def __init__(self, environment: Environment, rom: bytes | None = None) -> None:
         self._rom = build("native").image if rom is None else rom
-        if not 0 < len(self._rom) <= len(ROM_BAY):
+        if len(self._rom) > len(ROM_BAY):
             raise RomError(f"the ROM bay has {len(ROM_BAY)} bytes, the ROM needs {len(self._rom)}")
         self.name = "the native ROM on QEMU" if rom is None else "QEMU"
         self._command = _command(environment)
@@ -78,12 +78,13 @@ class Qemu:
         self._breaks = {qemu_firmware.end()}
         lines.monitor("system_reset")
         self._changed.clear()
+        self._raised = False
         lines.say("c")
         lines.must(lines.answer())
         lines.board(f"memset 0x0 {RAM:#x} 0x0")
-        lines.write(ROM_BAY.start, self._rom)
+        self.write(ROM_BAY.start, self._rom)
         begun = self._look()["eip"] == qemu_firmware.end()
-        if not begun or lines.read(ROM_BAY.start, len(self._rom)) != self._rom:
+        if not begun or self.read(ROM_BAY.start, len(self._rom)) != self._rom:
             raise EngineError(
                 "QEMU's machine must begin and have RAM from C0000h on as pc does, but it has not"
             )
@@ -117,7 +118,7 @@ class Qemu:
     def run(self, limit_ns: int) -> Stop:
         """See :class:`vmi.conformance.subject.Subject`.
 
-        A limit up to 100 µs is counted in instructions of 100 ns each, so that interrupts can arrive at any
+        A limit up to 50 µs is counted in instructions of 100 ns each, so that interrupts can arrive at any
         of them. With a longer one the guest has at least three seconds of this computer's time.
         """
         lines = self._running()
