@@ -1032,6 +1032,11 @@ TOPICS: tuple[Topic, ...] = (
         "hypervisor, and stores change nothing.",
         "VMI-Mmu-13: A large page has the rights of its one entry and gets its bits, and may be exchanged "
         "for a table.",
+        "VMI-Mmu-14: Calls, events and ways to user code and back are the same in a kernel whose pages are "
+        "not user code's.",
+        "VMI-Mmu-15: A page is where its own entry says, whatever its place in its table and directory.",
+        "VMI-Mmu-16: With PAE on, an access by way of an entry with a reserved bit raises #PF, and its error "
+        "code says so.",
     ),
 )
 

@@ -84,5 +84,11 @@ class EngineError(VmiError):
     exit_code = ExitCode.ENGINE
 
 
+class BackendError(VmiError):
+    """A backend of somebody's own does what it must not: it raises, gives nonsense, or doesn't come back."""
+
+    exit_code = ExitCode.CONFORMANCE_UNKNOWN
+
+
 class Notice(UserWarning):
     """Something that the user should know, and that nothing fails by; the message is one sentence."""

@@ -287,8 +287,7 @@ _NO_SUCH_ADDRESS = 0xFFF << 40  # the processor has 40 address lines
 _IGNORED_WIDE = 0x7FF << 52  # bits that IA-32e paging leaves to software; PAE paging wants zeros
 
 
-@dataclass(frozen=True)
-class Paging:
+class Paging(NamedTuple):
     """The registers a translation depends on.
 
     :ivar a20: mask of address line 20 for all addresses, -1 while its gate is open.

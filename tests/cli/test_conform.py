@@ -85,6 +85,15 @@ def test_the_same_command_gives_the_same_bytes() -> None:
     assert json.dumps(one) == json.dumps(two)
 
 
+def test_a_report_replaces_no_input(tmp_path: Path) -> None:
+    (tmp_path / "rom.json").write_bytes(build("native").image)
+    for option in ("--rom", "--waivers", "--replay"):
+        path = str(tmp_path / "rom.json")
+        done = RUN.invoke(app, ["conform", option, path, "--report", path])
+        assert done.exit_code == ExitCode.USAGE
+        assert done.stderr == f"vmi: {path!r} is the input; the output needs a name of its own\n"
+
+
 def test_reports_in_each_form(tmp_path: Path) -> None:
     files = [tmp_path / f"r{suffix}" for suffix in (".json", ".html", ".xml", ".tap", ".txt")]
     done = RUN.invoke(app, [*FEW, "-q", *(part for file in files for part in ("--report", str(file)))])
@@ -103,10 +112,10 @@ def test_a_bad_rom_and_a_waiver(tmp_path: Path) -> None:
     assert done.exit_code == ExitCode.NOT_CONFORMING
     assert "the reserved field reserved must be 0" in done.stdout and "VMI-ROM-06" in done.stdout
     waivers = tmp_path / "waivers.toml"
-    waivers.write_text('[[waiver]]\ncase = "GetTR/relocation"\nreason = "none"\nexpires = 9999-01-01\n')
+    waivers.write_text('[[waiver]]\ncase = "GetTR/exits 0"\nreason = "none"\nexpires = 9999-01-01\n')
     done = RUN.invoke(app, [*FEW, "--waivers", str(waivers)])
     assert done.exit_code == ExitCode.CONFORMANCE_UNKNOWN
-    assert "the waiver for GetTR/relocation was not needed" in done.stdout
+    assert "the waiver for GetTR/exits 0 was not needed" in done.stdout
 
 
 def no_rom(environment: Environment) -> MachineSubject:
@@ -138,6 +147,14 @@ def test_a_backend_and_a_rom(backend: str, rom: list[str], tmp_path: Path) -> No
         (["--rom", "vmwar"], "ROM 'vmwar' is neither a flavour (native, vmware) nor the name of a file"),
         (["--report", "x.pdf"], "a report must end in .json, .xml, .tap, .html, .txt, but it is 'x.pdf'"),
         (["--rom", "native", "--mmu", "direct"], "there is no MMU 'direct'; there is no choice here"),
+        (
+            ["--level", "3", "--group", "mmu"],
+            "there is no case that fits all of these choices; `vmi conform --list` shows all",
+        ),
+        (
+            ["SetInitialAPState/registers", "--paging", "off"],
+            "none of the cases that are chosen runs in an environment that is chosen",
+        ),
         (["--engine", "fast"], "there is no engine 'fast'; there is accelerated, python, and both"),
         (
             ["--expression", "SetCR3 and", "--list"],

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,12 +58,35 @@ def test_a_finding_is_replayed_by_conform(bad_rom: Path, tmp_path: Path) -> None
     assert again.exit_code == ExitCode.NOT_CONFORMING and data["counts"] == {"FAIL": 1}
     (case,) = data["cases"]
     assert case["id"] == "INSB/finding 1 of found it.json" and case["paging"] == "off"
-    assert case["repro"] == f"vmi conform --rom '{bad_rom}' --replay '{file}'"
+    again_alone = f"vmi conform --rom '{bad_rom}' --replay '{file}' 'INSB/finding 1 of found it.json'"
+    assert case["repro"] == again_alone
+    alone = RUN.invoke(app, shlex.split(again_alone)[1:])
+    assert alone.exit_code == ExitCode.NOT_CONFORMING and "FAIL: 1 FAIL" in alone.stdout
     assert done.stdout.rstrip().endswith(case["reasons"][0])
     good = RUN.invoke(app, ["conform", "--replay", str(file), "--replay", str(file)])
     assert good.exit_code == 0 and good.stdout == "PASS: 2 PASS; 2 assertions\n"
     shown = RUN.invoke(app, ["conform", "--replay", str(file), "--list"])
     assert shown.stdout.startswith("INSB/finding 1 of found it.json")
+
+
+def test_where_nothing_is_found_nothing_is_left_of_another_time(tmp_path: Path) -> None:
+    file = tmp_path / "f[1].json"
+    file.write_text("findings of another time")
+    assert RUN.invoke(app, [*FEW, "-o", str(file)]).exit_code == 0
+    assert json.loads(file.read_text()) == {"findings": []}
+    done = RUN.invoke(app, ["conform", "--replay", str(file)])
+    assert done.exit_code == 0 and done.stdout == "SKIP: no cases; 0 assertions\n"
+    assert done.stderr == "vmi: these files hold no finding, so there is nothing to run\n"
+
+
+def test_files_that_must_not_be_the_same(bad_rom: Path, tmp_path: Path) -> None:
+    state, rom = str(tmp_path / "s"), str(bad_rom)
+    for options, sentence in (
+        (["--rom", rom, "-o", rom], f"{rom!r} is the input; the output needs a name of its own"),
+        (["-o", state, "--state", f"{tmp_path}/./s"], "--state and --output need files of their own"),
+    ):
+        done = RUN.invoke(app, [*FEW, *options])
+        assert done.exit_code == ExitCode.USAGE and done.stderr.startswith(f"vmi: {sentence}")
 
 
 def test_a_replayed_finding_can_be_waived(bad_rom: Path, tmp_path: Path) -> None:
@@ -153,8 +177,8 @@ def test_what_makes_no_sense(options: list[str], sentence: str) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["GetTR"], "what --replay runs is said by its files; no other choice goes with it"),
-        (["--paging", "off"], "what --replay runs is said by its files; no other choice goes with it"),
+        (["--level", "1"], "what --replay runs is said by its files; only names choose among that"),
+        (["--paging", "off"], "what --replay runs is said by its files; only names choose among that"),
         ([], "this is no file of findings of vmi fuzz: JSONDecodeError Expecting value"),
     ],
 )

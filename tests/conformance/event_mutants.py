@@ -18,6 +18,11 @@ from vmi.conformance.subject import Environment
 from vmi.errors import BadInput
 from vmi.hypervisor.calls import CallContext, Handler
 from vmi.hypervisor.domain import Domain
+from vmi.hypervisor.mmu import shadow
+from vmi.hypervisor.mmu.direct import DirectMmu
+from vmi.hypervisor.mmu.guest import GuestTables
+from vmi.hypervisor.mmu.shadow import ShadowMmu
+from vmi.hypervisor.mmu.tables import Directory
 from vmi.hypervisor.personalities.vmware import Vmware
 from vmi.hypervisor.vcpu import VirtualCpu
 from vmi.native.interrupts import Event, Origin
@@ -27,7 +32,7 @@ from vmi.rom.template import body
 from vmi.x86 import IF_BIT, Cr0, GuestFault, Vector
 
 _OFF, _TWO, _PAE = (Environment(paging, "direct") for paging in (Paging.OFF, Paging.TWO_LEVEL, Paging.PAE))
-_SHADOW = Environment(Paging.TWO_LEVEL, "shadow")
+_SHADOW, _WIDE_SHADOW = Environment(Paging.TWO_LEVEL, "shadow"), Environment(Paging.PAE, "shadow")
 _LINEAR = slice(vmware.LINEAR // 4, vmware.LINEAR // 4 + 3 * abi.LINEAR_SLOTS)
 
 
@@ -280,6 +285,25 @@ EVENT_MUTANTS: tuple[Mutant, ...] = (
     _served("SetCR0 keeps WP", "SetCR0", _set_eax(lambda v: v | Cr0.WP), "Mmu/without WP", environment=_TWO),
     _served("InvalPage leaves what is dirty", "InvalPage", lambda _: lambda _call: None, "Mmu/*",
             environment=_SHADOW),
+    # -- found by bench/mutation.py, when nothing noticed them
+    _replaced("an alarm's period has 32 bits", "SetAlarm/a long*", CallContext, "stack_argument_long",
+              lambda _: CallContext.stack_argument),
+    _replaced("counters are told of as 32 bits", "GetCycleCounter/time*", Vmware, "tell",
+              lambda right: lambda rom, what, value: right(rom, what, value & 0xFFFFFFFF), _TWO),
+    _served("InvalPage is for even pages", "InvalPage", _set_eax(lambda v: v & ~0x1000), "InvalPage/behind*",
+            environment=_TWO),
+    _replaced("a page that was not cached stays so on the other processor", "InvalPage/a page*", DirectMmu,
+              "leave", lambda _: lambda _mmu: None, Environment(Paging.TWO_LEVEL, "direct", 2)),
+    _replaced("the hypervisor reads with user code's rights", "Mmu/pages of*", GuestTables, "translate",
+              lambda right: lambda mmu, linear, *, write=False, user=True: right(
+                  mmu, linear, write=write, user=user), _SHADOW),
+    _replaced("both halves of a table are the first", "Mmu/each bit*", ShadowMmu, "_table_source",
+              lambda right: lambda mmu, mode, linear, found: right(mmu, mode, linear & ~(1 << 21), found),
+              _SHADOW),
+    _replaced("directories' entries are not looked at again", "Mmu/a table taken*", Directory, "refresh",
+              lambda _: lambda *_given: False, _SHADOW),
+    _replaced("frames lead to the hypervisor's memory", "Mmu/behind RAM", shadow, "leaf",
+              lambda _: lambda frame, rights, *, dirty: frame | rights | 0x61, _WIDE_SHADOW),
     # -- activation
     _activates("the checksum is skipped", "damaged ROM, checksum", "    test al, al\n    je found\n",
                "    jmp found\n"),

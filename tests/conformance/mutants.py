@@ -129,6 +129,11 @@ def _device(image: bytearray) -> None:
     image[RomHeader.parse(bytes(image)).pci_header_offs + 6] ^= 1
 
 
+def _not_virtual_8086(image: bytearray) -> None:
+    """IRET's code looks whether the frame has VM or another IOPL: TEST EAX, 23000h."""
+    image[image.index(b"\xa9\x00\x30\x02\x00") + 3] = 0
+
+
 def _relocation_type(call: str, kind: int) -> Callable[[bytearray], None]:
     """Another relocation type in the ROM's table."""
 
@@ -190,6 +195,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _rom("INSB runs downwards", "INSB", "std\nrep insb\ncld\nret"),
     _rom("OUTB writes a word", "OUTB", "out dx, ax\nret"),
     _rom("GetGDT stores too much", "GetGDT", "sgdt [eax]\nmov dword ptr [eax + 6], 0\nret", "SetGDT"),
+    Mutant("IRET takes a frame of virtual-8086 mode for any other", ("IRET/to *",), image=_not_virtual_8086),
     _rom("CPUID keeps EBX", "CPUID", "push ebx\nmov eax, 1\npop ebx\nret"),
     # -- the hypervisor
     _served("SetCR3 keeps translations", "SetCR3", environment=_TWO),

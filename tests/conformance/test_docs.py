@@ -48,15 +48,47 @@ def test_there_are_as_many_seeded_bugs_as_it_says() -> None:
     assert len(MUTANTS) + len(EVENT_MUTANTS) > 100
 
 
-@pytest.mark.parametrize("rom", ["native", "vmware"])
-def test_the_example_of_the_plugin_runs(rom: str, tmp_path: Path) -> None:
-    (tmp_path / "test_mine.py").write_text(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0])
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "vmi.conformance.pytest_plugin", "--vmi-rom", rom]
-    done = subprocess.run(
-        [*command, "-c", "/dev/null", "--rootdir", str(tmp_path), str(tmp_path)],
+def run_pytest(folder: Path, text: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """A project of somebody's that has one file of tests."""
+    (folder / "test_mine.py").write_text(text)
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "vmi.conformance.pytest_plugin", *options,
+         "-c", "/dev/null", "--rootdir", str(folder), str(folder)],
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},  # installed, it would be there twice
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("rom", ["native", "vmware"])
+def test_the_example_of_the_plugin_runs(rom: str, tmp_path: Path) -> None:
+    done = run_pytest(tmp_path, re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0], "--vmi-rom", rom)
+    assert done.returncode == 0 and "3 passed" in done.stdout, done.stdout + done.stderr
+
+
+_SHORT = """
+def test_one(vmi_machine):
+    vmi_machine.call("WriteGDTEntry", eax=0)
+"""
+
+
+def test_a_rom_that_there_is_not_ends_the_plugins_run(tmp_path: Path) -> None:
+    done = run_pytest(tmp_path, _SHORT, "--vmi-rom", "nativ")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR and not done.stdout.strip()
+    assert done.stderr.strip() == (
+        "ERROR: --vmi-rom: ROM 'nativ' is neither a flavour (native, vmware) nor the name of a file"
     )
-    assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_rom_on_which_no_guest_can_begin_is_told_by_the_plugin(tmp_path: Path) -> None:
+    (tmp_path / "empty.rom").write_bytes(b"")
+    done = run_pytest(tmp_path, _SHORT, "--vmi-rom", str(tmp_path / "empty.rom"))
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED and "Traceback" not in done.stdout
+    assert "\nthe guest on this ROM can't begin: " in done.stdout
+
+
+def test_a_call_that_the_rom_has_no_code_for_is_skipped_by_the_plugin(tmp_path: Path) -> None:
+    text = "def test_one(vmi_machine):\n    vmi_machine.call('SetLazyMode', eax=0)\n"
+    done = run_pytest(tmp_path, text, "--vmi-rom", "native", "-rs")
+    assert done.returncode == 0 and "the ROM answers NONE for SetLazyMode" in done.stdout

@@ -8,11 +8,15 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.conformance.mutants import Mutant
 from vmi import abi
 from vmi.conformance import rig, runner, suite
+from vmi.conformance.case import Case, Findings
+from vmi.conformance.rig import Rig
 from vmi.conformance.subject import Environment
 from vmi.conformance.verdict import Verdict
 from vmi.rom.build import build
+from vmi.rom.template import body
 
 CASES = suite.Selection(("ROM/*", "Init/*", "GetReloc/*", "GetCR3/*")).pick(suite.all_cases())
 Change = Callable[[bytearray], None]
@@ -80,3 +84,25 @@ def test_a_hostile_rom_gets_its_verdict(name: str) -> None:
     assert all(result.verdict is not Verdict.ERROR for result in results), [r.reasons for r in results]
     told = [result.case for result in results if result.case.fits(Environment())]
     assert told == [case for case in CASES if case.fits(Environment())]
+
+
+def test_a_guest_that_is_lost_is_not_asked_at_each_instruction() -> None:
+    """That would be hours with a ROM all of whose calls loop."""
+    lost = Mutant("it loops", (), {"IODelay": body("here:\njmp here")})
+    (case,) = suite.Selection(("IODelay/interrupt in it 0",)).pick(suite.all_cases())
+    (result,) = runner.run([case], suite.Target("theirs", lost.rom()).make, Environment())
+    assert result.verdict is Verdict.TIMEOUT and result.assertions < 20
+    assert result.reasons[-1].startswith("while coming to the end, interrupted at instruction 0, EIP ")
+
+
+def test_a_case_that_has_found_plenty_ends() -> None:
+    """A lost guest makes events without end, and each looks wrong in several ways."""
+
+    def looks(_rig: Rig, found: Findings) -> None:
+        for number in range(10**9):
+            found.equal(f"number {number}", number, -1)
+
+    case = Case("ROM/endless", ("VMI-ROM-01",), "ROM", "rom", 0, looks)
+    (result,) = runner.run([case], suite.Target("ours", build("native").image).make, Environment())
+    assert (result.verdict, result.assertions, len(result.reasons)) == (Verdict.FAIL, 20, 21)
+    assert result.reasons[-1] == "no more was looked at"

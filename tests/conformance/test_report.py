@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 from tests.conformance.test_waivers import result
 from vmi.conformance.layout import Paging
+from vmi.conformance.page import to_html
 from vmi.conformance.report import Report, to_junit, to_tap, to_text
 from vmi.conformance.subject import Environment
 from vmi.conformance.verdict import Verdict
@@ -92,11 +93,40 @@ def test_text_that_says_more() -> None:
     assert lines[0] == "ROM: <mine>" and "PASS    GetTR/relocation (off)" in lines
 
 
+def test_names_of_any_kind_break_no_form() -> None:
+    name = "a\nb\x01\udcff #1\\.rom"
+    made = replace(REPORT, facts={"ROM": name}, command=f"vmi conform --rom {shlex.quote(name)}")
+    shown = r"a\nb\x01\udcff #1\.rom"
+    for form in (to_text, to_tap, to_junit, to_html):
+        text = form(made)
+        text.encode()
+        assert "\x01" not in text and (shown in text or form is to_html)
+    found = ElementTree.fromstring(to_junit(made)).find(".//property")
+    assert found is not None and found.get("value") == shown.replace(r"\n", "\n")
+    assert name in json.loads(json.dumps(made.to_json()))["cases"][1]["repro"]
+
+
+def test_a_name_in_tap_has_no_directive_in_it() -> None:
+    own = result("SetCR0/TS", Verdict.PASS, OFF)
+    named = replace(own, case=replace(own.case, name=r"SetCR0/finding 1 of a\b # SKIP"))
+    assert to_tap(Report({}, "", (named,))).splitlines()[-1] == (
+        r"ok 1 - SetCR0/finding 1 of a\\b \# SKIP (off)"
+    )
+
+
 def test_tap() -> None:
     lines = to_tap(REPORT).splitlines()
     assert lines[:3] == ["TAP version 14", "# ROM: <mine>", "1..6"]
     assert lines[3] == "ok 1 - GetTR/relocation (off)"
     assert lines[4] == "not ok 2 - SetCR0/TS (off)"
+    assert lines[5:11] == [
+        "  ---",
+        "  verdict: FAIL",
+        "  reasons:",
+        '    - "it is broken"',
+        '  requirements: ["VMI-SetCR0-02", "VMI-CLTS-01", "VMI-CLTS-02"]',
+        '  repro: "vmi conform --rom mine --paging off SetCR0/TS"',
+    ]
     assert "ok 3 - SetCR0/WP (off) # SKIP it is broken" in lines
     assert "ok 5 - IRET/IOPL (pae shadow) # TODO it is broken" in lines
 
@@ -113,6 +143,10 @@ def test_junit() -> None:
         "skipped",
         "error",
     ]
+    failure = suites[0].find("testcase/failure")
+    assert failure is not None and failure.text == (
+        "it is broken; VMI-SetCR0-02, VMI-CLTS-01, VMI-CLTS-02; vmi conform --rom mine --paging off SetCR0/TS"
+    )
     told = replace(REPORT, environments={"off": {"engine": "python"}})
     first = ElementTree.fromstring(to_junit(told)).findall("testsuite")[0]
     named = {each.get("name"): each.get("value") for each in first.findall("properties/property")}

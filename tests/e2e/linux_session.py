@@ -103,7 +103,9 @@ SIGNALS = (
     ),
     Step("sh -c 'trap \"echo caught\" USR1; kill -USR1 $$; echo after'", r"caught\nafter\n"),
     Step("sh -c 'kill -SEGV $$'; echo $?", r".*\n?139\n"),
-    Step("echo ready; sleep 1000", r"ready\n\^C\n", keys=b"\x03", when="ready\r\n"),
+    # The terminal signals first and shows the key then. With two processors the shell's new line may come
+    # between, and the prompt, too: the key then stands before the next command's echo, where it does no harm.
+    Step("echo ready; sleep 1000", r"ready\n(\^C\n|\n(\^C)?)", keys=b"\x03", when="ready\r\n"),
     Step("echo $?", r"130\n"),
 )
 

@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 from functools import partial
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 from vmi.native.clock import Clock
 from vmi.native.held import Held
+from vmi.native.stamped import STAMP, Stamped
 
 
 class Thing:
@@ -21,6 +22,23 @@ class Thing:
 
     def method(self) -> None:
         """Something to refer to it by."""
+
+
+class Told(Stamped):
+    """The same, stamped."""
+
+    def __init__(self, **attributes: Any) -> None:
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    @property
+    def twice(self) -> Any:
+        """An attribute that is another's."""
+        return self.one * 2
+
+    @twice.setter
+    def twice(self, value: Any) -> None:
+        self.one = value // 2
 
 
 class Slotted:
@@ -50,6 +68,62 @@ def test_attributes():
     thing.other = 7  # as many as there were
     held.put_back()
     assert vars(thing) == {"kept": 1, "changed": 2, "gone": 3}
+
+
+def _without_stamp(thing: Stamped) -> dict[str, Any]:
+    return {name: value for name, value in vars(thing).items() if name != STAMP}
+
+
+def test_attributes_of_stamped_objects():
+    thing, other = Told(one=1, two=[2]), Told(one=1)
+    inside = thing.two
+    held = Held([thing, other], ())
+    for change in (
+        lambda: setattr(thing, "one", 5),
+        lambda: setattr(thing, "two", None),
+        lambda: setattr(thing, "new", 6),
+        lambda: delattr(thing, "one"),
+        lambda: setattr(thing, "twice", 8),
+        lambda: thing.two.append(3),  # that sets none
+    ):
+        change()
+        assert vars(thing) != {"one": 1, "two": [2], STAMP: vars(thing)[STAMP]}
+        held.put_back()
+        assert _without_stamp(thing) == {"one": 1, "two": [2]} and thing.two is inside
+        assert _without_stamp(other) == {"one": 1}
+
+
+def test_only_stamped_objects_that_were_set_are_put_back():
+    thing, other = Told(one=1), Told(one=1)
+    held = Held([thing, other], ())
+    vars(thing)["one"] = 2  # not seen, as its documentation says
+    vars(other)["one"] = 2
+    other.two = 3
+    held.put_back()
+    assert _without_stamp(thing) == {"one": 2} and _without_stamp(other) == {"one": 1}
+
+
+def test_several_know_of_each_other_what_they_put_back():
+    thing = Told(one=1)
+    first = Held([thing], ())
+    thing.one = 2
+    second = Held([thing], ())
+    for held, value in ((first, 1), (second, 2), (second, 2), (first, 1), (first, 1), (second, 2)):
+        held.put_back()
+        assert thing.one == value
+    thing.one = 3
+    first.put_back()
+    assert thing.one == 1
+
+
+def test_what_a_read_only_view_shows_is_entered_and_stays():
+    inside: list[int] = []
+    thing = Thing(view=MappingProxyType({Thing(x=inside): inside}))
+    held = Held([thing], ())
+    view, thing.view = thing.view, None
+    inside.append(1)
+    held.put_back()
+    assert thing.view is view and inside == []
 
 
 def test_slots():

@@ -15,6 +15,7 @@ from tests.native.straight_runs import all_asked, busy, looked_at, stops
 from vmi.native.interrupts import Event, Origin
 from vmi.native.quick import Quick
 from vmi.native.registers import AT_ERROR_CODE, AT_IS_INT, AT_RETURN_ADDRESS
+from vmi.x86 import IF_BIT
 
 pytestmark = pytest.mark.usefixtures("plain_cpus")
 
@@ -141,6 +142,20 @@ def test_what_is_no_more_is_noticed(change):
     Change("ring", (3, True, 0)).make(guest)
     change.make(guest)
     assert not compare(guest, INT)
+
+
+@pytest.mark.parametrize("ring", [0, 3])
+@pytest.mark.parametrize("before, after", [(0xEE, 0xEF), (0xEF, 0xEE)])
+def test_a_gate_of_the_other_kind_is_noticed_at_once(before, after, ring):
+    guest = ready()
+    for access in (before, after):
+        Change("gate", (0x30, 8, access, 0)).make(guest)
+        for _ in range(3):
+            Change("ring", (ring, True, 0)).make(guest)
+            guest.cpu.eflags |= IF_BIT
+            quick = compare(guest, INT)
+            assert not quick or bool(guest.cpu.eflags & IF_BIT) == (access == 0xEF)
+        assert quick
 
 
 def test_a_frame_at_the_end_of_a_run_ends_it():

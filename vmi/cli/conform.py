@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vmi.cli import values
-from vmi.cli.common import JsonOption, QuietOption, Ui, VerboseOption, guarded
+from vmi.cli.common import JsonOption, QuietOption, Ui, VerboseOption, guarded, keep_inputs
 from vmi.errors import UsageError
 from vmi.files import check_writable, read_input, write_atomically
 
@@ -37,7 +37,12 @@ def command(
         str, typer.Option("--rom", metavar="FLAVOUR|FILE", help="The option ROM to test, by default vmware.")
     ] = "",
     backend: Annotated[
-        str, typer.Option("--backend", metavar="PKG.MOD:CLASS", help="Test a machine of your own.")
+        str,
+        typer.Option(
+            "--backend",
+            metavar="PKG.MOD:CLASS|NAME",
+            help="Test a machine of your own: a class, or one that is installed.",
+        ),
     ] = "",
     level: Annotated[
         list[int] | None, typer.Option("--level", metavar="N", help="Only this level; repeat it.")
@@ -95,6 +100,7 @@ def command(
         if path.suffix not in _FORMS:
             raise UsageError(f"a report must end in {', '.join(_FORMS)}, but it is {path.name!r}")
         check_writable(path)
+        keep_inputs([Path(rom), *filter(None, [waivers]), *(replay or ())], path)
     from vmi.conformance import selection as chosen
     from vmi.conformance import suite
 
@@ -103,10 +109,10 @@ def command(
         raise UsageError(f"{what} is about this toolkit's own machine, so it can't go with --backend")
     cases: Sequence[Case] = suite.all_cases()
     if replay:
-        if selection or level or group or requirement or expression or paging or mmu or engine or coverage:
-            raise UsageError("what --replay runs is said by its files; no other choice goes with it")
+        if level or group or requirement or expression or paging or mmu or engine or coverage:
+            raise UsageError("what --replay runs is said by its files; only names choose among that")
         target, jobs = _target(rom, backend), 1  # other processes know the suite's cases by name, not these
-        cases, plan = _found(target, replay)
+        cases, plan = _found(target, replay, selection or ())
     else:
         wanted = chosen.Selection(
             tuple(selection or ()),
@@ -120,6 +126,8 @@ def command(
     if listing:
         _show_cases(ui, plan)
         return
+    if replay and not cases:
+        ui.note("these files hold no finding, so there is nothing to run")
     _run(ui, target, cases, plan, jobs, waivers, report or (), measured=coverage)
 
 
@@ -131,9 +139,10 @@ def _target(rom: str, backend: str) -> Target:
     return suite.Target(rom or "vmware", values.rom(rom or "vmware"))
 
 
-def _found(target: Target, paths: Sequence[Path]) -> tuple[Sequence[Case], Plan]:
-    """Findings as cases, and each where it was found."""
+def _found(target: Target, paths: Sequence[Path], names: Sequence[str]) -> tuple[Sequence[Case], Plan]:
+    """Findings as cases, and each where it was found; all, or those of some names."""
     from vmi.conformance import findings
+    from vmi.conformance.selection import Selection
 
     places: dict[Environment, list[Case]] = {
         environment: [] for environment in target.environments() if environment.cpus == 1
@@ -145,7 +154,9 @@ def _found(target: Target, paths: Sequence[Path]) -> tuple[Sequence[Case], Plan]
             cases.append(case)
             for environment in one.places(tuple(places)):
                 places[environment].append(case)
-    return cases, [(environment, wanted) for environment, wanted in places.items() if wanted]
+    picked = {id(case) for case in Selection(tuple(names)).pick(cases)}
+    plan = [(where, [case for case in wanted if id(case) in picked]) for where, wanted in places.items()]
+    return cases, [(where, wanted) for where, wanted in plan if wanted]
 
 
 def _engines(named: str) -> tuple[str, ...]:
@@ -223,7 +234,8 @@ def _run(
     granted = []
     if waiver_file is not None:
         text = read_input(waiver_file, "waivers").decode("utf-8", "replace")
-        granted = waivers.parse(text, cases, datetime.now(UTC).date())
+        places = target.environments(tuple(dict.fromkeys(where.engine for where, _ in plan)) or ("",))
+        granted = waivers.parse(text, cases, places, datetime.now(UTC).date())
     ran = Ran(len(target.rom or b"")) if measured else None
     results, total = [], sum(len(cases) for _, cases in plan)
     with ui.steps("testing") as step:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vmi.cli import values
-from vmi.cli.common import INTERRUPTED, JsonOption, QuietOption, Ui, VerboseOption, guarded
+from vmi.cli.common import INTERRUPTED, JsonOption, QuietOption, Ui, VerboseOption, guarded, keep_inputs
 from vmi.errors import ExitCode, UsageError
 from vmi.files import check_writable, read_input, write_atomically
 
@@ -71,6 +71,9 @@ def command(
     ui = Ui(as_json, quiet, verbose)
     for path in filter(None, (output, kept)):
         check_writable(path)
+        keep_inputs([Path(rom)], path)
+    if output is not None and kept is not None and output.resolve() == kept.resolve():
+        raise UsageError("--state and --output need files of their own; a state can be replayed as well")
     from vmi.conformance import campaign
     from vmi.conformance.suite import Target
 
@@ -97,7 +100,7 @@ def command(
     state, whole = _run(ui, target, state, upto, seconds, jobs, kept)
     _tell(ui, state)
     file = kept
-    if output is not None and state.findings:
+    if output is not None:  # without findings as well, or those of another time would stay
         from vmi.conformance.findings import dump
 
         write_atomically(output, dump(state.findings).encode())

@@ -128,16 +128,10 @@ def kernel(text: str) -> Kernel:
 
 
 def rom(text: str) -> bytes:
-    """A ROM image by the name of a flavour, or by file name (``./native`` is a file)."""
-    from vmi.rom.build import FLAVOURS, build
+    """A ROM image by the name of a flavour, or by file name."""
+    from vmi.rom.build import named
 
-    if text in FLAVOURS:
-        return build(text).image
-    if "/" not in text and not Path(text).exists():
-        raise UsageError(
-            f"ROM {text!r} is neither a flavour ({', '.join(sorted(FLAVOURS))}) nor the name of a file"
-        )
-    return read_input(text, "ROM")
+    return named(text)
 
 
 def firmware(text: str) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from vmi.conformance.layout import CODE0
-from vmi.conformance.rig import Called, Frame, Rig
+from vmi.conformance.rig import Broken, Called, Frame, Rig
 from vmi.x86 import Eflags
 
 LINE, VECTOR = 1, 0x21
@@ -63,6 +63,7 @@ def arrivals(
 
     :param prepare: sets the guest off; the interrupt line must be open when it has.
     :param until: none arrives from when EIP is one of these.
+    :raises Broken: the guest has not come to its end; what that was like has been given before.
     """
     step, at_once, singly = instruction_ns(rig), 0, 0
     last: dict[str, int] = {}
@@ -86,7 +87,11 @@ def arrivals(
         if registers["eip"] in until:
             return
         rig.subject.interrupt(line)
-        yield Arrival(number, registers, rig.arrive())
+        arrival = Arrival(number, registers, rig.arrive())
+        yield arrival
+        if not arrival.done.returned:
+            # a guest that is lost takes all the time that it may: once is enough to tell
+            raise Broken(arrival.done.stop, f"coming to the end, interrupted {arrival.where}")
         if singly:
             singly += 1
         else:

@@ -17,15 +17,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from multiprocessing import get_context
 
 from vmi.conformance.findings import Finding, from_json, oracle
 from vmi.conformance.fuzz import Fuzzer
 from vmi.conformance.layout import Paging
+from vmi.conformance.processes import pool
 from vmi.conformance.rig import Broken
 from vmi.conformance.sequence import sequence
 from vmi.conformance.subject import Environment
@@ -165,9 +165,9 @@ def _here(target: Target, state: State, pieces: _Pieces, goes_on: Callable[[], b
 def _in_processes(
     target: Target, state: State, pieces: _Pieces, goes_on: Callable[[], bool], jobs: int
 ) -> _Tried:
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with pool(jobs) as workers:
         with _deaf():
-            pool.submit(int)  # makes the processes
+            workers.submit(int)  # makes the processes
         waiting: deque[tuple[int, Future[list[Finding]]]] = deque()
         try:
             while True:
@@ -176,13 +176,13 @@ def _in_processes(
                     if piece is None:
                         break
                     arguments = (target, state.environment, *piece, state.most)
-                    waiting.append((piece[1], pool.submit(_try, *arguments)))
+                    waiting.append((piece[1], workers.submit(_try, *arguments)))
                 if not waiting:
                     return
                 end, future = waiting.popleft()
                 yield end, future.result()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # those that have begun are soon done
+            workers.shutdown(wait=False, cancel_futures=True)  # those that have begun are soon done
 
 
 @contextmanager

@@ -19,9 +19,19 @@ ALL_PAGING = frozenset(Paging)
 PAGED = ALL_PAGING - {Paging.OFF}
 
 
+_MOST_FAULTS = 20  # of one case; more say nothing new, and a guest that is lost can make any number
+
+
+class Enough(Exception):
+    """A case need not go on: it has found plenty."""
+
+
 @dataclass
 class Findings:
-    """What a case has found so far."""
+    """What a case has found so far.
+
+    :raises Enough: from its methods, when it is so much that no more is needed.
+    """
 
     assertions: int = 0
     faults: list[str] = field(default_factory=list)
@@ -30,13 +40,19 @@ class Findings:
         """``what`` must be ``wanted``."""
         self.assertions += 1
         if got != wanted:
-            self.faults.append(f"{what} must be {_show(wanted)}, but it is {_show(got)}")
+            self._add(f"{what} must be {_show(wanted)}, but it is {_show(got)}")
 
     def true(self, holds: bool, sentence: str) -> None:
         """``sentence`` says what is wrong if something does not hold."""
         self.assertions += 1
         if not holds:
-            self.faults.append(sentence)
+            self._add(sentence)
+
+    def _add(self, sentence: str) -> None:
+        self.faults.append(sentence)
+        if len(self.faults) >= _MOST_FAULTS:
+            self.faults.append("no more was looked at")
+            raise Enough
 
 
 def _show(value: object) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 
 from vmi.conformance.coverage import Ran
 from vmi.conformance.layout import RAM, Paging
@@ -21,6 +22,7 @@ from vmi.version import __version__
 
 # another processor each time, so that every feature is there once
 _MODELS = {Paging.TWO_LEVEL: "pentium3", Paging.PSE: "i686-apic", Paging.PAE: "qemu32"}
+_registers = attrgetter(*REGISTERS)
 _ENDS = {
     Outcome.DEBUG_EXIT: End.DONE,
     Outcome.TIMEOUT: End.TIMEOUT,
@@ -77,7 +79,7 @@ class MachineSubject:
     def registers(self) -> dict[str, int]:
         """See :class:`vmi.conformance.subject.Subject`."""
         cpu, domain = self._machine.cpu, self._domain
-        values: dict[str, int] = {name: getattr(cpu, name) for name in REGISTERS}
+        values: dict[str, int] = dict(zip(REGISTERS, _registers(cpu), strict=True))
         if domain is not None and domain.active:
             values["eflags"] = domain.privilege.frame_flags()
         return values

@@ -13,7 +13,7 @@ from itertools import groupby
 
 from vmi import abi
 from vmi.conformance.coverage import Coverage, percent
-from vmi.conformance.report import Report, decided
+from vmi.conformance.report import Report, decided, printable
 from vmi.conformance.runner import Result
 from vmi.conformance.style import STYLE
 from vmi.conformance.subject import Environment
@@ -44,7 +44,7 @@ def to_html(report: Report) -> str:
         *_open(report),
         "</body></html>",
     ]
-    return "\n".join(parts) + "\n"
+    return printable("\n".join(parts), keep="\n") + "\n"
 
 
 def _sums(report: Report) -> str:

@@ -3,13 +3,14 @@
 
 Installed with the toolkit, it is there in any run of pytest. ``--vmi-rom`` names the ROM under test, a
 flavour or a file; ``vmi_machine`` is a guest that has been activated on it, ``vmi_kernel`` runs whole
-kernels.
+kernels. A run that names no ROM, and a ROM on which no guest can begin, are told in a sentence; a test that
+makes a call that the ROM has no code for is skipped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+import sys
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,32 +22,64 @@ if TYPE_CHECKING:
     Runner = Callable[..., RunResult]
 
 
+_DEFAULT = "vmware"
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option."""
     parser.getgroup("vmi").addoption(
-        "--vmi-rom", default="vmware", metavar="FLAVOUR|FILE", help="The option ROM under test."
+        "--vmi-rom", default=_DEFAULT, metavar="FLAVOUR|FILE", help="The option ROM under test."
     )
 
 
-@pytest.fixture(scope="session")
-def vmi_rom(request: pytest.FixtureRequest) -> bytes:
-    """The image of the ROM under test."""
-    from vmi.rom.build import FLAVOURS, build
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse a ROM that there is not before any test runs, once, where the user sees it."""
+    if not hasattr(config, "workerinput") and config.getoption("--vmi-rom") != _DEFAULT:
+        _image(config)
 
-    named = str(request.config.getoption("--vmi-rom"))
-    return build(named).image if named in FLAVOURS else Path(named).read_bytes()
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    """A call that the ROM has no code for makes no sense to test there."""
+    try:
+        return (yield)
+    except Exception as error:
+        rig = sys.modules.get("vmi.conformance.rig")  # who has not used it need not load it
+        if rig is not None and isinstance(error, rig.Unfit):
+            pytest.skip(str(error))
+        raise
+
+
+@pytest.fixture(scope="session")
+def vmi_rom(pytestconfig: pytest.Config) -> bytes:
+    """The image of the ROM under test."""
+    return _image(pytestconfig)
+
+
+def _image(config: pytest.Config) -> bytes:
+    from vmi.errors import VmiError
+    from vmi.rom.build import named
+
+    try:
+        return named(str(config.getoption("--vmi-rom")))
+    except VmiError as error:
+        raise pytest.UsageError(f"--vmi-rom: {error}") from None
 
 
 @pytest.fixture
 def vmi_machine(vmi_rom: bytes) -> Rig:
     """A guest on the ROM, activated: see :class:`vmi.conformance.rig.Rig` for what it can do."""
     from vmi.conformance.machine_subject import MachineSubject
-    from vmi.conformance.rig import Rig
+    from vmi.conformance.rig import Broken, Rig
     from vmi.conformance.subject import Environment
+    from vmi.errors import VmiError
 
     environment = Environment()
-    rig = Rig(MachineSubject("vmi-rom", vmi_rom, environment), environment)
-    rig.begin()
+    try:
+        rig = Rig(MachineSubject("vmi-rom", vmi_rom, environment), environment)
+        rig.begin()
+    except (Broken, VmiError) as error:
+        pytest.fail(f"the guest on this ROM can't begin: {error}", pytrace=False)
     return rig
 
 

@@ -77,7 +77,9 @@ class Report:
         """A command that runs exactly this case again."""
         environment = result.environment
         if result.case.replay:
-            return f"{self.command} --replay {shlex.quote(result.case.replay)}"
+            return (
+                f"{self.command} --replay {shlex.quote(result.case.replay)} {shlex.quote(result.case.name)}"
+            )
         where = f" --paging {environment.paging.value}"
         where += f" --mmu {environment.mmu}" if environment.mmu else ""
         where += f" --engine {environment.engine}" if environment.engine else ""
@@ -126,6 +128,11 @@ def decided(verdicts: Sequence[Verdict]) -> Verdict:
     return worst(asked) if asked else Verdict.SKIP
 
 
+def printable(text: str, keep: str = "") -> str:
+    """Foreign text (a file's name, a backend's words) that breaks no line and is valid in each form."""
+    return "".join(char if char.isprintable() or char in keep else ascii(char)[1:-1] for char in text)
+
+
 def to_text(report: Report, *, verbose: bool = False) -> str:
     """For a terminal: what is not good, each with how to see it again; then the sums."""
     lines = [f"{what}: {value}" for what, value in report.facts.items() if verbose]
@@ -142,7 +149,7 @@ def to_text(report: Report, *, verbose: bool = False) -> str:
         lines += report.coverage.to_text(verbose=verbose).splitlines()
     sums = ", ".join(f"{count} {name}" for name, count in report.counts.items())
     lines.append(f"{report.verdict.value}: {sums or 'no cases'}; {report.assertions} assertions")
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(printable, lines)) + "\n"
 
 
 def to_tap(report: Report) -> str:
@@ -151,7 +158,8 @@ def to_tap(report: Report) -> str:
     lines.append(f"1..{len(report.results)}")
     for number, result in enumerate(report.results, 1):
         word = "ok" if result.verdict.good else "not ok"
-        line = f"{word} {number} - {result.case.name} ({result.environment})".replace("#", "\\#")
+        name = result.case.name.replace("\\", "\\\\").replace("#", "\\#")
+        line = f"{word} {number} - {name} ({result.environment})"
         if result.verdict in (Verdict.SKIP, Verdict.WAIVED):
             directive = "SKIP" if result.verdict is Verdict.SKIP else "TODO"
             line += f" # {directive} {result.reasons[0] if result.reasons else ''}".rstrip()
@@ -161,8 +169,9 @@ def to_tap(report: Report) -> str:
             lines += [
                 f"    - {json.dumps(reason, ensure_ascii=False)}" for reason in result.reasons
             ]  # which is YAML too
-            lines.append("  ...")
-    return "\n".join(lines) + "\n"
+            lines.append(f"  requirements: {json.dumps(result.case.requirements)}")
+            lines += [f"  repro: {json.dumps(report.repro(result), ensure_ascii=False)}", "  ..."]
+    return "\n".join(map(printable, lines)) + "\n"
 
 
 def to_junit(report: Report) -> str:
@@ -170,7 +179,7 @@ def to_junit(report: Report) -> str:
     lines = ['<?xml version="1.0" encoding="UTF-8"?>', "<testsuites>"]
     for environment in dict.fromkeys(result.environment for result in report.results):
         lines += _junit_suite(report, environment)
-    return "\n".join([*lines, "</testsuites>"]) + "\n"
+    return "\n".join(map(printable, [*lines, "</testsuites>"])) + "\n"
 
 
 def _junit_suite(report: Report, environment: Environment) -> list[str]:
@@ -189,7 +198,8 @@ def _junit_suite(report: Report, environment: Environment) -> list[str]:
     for result in results:
         head = f"    <testcase classname={quoteattr(result.case.subject)} name={quoteattr(result.case.name)} "
         head += f'time="{result.seconds:.6f}"'
-        text = escape("; ".join(result.reasons))
+        ids = ", ".join(result.case.requirements)
+        text = escape("; ".join(filter(None, (*result.reasons, ids, report.repro(result)))))
         if result.verdict is Verdict.PASS:
             lines.append(f"{head}/>")
         elif result.verdict in (Verdict.SKIP, Verdict.WAIVED):

@@ -302,7 +302,7 @@ class Rig:
             # an event came with the last instruction: its handler goes first
             stop, left, runs = subject.run(self.limit_ns), subject.registers(), runs + 1
         return Called(
-            returned=stop.end is End.DONE,
+            returned=stop.end is End.DONE and left["eip"] == behind,  # the ROM can write to that port, too
             registers=left,
             popped=left["esp"] - esp & U32,
             exits=subject.exits() - exits - runs * self.own_exits,

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from vmi.conformance.bycode import needs_hypervisor
-from vmi.conformance.case import Case, Findings
+from vmi.conformance.case import Case, Enough, Findings
 from vmi.conformance.rig import Broken, Rig, Unfit
-from vmi.conformance.subject import End, Environment, Maker, Stop, Subject
+from vmi.conformance.subject import End, Environment, Maker, NoSubject, Stop, Subject
 from vmi.conformance.verdict import Verdict
-from vmi.errors import RomError, VmiError
+from vmi.errors import BackendError, RomError, VmiError
 
 #: Why a case was skipped that needs more than the ROM, as the beginning of a sentence.
 AWAY = "the hypervisor that the ROM needs is not here"
+#: What all cases come to where there is no subject; with a ROM that can't be plugged in, none holds.
+_UNMADE = {NoSubject: Verdict.SKIP, BackendError: Verdict.ERROR}
 _ENDS = {End.TIMEOUT: Verdict.TIMEOUT, End.CRASHED: Verdict.CRASH, End.UNKNOWN: Verdict.ERROR}
 
 
@@ -39,10 +41,11 @@ def run(cases: Iterable[Case], maker: Maker, environment: Environment) -> Iterat
     """Run cases one after the other, each on a guest of its own."""
     try:
         subject = maker(environment)
-    except RomError as error:  # the ROM is none that can be plugged in: no case holds
+    except (RomError, NoSubject, BackendError) as error:
+        verdict = _UNMADE.get(type(error), Verdict.FAIL)
         for case in cases:
             if case.fits(environment):
-                yield Result(case, environment, Verdict.FAIL, (str(error),), 1, 0.0)
+                yield Result(case, environment, verdict, (str(error),), int(verdict is Verdict.FAIL), 0.0)
         return
     beginning = _Beginning(subject, environment)
     for case in cases:
@@ -81,13 +84,15 @@ class _Beginning:
         rig = self.fresh()
         try:
             rig.begin()
+            back = self.subject.mark()
         except Broken as trouble:
             self._stuck = trouble
             raise
         except Exception as error:
-            self._stuck = Broken(Stop(End.UNKNOWN, f"{type(error).__name__}: {error}"), "beginning")
+            told = str(error) if isinstance(error, VmiError) else f"{type(error).__name__}: {error}"
+            self._stuck = Broken(Stop(End.UNKNOWN, told), "beginning")
             raise self._stuck from None
-        self._rig, self._back = rig, self.subject.mark()
+        self._rig, self._back = rig, back
         rig.back = self._back
         return rig
 
@@ -125,13 +130,15 @@ def _run_one(case: Case, beginning: _Beginning) -> tuple[Verdict, tuple[str, ...
     paging = beginning.environment.paging
     if paging not in case.paging:
         return Verdict.SKIP, (f"it makes no sense with paging {paging.value}",), 0
-    away, found = beginning.away, Findings()
-    if away and not case.alone:
-        return Verdict.SKIP, (away,), 0
+    found = Findings()
     try:
+        if beginning.away and not case.alone:
+            return Verdict.SKIP, (beginning.away,), 0
         case.body(beginning.rig(case), found)
     except Unfit as reason:
         return Verdict.SKIP, (str(reason),), found.assertions
+    except Enough:
+        return Verdict.FAIL, tuple(found.faults), found.assertions
     except Broken as trouble:
         verdict = _ENDS.get(trouble.stop.end, Verdict.FAIL)
         return verdict, (*found.faults, str(trouble)), found.assertions

@@ -38,9 +38,15 @@ class Selection:
     ) -> list[tuple[Environment, list[Case]]]:
         """For each environment the cases that are wanted there.
 
-        :raises UsageError: a value fits no case, or the expression is none or fits none.
+        :raises UsageError: a value fits no case, or nothing fits all; or the expression is none or fits none.
         """
         picked = self.pick(among)
+        if not picked:
+            raise UsageError(
+                "there is no case that fits all of these choices; `vmi conform --list` shows all"
+            )
+        if not any(case.cpus == where.cpus for case in picked for where in environments):
+            raise UsageError("none of the cases that are chosen runs in an environment that is chosen")
         if not self.expression:
             return [(environment, picked) for environment in environments]
         expression = Expression(self.expression)
@@ -78,4 +84,5 @@ def _some(values: set[str] | set[int]) -> str:
 
 
 def _fits(case: Case, name: str) -> bool:
-    return case.subject.lower() == name.lower() or fnmatch.fnmatchcase(case.name.lower(), name.lower())
+    own = {case.subject.lower(), case.name.lower()}  # as they are, whatever signs of patterns are in them
+    return name.lower() in own or fnmatch.fnmatchcase(case.name.lower(), name.lower())

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from struct import Struct
 
 from vmi import abi
@@ -39,7 +40,8 @@ _ADDRESSES = (SCRATCH, SCRATCH + 1, SCRATCH + PAGE_SIZE - 3, FREE_PAGES, 0x70000
 _NEIGHBOURS = (-4, -1, 1, 4, PAGE_SIZE)
 _LEFT_ALONE = 7  # of so many more kinds of values: as it is
 _WORDS_A_CALL = 16  # random dwords, no more than it draws
-_RANDOM = Struct(f"<{1 + LONGEST * _WORDS_A_CALL}I")
+_FIRST = 42  # of them are what one step of the hash gives
+_FEW, _MANY = (Struct(f"<{count}I") for count in (_FIRST, 1 + LONGEST * _WORDS_A_CALL))
 
 
 #: Calls that sequences are made of, each with its examples.
@@ -75,7 +77,7 @@ _known = cache(usable)
 
 def draw(seed: int, among: Usable) -> Iterator[tuple[Call, list[int], tuple[int, ...]]]:
     """The calls that a seed stands for, with registers in the order of their keys and stack arguments."""
-    words = iter(_RANDOM.unpack(hashlib.shake_128(b"%d" % seed).digest(_RANDOM.size)))
+    words = chain(_random(seed, _FEW), _rest(seed))
     for _ in range(1 + next(words) % LONGEST):
         rest, which = divmod(next(words), len(among))
         examples = among[which]
@@ -88,6 +90,15 @@ def draw(seed: int, among: Usable) -> Iterator[tuple[Call, list[int], tuple[int,
                 elif key == "ecx":
                     values[place] %= _MOST_TRANSFERS
         yield call, values, tuple([_vary(words, value) for value in call.stack])
+
+
+def _random(seed: int, words: Struct) -> tuple[int, ...]:
+    return words.unpack(hashlib.shake_128(b"%d" % seed).digest(words.size))
+
+
+def _rest(seed: int) -> Iterator[int]:
+    """What follows the first few random words; made when it is needed, which is rare."""
+    yield from _random(seed, _MANY)[_FIRST:]
 
 
 def _vary(words: Iterator[int], value: int) -> int:

@@ -2,7 +2,8 @@
 """What is under test, as far as the suite can see it: a machine with a ROM in it.
 
 Whoever has a hypervisor of their own writes these ten methods and a class that makes it, and names the class
-with ``--backend package.module:Class``. Nothing else of the suite knows what runs the guest.
+with ``--backend package.module:Class``, or registers it as an entry point of the group ``vmi.backends`` and
+names that. Nothing else of the suite knows what runs the guest.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from vmi.conformance.layout import Paging
+from vmi.errors import VmiError
 
 #: The registers that a case sets and looks at; EFLAGS as the guest's own PUSHF natively shows it.
 REGISTERS = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi", "eip", "eflags")
@@ -55,8 +57,7 @@ class End(StrEnum):
     UNKNOWN = "unknown"  # the subject itself went wrong
 
 
-@dataclass(frozen=True)
-class Stop:
+class Stop(NamedTuple):
     """The end of a run, with a sentence where there is one."""
 
     end: End
@@ -107,6 +108,11 @@ class Subject(Protocol):
         """What it is, for the report."""
 
 
-#: Makes a subject for an environment; raises VmiError where there can't be one. One that is named with
-#: ``--backend`` may take a ROM's image as a second argument, which is then that of ``--rom``.
+class NoSubject(VmiError):
+    """There can't be such a machine for an environment; the sentence says why."""
+
+
+#: Makes a subject for an environment; raises VmiError where there can't be one, whose sentence is then the
+#: reason why the cases there are skipped. One that is named with ``--backend`` may take a ROM's image as a
+#: second argument, which is then that of ``--rom``.
 Maker = Callable[[Environment], Subject]

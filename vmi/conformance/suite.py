@@ -6,23 +6,29 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache, partial, reduce
+from importlib.metadata import entry_points
 from itertools import groupby
-from multiprocessing import get_context
 
 from vmi import abi
 from vmi.conformance import bycode, cases, coverage, generated, runner
 from vmi.conformance.case import PAGED, Case, Findings, registered
 from vmi.conformance.coverage import Coverage, Ran
+from vmi.conformance.guarded import Guarded
 from vmi.conformance.layout import Paging, control
+from vmi.conformance.processes import pool
 from vmi.conformance.rig import Broken, Rig
 from vmi.conformance.runner import Result
 from vmi.conformance.selection import Selection
-from vmi.conformance.subject import ENGINES, Environment, Subject
-from vmi.errors import BadInput, EngineError, RomError, UsageError
+from vmi.conformance.subject import ENGINES, Environment, NoSubject, Subject
+from vmi.conformance.verdict import Verdict
+from vmi.errors import BackendError, BadInput, EngineError, RomError, UsageError
 from vmi.hypervisor.mmu import STRATEGIES
 from vmi.native import fitness
 from vmi.native.accelerator.finding import SWITCH
@@ -30,7 +36,11 @@ from vmi.native.accelerator.finding import SWITCH
 __all__ = ["MMUS", "Plan", "Selection", "Target", "all_cases", "backend", "check_engines", "measure", "run"]
 
 MMUS = tuple(STRATEGIES)
+BACKENDS = "vmi.backends"  # the group of entry points that backends of other packages are found by
 _CHUNK = 40  # cases that a process is given at once
+
+_Rows = list[tuple[str, Result]]
+_Piece = tuple["Target", Environment, list[str], bool]
 
 #: For each environment the cases that run there.
 Plan = Sequence[tuple[Environment, Sequence[Case]]]
@@ -54,8 +64,8 @@ def all_cases() -> tuple[Case, ...]:
 class Target:
     """What is to be tested, in a form that another process can be given.
 
-    :ivar rom: image of a ROM, on our machine unless ``backend`` names a class, as ``package.module:Class``.
-        The class is given the image after the environment; None if it knows one itself.
+    :ivar rom: image of a ROM, on our machine unless ``backend`` names a class, see :func:`backend`. The class
+        is given the image after the environment; None if it knows one itself.
     """
 
     name: str
@@ -71,23 +81,25 @@ class Target:
         :param ran: learns what is executed of the ROM, if it is one on our machine.
         """
         if self.backend:
-            return self._foreign(environment)
+            return Guarded(self.backend, self._maker(), environment)
         from vmi.conformance.machine_subject import MachineSubject
 
         assert self.rom is not None
         return MachineSubject(self.name, self.rom, environment, ran=ran)
 
-    def _foreign(self, environment: Environment) -> Subject:
-        made = backend(self.backend)
-        arguments = (environment,) if self.rom is None else (environment, self.rom)
-        try:
-            inspect.signature(made).bind(*arguments)
-        except TypeError:
-            trouble = "needs a ROM, which --rom names"
-            if self.rom is not None:
-                trouble = "takes no ROM, so --rom can't go with it"
-            raise UsageError(f"the backend {self.backend} {trouble}") from None
-        return made(*arguments)
+    def _maker(self) -> Callable[[Environment], Subject]:
+        """The backend, given the ROM if there is one. :raises UsageError: it takes something else."""
+        made: Callable[..., Subject] = backend(self.backend)
+        roms = () if self.rom is None else (self.rom,)
+        with suppress(ValueError):  # not every callable says what it takes
+            try:
+                inspect.signature(made).bind(Environment(), *roms)
+            except TypeError:
+                trouble = (
+                    "takes no ROM, so --rom can't go with it" if roms else "needs a ROM, which --rom names"
+                )
+                raise UsageError(f"the backend {self.backend} {trouble}") from None
+        return lambda environment: made(environment, *roms)
 
     def environments(self, engines: Sequence[str] = ("",)) -> list[Environment]:
         """Where it can be tested: each paging, and each MMU where a hypervisor of ours is behind the ROM.
@@ -103,11 +115,11 @@ class Target:
         return self.facts().get("hypervisor", "none") != "none"
 
     def facts(self, environment: Environment | None = None) -> dict[str, str]:
-        """What the subject says of itself; a ROM that can't be plugged in says nothing."""
+        """What the subject says of itself; one that can't be made says nothing, but why."""
         try:
             return self.make(environment or Environment()).facts()
-        except RomError:
-            return {"ROM": self.name}
+        except (RomError, NoSubject, BackendError) as error:
+            return {"backend": self.name, "facts": str(error)} if self.backend else {"ROM": self.name}
 
     def surroundings(self, environment: Environment) -> dict[str, str]:
         """What an environment is, for the report."""
@@ -124,15 +136,44 @@ class Target:
 
 
 def backend(name: str) -> Callable[..., Subject]:
-    """The class that ``package.module:Class`` names. :raises BadInput: there is none."""
-    module, _, attribute = name.partition(":")
+    """The class that a name stands for: ``package.module:Class``, or that of an entry point.
+
+    The current folder is looked through as well. :raises BadInput: there is none.
+    """
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
     try:
-        found: Callable[..., Subject] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+        found = _load(name)
+    except (BadInput, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # code of somebody's is run, which may do anything
+        what = " ".join(str(error).split()) or "nothing more is said"
+        if not isinstance(error, ImportError | AttributeError):
+            what = f"{type(error).__name__}, {what}"
         raise BadInput(
-            f"the backend must be package.module:Class, but {name!r} can't be loaded: {error}"
+            f"the backend must be package.module:Class, but {name!r} can't be loaded: {what}"
         ) from None
-    return found
+    if not callable(found):
+        raise BadInput(f"the backend must be a class, but {name!r} is {type(found).__name__}")
+    made: Callable[..., Subject] = found
+    return made
+
+
+def _load(name: str) -> object:
+    """What a name stands for; raises whatever its code raises. :raises BadInput: nothing has that name."""
+    module, colon, path = name.partition(":")
+    if not colon:
+        known = {each.name: each for each in entry_points(group=BACKENDS)}
+        if name not in known:
+            there = f"installed are {', '.join(sorted(known))}" if known else "none is installed"
+            raise BadInput(
+                f"the backend must be package.module:Class or the name of one that is installed, but "
+                f"{name!r} is neither; {there}"
+            )
+        return known[name].load()
+    if not all(word.isidentifier() for word in (*module.split("."), *path.split("."))):
+        raise BadInput(f"the backend must be package.module:Class, but it is {name!r}")
+    return reduce(getattr, path.split("."), importlib.import_module(module))
 
 
 def run(target: Target, plan: Plan, *, jobs: int = 1, ran: Ran | None = None) -> Iterator[Result]:
@@ -153,7 +194,7 @@ def run(target: Target, plan: Plan, *, jobs: int = 1, ran: Ran | None = None) ->
 
 
 def _run_apart(target: Target, plan: Plan, jobs: int, engine: str, ran: Ran | None) -> Iterator[Result]:
-    pieces = []
+    pieces: list[_Piece] = []
     for environment, wanted in plan:
         names = [case.name for case in wanted]
         pieces += [
@@ -161,16 +202,37 @@ def _run_apart(target: Target, plan: Plan, jobs: int, engine: str, ran: Ran | No
             for at in range(0, len(names), _CHUNK)
         ]
     by_name = {case.name: case for _, wanted in plan for case in wanted}
-    with _processes(jobs, engine) as pool:
-        for rows, executed in pool.map(_run_piece, pieces):
-            if ran is not None:
-                ran.add(executed)
-            for name, found in rows:
-                yield replace(found, case=by_name[name])
+    with _processes(jobs, engine) as workers:
+        futures = [workers.submit(_run_piece, piece) for piece in pieces]
+        try:
+            for piece, future in zip(pieces, futures, strict=True):
+                try:
+                    rows, executed = future.result()
+                except BrokenProcessPool:  # with the pool all that was waiting is lost, whoever was to blame
+                    rows, executed = _run_piece_alone(piece, engine)
+                if ran is not None and executed:
+                    ran.add(executed)
+                for name, found in rows:
+                    yield replace(found, case=by_name[name])
+        finally:
+            workers.shutdown(wait=False, cancel_futures=True)
+
+
+def _run_piece_alone(piece: _Piece, engine: str) -> tuple[_Rows, bytes]:
+    """Cases of which one may take its process down, in a process of their own."""
+    try:
+        with _processes(1, engine) as workers:
+            return workers.submit(_run_piece, piece).result()
+    except BrokenProcessPool:
+        _, environment, names, _ = piece
+        sentence = f"the process that ran it, from {names[0]} to {names[-1]}, has ended by itself"
+        lost = Result(_NO_CASE, environment, Verdict.ERROR, (sentence,), 0, 0.0)
+        cases = {case.name: case for case in all_cases()}
+        return [(name, lost) for name in names if cases[name].fits(environment)], b""
 
 
 def _processes(jobs: int, engine: str) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_use, initargs=(engine,))
+    return pool(jobs, _use, engine)
 
 
 def _use(engine: str) -> None:
@@ -194,16 +256,13 @@ def check_engines(engines: Sequence[str]) -> None:
         if engine not in ENGINES:
             raise UsageError(f"there is no engine {engine!r}; there is {', '.join(ENGINES)}, and both")
         if engine == "accelerated" and _engine() != engine:
-            with _processes(1, engine) as pool:
-                found = pool.submit(fitness.describe).result()
+            with _processes(1, engine) as workers:
+                found = workers.submit(fitness.describe).result()
             if found != engine:
                 raise UsageError(f"the accelerated engine was asked for, but here it is {found}")
 
 
-_Rows = list[tuple[str, Result]]
-
-
-def _run_piece(piece: tuple[Target, Environment, list[str], bool]) -> tuple[_Rows, bytes]:
+def _run_piece(piece: _Piece) -> tuple[_Rows, bytes]:
     """Results of some cases, in another process: by name, since a case's body can't be sent back."""
     target, environment, names, measured = piece
     if environment.engine and environment.engine != _engine():

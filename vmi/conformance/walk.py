@@ -10,8 +10,8 @@ are no part of what is asked, and a handler that goes back to a faulting call wo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from struct import Struct
+from typing import NamedTuple
 
 from vmi import abi
 from vmi.abi import Reloc
@@ -27,6 +27,7 @@ from vmi.conformance.layout import (
     SCRATCH,
     SITES,
     STACK,
+    USER,
     WORDS,
 )
 from vmi.conformance.rig import CALL_LENGTH, Broken, Frame, Rig, Unfit, fill
@@ -48,6 +49,7 @@ _PUSHED = ("edi", "esi", "ebp", "esp", "ebx", "edx", "ecx", "eax")
 _PLACES = {name: 8 + n for n, name in enumerate(_PUSHED)}
 _LEFT = ("popped", "edi", "esi", "ebp", "esp", "ebx", "edx", "ecx", "eax", "eflags")
 _NO_SITE = bytes(4)
+_MOV_EAX, _UD2 = b"\xa1", b"\x0f\x0b"
 _WORDS = Struct(f"<{len(WORDS)}I")
 _PARAMETERS = min(WORDS.values())
 _LOG_COUNT, _WALK_LOG = list(WORDS).index("LOG_COUNT"), list(WORDS).index("WALK_LOG")
@@ -107,8 +109,7 @@ def _mask(name: str) -> bytes:
     return _RETURNED.pack(*fields)
 
 
-@dataclass(frozen=True)
-class Walked:
+class Walked(NamedTuple):
     """What a run has left.
 
     :ivar returned: calls that came back.
@@ -184,7 +185,8 @@ class Walker:
                 call.needs(at, address, len(data))
                 at += len(data)
         assert at <= NEEDS + PAGE_SIZE
-        # Through some calls once: the pages and tables that every run needs are known when it is kept.
+        # Through some calls once, and what many runs end in: the pages and tables that those need are known
+        # when it is kept.
         tried = {call.name: call for call in self._calls if _changes_nothing(call) and self._can(call)}
         some = list(tried.values())[:MOST_CALLS]
         before = [(address, rig.read(address, size)) for address, size in COMPARED]
@@ -193,6 +195,16 @@ class Walker:
         for address, data in before:
             rig.write(address, data)
         self._start(b"")
+        rig.write(USER, self._reading() + _UD2)
+        rig.subject.set_registers({"eip": USER})
+        rig.subject.run(self._limit_ns)
+        self._start(b"")
+
+    def _reading(self) -> bytes:
+        """Code that reads from each page of the ROM."""
+        first, size = self._rig.rom, len(self._rig.image())
+        pages = range(first, first + size, PAGE_SIZE)
+        return b"".join(_MOV_EAX + page.to_bytes(4, "little") for page in pages)
 
     def _can(self, call: Call) -> bool:
         return self.entries[call.name] is Reloc.CALL_REL and (call.name, call.number) not in self.unfit

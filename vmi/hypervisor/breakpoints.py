@@ -20,6 +20,7 @@ from vmi.hypervisor.operands import MAX_LENGTH, decode
 from vmi.memory import PAGE_SIZE, PhysicalMemory
 from vmi.native.cpu import Cpu
 from vmi.native.linear import Linear
+from vmi.native.stamped import Stamped
 from vmi.x86 import GuestFault
 
 _INT3 = 0xCC
@@ -29,7 +30,7 @@ _MOST_FOUND = 1 << 14
 _AROUND = 8  # bytes before and from a breakpoint on by which a copy is known
 
 
-class Breakpoints:
+class Breakpoints(Stamped):
     """The breakpoints planted in one guest."""
 
     def __init__(self, cpu: Cpu, linear: Linear) -> None:

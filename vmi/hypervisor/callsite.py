@@ -15,6 +15,7 @@ from vmi.hypervisor.operands import M
 from vmi.hypervisor.personality import Personality
 from vmi.hypervisor.transfer import Transfers
 from vmi.hypervisor.vcpu import VirtualCpu
+from vmi.native.stamped import Stamped
 from vmi.x86 import U32, GuestFault, Seg
 
 CALL_LENGTH = 5
@@ -22,7 +23,7 @@ _CALL_OPCODE = 0xE8
 _STRING = frozenset({M.INSB, M.INSW, M.INSD, M.OUTSB, M.OUTSW, M.OUTSD})
 
 
-class CallSites:
+class CallSites(Stamped):
     """Finds the call instruction behind a call that has reached the ROM."""
 
     def __init__(self, vcpu: VirtualCpu, transfers: Transfers, rom: Personality) -> None:

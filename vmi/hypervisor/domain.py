@@ -30,6 +30,7 @@ from vmi.hypervisor.tasks import finish_switch
 from vmi.hypervisor.vcpu import VirtualCpu
 from vmi.native.interrupts import Delivery, Event, Origin, TripleFault
 from vmi.native.machine import Machine, Outcome
+from vmi.native.stamped import Stamped
 from vmi.x86 import IF_BIT, IOPL_MASK, Cr0, Eflags, GuestFault, Seg, Vector
 
 _SYSEXIT_FRAME = 24  # EIP, CS, EFLAGS, ESP and SS, and EAX, which is loaded already
@@ -44,7 +45,7 @@ _SOFTWARE, _EXCEPTION = Origin.SOFTWARE, Origin.EXCEPTION
 _PRIVILEGED, _PLANTED = "privileged instruction", "breakpoint"
 
 
-class Domain(Beginning):
+class Domain(Stamped, Beginning):
     """The hypervisor's side of one machine; it becomes the machine's monitor.
 
     ``taken`` says whether the guest has been taken over, ``active`` whether the processor that runs now is
@@ -63,7 +64,6 @@ class Domain(Beginning):
         self.breakpoints = Breakpoints(machine.cpu, self.vcpu.linear)
         self.taken = self.active = False
         self.calls: dict[str, int] = {}
-        self._gates: dict[int, abi.Call] = {}  # by guest-physical address, those that were called from
         self.emulator = Emulator(self.vcpu)
         self._sites = CallSites(self.vcpu, self.emulator.transfers, rom)
         self._delivery = Delivery(self.privilege)
@@ -96,7 +96,7 @@ class Domain(Beginning):
         return not self._stay_compressed() or self._handle(event)
 
     def call_out(self, vector: int) -> bool:
-        """See :class:`vmi.native.monitor.Monitor`: from gates that have been used before, and breakpoints."""
+        """See :class:`vmi.native.monitor.Monitor`: from a call's gate, and breakpoints."""
         if not self.active or self.machine.cpu.cpl != KERNEL_RING:
             return False
         if vector == _BP:
@@ -104,12 +104,12 @@ class Domain(Beginning):
         if vector != self.rom.interrupt:
             return False
         try:
-            call = self._gates.get(self._physical_eip(-GATE_LENGTH))
+            gate = self.rom.gate(self._physical_eip(-GATE_LENGTH))
         except GuestFault:
             return False
-        if call is None:
+        if not isinstance(gate, abi.Call):
             return False
-        self._call(call)
+        self._call(gate)
         return True
 
     def accepts_interrupts(self) -> bool:
@@ -305,8 +305,6 @@ class Domain(Beginning):
         if gate is None:
             self._refuse("a call-out from outside the ROM")
             return False
-        if isinstance(gate, abi.Call):
-            self._gates[at] = gate
         return self._pass_gate(gate)
 
     def _called(self, number: int) -> bool:

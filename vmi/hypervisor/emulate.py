@@ -8,6 +8,7 @@ instruction would silently do the wrong thing.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MappingProxyType
 
 from iced_x86 import Instruction
 
@@ -40,7 +41,7 @@ class Emulator:
         self.transfers = Transfers(vcpu)
         self.stepped = False
         self._shadowed = False  # the instruction stands in the shadow of STI or MOV SS
-        self._handlers: dict[int, Handler] = {
+        handlers: dict[int, Handler] = {
             M.CLI: lambda _i: vcpu.disable_interrupts(),
             M.STI: lambda _i: vcpu.enable_interrupts(shadow=not self._shadowed),
             M.HLT: self._halt,
@@ -85,6 +86,7 @@ class Emulator:
             M.STR: lambda i: op.write_word(i, self._cpu.tr.selector),
             M.SMSW: lambda i: op.write_low_word(i, self._cpu.cr(0)),
         }
+        self._handlers = MappingProxyType(handlers)
 
     def execute(self, instruction: Instruction) -> bool:
         """Do one instruction; False if it is none that ring 0 may do.

@@ -12,6 +12,7 @@ from typing import Protocol
 from vmi.hypervisor.mmu import Mmu
 from vmi.native.cpu import Cpu
 from vmi.native.registers import TableRegister
+from vmi.native.stamped import Stamped
 
 _LDT_PRESENT = 1 << 15
 
@@ -51,7 +52,7 @@ class Listener(Protocol):
         """Something has a new value."""
 
 
-class Mirror:
+class Mirror(Stamped):
     """Tells a listener of one CPU's registers, as the guest knows them."""
 
     def __init__(self, cpu: Cpu, mmu: Mmu, listener: Listener) -> None:

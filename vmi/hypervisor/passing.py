@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from vmi import abi
 from vmi.hypervisor.mmu import Mmu
 from vmi.hypervisor.personality import Gate, Personality
+from vmi.native.stamped import Stamped
 from vmi.native.straight import ALL, Path, Service
 from vmi.x86 import Vector
 
@@ -27,7 +28,7 @@ _ASKED = (ALL, _KERNEL, ALL, _USER)
 SERVED = {Service.LOAD_CR3: "SetCR3", Service.FLUSH_PAGE: "InvalPage", Service.FLUSH_ALL: "FlushTLB"}
 
 
-class Passing:
+class Passing(Stamped):
     """The events of one domain that pass it by.
 
     :param count: counts calls that pass it by: which, and how many.
@@ -37,7 +38,7 @@ class Passing:
     def __init__(self, path: Path, rom: Personality, mmu: Mmu, count: Callable[[str, int], None]) -> None:
         self._path, self._rom, self._mmu, self._count = path, rom, mmu, count
         path.on_served = self._served
-        self.gates: list[abi.Call | Gate | None] = []
+        self.gates: tuple[abi.Call | Gate | None, ...] = ()
         self._gates_at = range(0)
         self.update(taken=False, active=False)
 
@@ -53,7 +54,7 @@ class Passing:
         cells = rom.cells()
         if cells.gates != self._gates_at:
             self._gates_at = cells.gates
-            self.gates = [rom.gate(at) for at in cells.gates]
+            self.gates = tuple(rom.gate(at) for at in cells.gates)
         path.compress(
             cells,
             gate=rom.interrupt,

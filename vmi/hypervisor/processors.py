@@ -23,6 +23,7 @@ from vmi.hypervisor.vcpu import VirtualCpu
 from vmi.native.machine import Machine, Outcome
 from vmi.native.msr import EFER
 from vmi.native.registers import TableRegister
+from vmi.native.stamped import Stamped
 from vmi.x86 import GPR32, Cr0, Eflags, GuestFault, Seg, Vector
 
 _DATA_SEGMENTS = ("ds", "es", "fs", "gs")
@@ -42,7 +43,7 @@ def parse_state(data: bytes) -> InitialState:
 
 
 @dataclass
-class Virtual:
+class Virtual(Stamped):
     """One virtual CPU.
 
     :ivar active: its kernel is de-privileged.
@@ -60,7 +61,7 @@ class Virtual:
     initial: InitialState | None = field(default=None, repr=False)
 
 
-class Processors:
+class Processors(Stamped):
     """All virtual CPUs of a machine, by number, which is the APIC ID.
 
     :param activate: de-privileges the CPU that runs, or hands it back to itself.

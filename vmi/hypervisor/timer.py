@@ -21,6 +21,7 @@ from vmi.hypervisor.mirror import Told
 from vmi.native.clock import NS_PER_S, Event
 from vmi.native.devices.lapic import Lapic
 from vmi.native.machine import TSC_HZ, Machine
+from vmi.native.stamped import Stamped
 
 NS_PER_CYCLE = NS_PER_S // TSC_HZ
 
@@ -34,7 +35,7 @@ class Alarm:
     lvtt: bool
 
 
-class WallClock:
+class WallClock(Stamped):
     """The time of day as the host knows it; the guest can't set it, as it can its clock chip."""
 
     def __init__(self, machine: Machine) -> None:
@@ -60,7 +61,7 @@ class WallClock:
         return was_set
 
 
-class VirtualTimer:
+class VirtualTimer(Stamped):
     """Counters and alarms of one virtual CPU. Times are in cycles of :attr:`frequency`.
 
     :param tell: told what the ROM needs for answering by itself.

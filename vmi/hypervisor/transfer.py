@@ -17,6 +17,7 @@ from vmi.hypervisor.returns import IMAGE_FLAGS, Returns
 from vmi.hypervisor.vcpu import VirtualCpu
 from vmi.memory import PAGE_SIZE
 from vmi.native.registers import NULL_SEGMENT, Segment
+from vmi.native.stamped import Stamped
 from vmi.native.tasks import Switch, switch_task
 from vmi.x86 import (
     D_BIT,
@@ -43,7 +44,7 @@ _CS, _SS = Seg.CS, Seg.SS
 _GP, _NP = Vector.GP, Vector.NP
 
 
-class Transfers:
+class Transfers(Stamped):
     """Far control transfers for one virtual CPU."""
 
     def __init__(self, vcpu: VirtualCpu) -> None:

@@ -15,6 +15,7 @@ from vmi.native import control
 from vmi.native.machine import Machine, Outcome
 from vmi.native.msr import EFER, SYSENTER_CS, TSC
 from vmi.native.registers import Segment, TableRegister
+from vmi.native.stamped import Stamped
 from vmi.x86 import (
     LDT_TYPE,
     TSS_AVAILABLE_32,
@@ -39,7 +40,7 @@ _CS, _SS = Seg.CS, Seg.SS
 _GP = Vector.GP
 
 
-class VirtualCpu:
+class VirtualCpu(Stamped):
     """Privileged operations of one de-privileged CPU."""
 
     def __init__(self, machine: Machine, privilege: CompressedPrivilege, mmu: Mmu) -> None:

@@ -40,6 +40,7 @@ from vmi.native.devices.vga import Vga
 from vmi.native.disk import MOST_DISKS, Disk
 from vmi.native.intc import InterruptLogic
 from vmi.native.memory_bus import MemoryBus
+from vmi.native.stamped import Stamped
 
 _DATA_POINTER = 0x18  # in an option ROM: the offset of its PCI data structure
 
@@ -69,7 +70,7 @@ class Wires(Protocol):
         """Write guest-physical memory for a device."""
 
 
-class Board:
+class Board(Stamped):
     """All devices of one PC.
 
     :ivar console: what COM1 transmits, and port E9h; :ivar console2: what COM2 transmits.

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from vmi.errors import UsageError
+from vmi.native.stamped import Stamped
 
 #: JSON-able device state: str keys; int, bool, str, None, and lists and dicts of them as values.
 State = dict[str, Any]
@@ -28,7 +30,7 @@ class IrqLine(Protocol):
         """Drive the line high (True) or low (False)."""
 
 
-class Device(ABC):
+class Device(Stamped, ABC):
     """One device with port registers.
 
     ``name`` is unique on its bus. ``ports`` are the port numbers it claims. A ``wide`` device gets
@@ -68,12 +70,12 @@ class Device(ABC):
         return f"<{type(self).__name__} {self.name} ports {spans}>"
 
 
-class PortBus:
+class PortBus(Stamped):
     """The 64 Ki I/O ports: finds the device of a port, splits wide accesses, counts strays."""
 
     def __init__(self) -> None:
-        self._by_port: dict[int, Device] = {}
-        self._devices: dict[str, Device] = {}
+        self._by_port: Mapping[int, Device] = MappingProxyType({})
+        self._devices: Mapping[str, Device] = MappingProxyType({})
         self.unclaimed_reads: Counter[int] = Counter()
         self.unclaimed_writes: Counter[int] = Counter()
 
@@ -93,28 +95,28 @@ class PortBus:
 
     def attach(self, *devices: Device) -> None:
         """Plug devices in. UsageError if a name or a port is taken already."""
+        by_name, by_port = dict(self._devices), dict(self._by_port)
         for device in devices:
-            if device.name in self._devices:
+            if device.name in by_name:
                 raise UsageError(f"device names must be unique, but {device.name!r} is on the bus already")
             for port in _numbers(device.ports):
-                other = self._by_port.get(port)
+                other = by_port.get(port)
                 if other is not None:
                     raise UsageError(f"port {port:#x} of {device.name} is claimed by {other.name} already")
-            self._devices[device.name] = device
-            for port in _numbers(device.ports):
-                self._by_port[port] = device
+            by_name[device.name] = device
+            by_port.update(dict.fromkeys(_numbers(device.ports), device))
+        self._devices, self._by_port = MappingProxyType(by_name), MappingProxyType(by_port)
 
     def move(self, device: Device, ports: tuple[range, ...]) -> None:
         """Let a device on the bus answer these ports instead of those it has.
 
         Ports that another device has stay with that one: a guest can choose any address.
         """
-        for port in _numbers(device.ports):
-            if self._by_port.get(port) is device:
-                del self._by_port[port]
+        by_port = {port: other for port, other in self._by_port.items() if other is not device}
         device.ports = ports
         for port in _numbers(ports):
-            self._by_port.setdefault(port % PORT_COUNT, device)
+            by_port.setdefault(port % PORT_COUNT, device)
+        self._by_port = MappingProxyType(by_port)
 
     def read(self, port: int, size: int) -> int:
         """Read ``size`` (1, 2, 4) bytes; strays give all ones."""

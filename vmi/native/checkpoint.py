@@ -62,7 +62,7 @@ class Checkpoint:
                 )
         self._machine, cpu = machine, machine.cpu
         self._ram = PageImage(machine.memory.ram, machine.memory.host_address)
-        hidden = cpu.hidden_view()
+        hidden = cpu.hidden_view
         self._hidden = None if hidden is None else PageImage(*hidden)
         self._cpu = cpu_state.keep(cpu)
         monitor = () if machine.monitor is None else (machine.monitor,)
@@ -90,14 +90,13 @@ class Checkpoint:
 
     def _restore_memory(self) -> None:
         cpu, ram = self._machine.cpu, self._ram
-        written, code = ram.written(), cpu.code_pages
-        suspects = code if written is None else [n for pages in written for n in pages if n in code]
-        stale = ram.changed(suspects)
+        written = ram.written()
+        stale = ram.changed(cpu.code_pages if written is None else cpu.code_among(written))
         ram.put_back(written)
         for page in stale:  # written once more, by somebody who knows what follows for code that was there
             at = page * PAGE_SIZE
             cpu.write_memory(at, self._machine.memory.read(at, PAGE_SIZE))
-        hidden = cpu.hidden_view()
+        hidden = cpu.hidden_view
         if hidden is None:
             return
         if self._hidden is None:  # none of it was in use yet

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Protocol, overload
 
 from vmi.errors import ExitCode, GuestTimeout, UsageError, VmiError
+from vmi.native.stamped import Stamped
 
 LONGEST_MATCH = 4096  # bytes of the console that a regular expression is tried on with every new byte
 
@@ -44,7 +45,7 @@ class Ended(Protocol):
     def reason(self) -> str: ...
 
 
-class Console:
+class Console(Stamped):
     """Collects the bytes a guest transmits and hands input to it.
 
     Give ``transmit`` to a device as its output, the device's input function to ``connect``, and the

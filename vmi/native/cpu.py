@@ -34,7 +34,10 @@ checked when they are loaded only.
 from __future__ import annotations
 
 import ctypes
-from signal import SIGINT, default_int_handler, getsignal, signal
+
+# what `signal` is made of: its own functions make enumerations, for most of the time of a short run
+from _signal import getsignal, signal  # type: ignore[import-not-found]
+from signal import SIGINT, default_int_handler
 from threading import current_thread, main_thread
 
 from vmi.memory import PAGE_SIZE, PhysicalMemory
@@ -297,8 +300,8 @@ class Cpu(Events):
     def write_memory(self, address: int, data: bytes) -> None:
         """Put data into guest-physical memory, ROM too; code that was there is translated anew."""
         self.memory.write(address, data)
-        first, last = address // PAGE_SIZE, (address + len(data) - 1) // PAGE_SIZE
-        if address < self.memory.size and not self.code_pages.isdisjoint(range(first, last + 1)):
+        end = min(address + len(data), self.memory.size)
+        if self.code_among((range(address // PAGE_SIZE, -(-end // PAGE_SIZE)),)):
             self._dropping = True
             self._engine.drop_translations(address, len(data))
             self._dropping = False

@@ -13,6 +13,7 @@ For the same CPU object there is a quicker way, see :func:`keep`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from vmi.errors import UsageError
@@ -42,8 +43,8 @@ _ARMED = 0xFF  # bits of DR7 that enable breakpoints
 _BESIDES = (
     "instructions", "failure", "bus", "pager", "store_watch", "enter_kernel", "on_pause", "on_control",
     "hidden_from", "nowhere", "uncached", "_on_cached", "_code_watch", "_code_changes", "told_cr2",
-    "straight_image",
 )  # fmt: skip
+_besides = attrgetter(*_BESIDES)
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,6 +55,7 @@ class Kept:
     dr7: int
     a20: bool
     watched: frozenset[int]
+    straight: bytes
     besides: tuple[Any, ...]
 
     def __repr__(self) -> str:
@@ -155,7 +157,8 @@ def keep(cpu: Cpu) -> Kept:
         dr7=dr7,
         a20=bool(cpu.a20_mask >> _A20_BIT & 1),
         watched=frozenset(cpu.watched_pages),
-        besides=tuple(getattr(cpu, name) for name in _BESIDES),
+        straight=cpu.straight.image,
+        besides=_besides(cpu),
     )
 
 
@@ -170,9 +173,12 @@ def put_back(cpu: Cpu, kept: Kept) -> None:
     cpu.thaw(kept.registers)
     if kept.dr7 & _ARMED:
         cpu.load_dr(7, kept.dr7)
-    cpu.set_a20(kept.a20)
-    for name, value in zip(_BESIDES, kept.besides, strict=True):
-        setattr(cpu, name, value)
+    if kept.a20 != bool(cpu.a20_mask >> _A20_BIT & 1):
+        cpu.set_a20(kept.a20)
+    for name, value, now in zip(_BESIDES, kept.besides, _besides(cpu), strict=True):
+        if value is not now:
+            setattr(cpu, name, value)
+    cpu.straight.image = kept.straight
     cpu.share()
     if cpu.watched_pages != kept.watched:
         cpu.watch_pages(set(kept.watched))

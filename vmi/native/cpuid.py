@@ -14,9 +14,11 @@ load, no errata to look for, a slow clock is enough), and a guest that asks is t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cached_property
+from types import MappingProxyType
 
 Leaf = tuple[int, int, int, int]
 
@@ -148,7 +150,7 @@ class CpuModel:
     @cached_property
     def features(self) -> frozenset[str]:
         """Names of the features that this model promises, keys of :data:`FEATURES`."""
-        return self.judge - WITHHELD.keys()
+        return frozenset(self.judge - WITHHELD.keys())
 
     @property
     def withheld(self) -> dict[str, str]:
@@ -160,7 +162,7 @@ class CpuModel:
         return feature in self.features
 
     @cached_property
-    def words(self) -> dict[Word, int]:
+    def words(self) -> Mapping[Word, int]:
         """The promised bits by feature register. The emulator decodes by these."""
         words = dict.fromkeys(Word, 0)
         for name in self.features:
@@ -168,7 +170,7 @@ class CpuModel:
             words[word] |= 1 << bit
         if self.vendor == _AMD:
             words[Word.EXTENDED_EDX] |= words[Word.LEAF_1_EDX] & _AMD_REPEATS
-        return words
+        return MappingProxyType(words)
 
     def cpuid(self, leaf: int, subleaf: int = 0, *, apic: bool = True, apic_id: int = 0) -> Leaf:
         """EAX, EBX, ECX, EDX of CPUID with ``leaf`` in EAX and ``subleaf`` in ECX.

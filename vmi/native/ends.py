@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from vmi.native.cpu import Cpu
 from vmi.native.linear import Linear
@@ -26,8 +26,7 @@ class Outcome(StrEnum):
     STOPPED = "stopped"  # the user ended the run
 
 
-@dataclass(frozen=True)
-class End:
+class End(NamedTuple):
     """The end of a run: how, one sentence why, and the debug-exit value if there is one."""
 
     outcome: Outcome

@@ -19,9 +19,11 @@ from contextlib import suppress
 from enum import Enum
 from functools import partial
 from itertools import repeat
-from operator import setitem
-from types import BuiltinMethodType, FunctionType, MethodType
+from operator import itemgetter, setitem
+from types import BuiltinMethodType, FunctionType, MappingProxyType, MethodType
 from typing import Any
+
+from vmi.native.stamped import STAMP, Stamped, stamp
 
 _CONSTANT = (int, float, str, bytes, frozenset, range, type, type(None), Enum)
 _MISSING = object()
@@ -42,7 +44,7 @@ class Held:
         self._packages = tuple({_package(type(root)) for root in todo} - {"builtins"})
         self._others = others + _CONSTANT
         self._undo: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
-        self._many = _Many()
+        self._many, self._stamped = _Many(), _Stamped()
         # with the objects, or the number of one might become another's
         seen: dict[int, object] = {id(one): one for one in alone}
         while todo:
@@ -52,11 +54,12 @@ class Held:
                 todo.extend(self._keep(one))
 
     def __repr__(self) -> str:
-        return f"<Held {len(self._undo) + len(self._many)} objects>"
+        return f"<Held {len(self._undo) + len(self._many) + len(self._stamped.ones)} objects>"
 
     def put_back(self) -> None:
         """Let each object hold what it held."""
         self._many.put_back()
+        self._stamped.put_back()
         for undo, one, kept in self._undo:
             undo(one, kept)
 
@@ -65,6 +68,8 @@ class Held:
         kind = type(one)
         if kind is tuple:
             return tuple(one)
+        if kind is MappingProxyType:  # nobody can change it by this
+            return (*one, *one.values())
         if isinstance(one, dict):
             copy = dict(one)
             if isinstance(one, OrderedDict):
@@ -103,7 +108,7 @@ class Held:
         parameters = getattr(kind, "__dataclass_params__", None)
         if parameters is None or not parameters.frozen:
             if own is not None:
-                self._many.attributes.add(own, dict(own))
+                (self._stamped if isinstance(one, Stamped) else self._many.attributes).add(own, dict(own))
             if names:
                 self._many.slots(one, names, values)
         return [*(own or {}).values(), *values]
@@ -123,6 +128,30 @@ class _Pairs:
         """Remember one."""
         self.ones.append(one)
         self.kept.append(kept)
+
+
+class _Stamped(_Pairs):
+    """The attributes of stamped objects: only those that were set since are put back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stamps: list[int] = []
+
+    def add(self, one: Any, kept: Any) -> None:
+        """See :class:`_Pairs`."""
+        super().add(one, kept)
+        self._stamps.append(stamp(one))
+
+    def put_back(self) -> None:
+        """Let each hold what it held."""
+        stamps = list(map(_stamp_of, self.ones))
+        if stamps == self._stamps:
+            return
+        for number, (now, was) in enumerate(zip(stamps, self._stamps, strict=True)):
+            if now != was:
+                own = self.ones[number]
+                _put_back(own, self.kept[number])
+                self._stamps[number] = stamp(own)  # for others that keep it too
 
 
 class _Many:
@@ -158,8 +187,7 @@ class _Many:
         if list(map(len, own)) != self._sizes:
             # rare, and an attribute can't be missed for a moment here
             for attributes, before in zip(own, kept, strict=True):
-                for name in attributes.keys() - before.keys():
-                    del attributes[name]
+                _put_back(attributes, before)
         _do(map(dict.clear, self.dicts.ones))
         _do(map(dict.update, self.dicts.ones, self.dicts.kept))  # a Counter's own update() would add
         _do(map(setattr, *self._slots))
@@ -172,7 +200,14 @@ class _Many:
 
 
 _do = deque[None](maxlen=0).extend
+_stamp_of = itemgetter(STAMP)
 _WHOLE = slice(None)
+
+
+def _put_back(attributes: dict[str, Any], kept: dict[str, Any]) -> None:
+    attributes.update(kept)
+    for name in attributes.keys() - kept.keys():
+        del attributes[name]
 
 
 def _of_function(one: FunctionType) -> list[object]:

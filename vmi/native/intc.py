@@ -15,6 +15,7 @@ from vmi.native.bus import IrqLine, State
 from vmi.native.devices.ioapic import IoApic
 from vmi.native.devices.lapic import Lapic
 from vmi.native.devices.pic import PicPair
+from vmi.native.stamped import Stamped
 
 TIMER_IRQ, TIMER_INPUT = 0, 2
 
@@ -77,7 +78,7 @@ class _Driver:
         self._shared.drive(self._number, level)
 
 
-class InterruptLogic:
+class InterruptLogic(Stamped):
     """The interrupt controllers, wired.
 
     ``pending()`` tells whether the processor is asked to take an interrupt, ``acknowledge()`` gives its

@@ -19,6 +19,7 @@ from vmi.native.cpu import Cpu
 from vmi.native.linear import Linear
 from vmi.native.privilege import Privilege
 from vmi.native.registers import NULL_SEGMENT, Segment
+from vmi.native.stamped import Stamped
 from vmi.native.tasks import switch_task
 from vmi.native.ways import Ways
 from vmi.x86 import (
@@ -85,7 +86,7 @@ class TripleFault(Exception):
     """A fault while a double fault was delivered: the CPU shuts down."""
 
 
-class Delivery:
+class Delivery(Stamped):
     """Delivers events to the guest's own handlers. :ivar ways: those found before."""
 
     def __init__(self, privilege: Privilege) -> None:

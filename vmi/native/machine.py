@@ -403,10 +403,10 @@ class Machine(Traffic):
             window = self._offer_interrupt()
             if (end := self._ended()) is not None:
                 return end
-            deadline = self.clock.next_deadline()
+            now, deadline = self._now(), self.clock.next_deadline()
             if limit is not None and (deadline is None or limit < deadline):
                 deadline = limit
-            if limit is not None and self._now() >= limit:
+            if limit is not None and now >= limit:
                 self.finish(Outcome.TIMEOUT, f"the guest was still running after {_seconds(timeout_ns)} s")
                 continue
             if self.halted:
@@ -416,11 +416,11 @@ class Machine(Traffic):
             if self.turns is not None:
                 budget = self.turns.budget(budget, NS_PER_INSTRUCTION)
             if deadline is not None:
-                budget = min(budget, max(1, -(-(deadline - self._now()) // NS_PER_INSTRUCTION)))
+                budget = min(budget, max(1, -(-(deadline - now) // NS_PER_INSTRUCTION)))
             if self._retry:
                 budget = min(budget, self._retry)
             self.rom_area.settle()
-            self._time[1] = self._now() + budget * NS_PER_INSTRUCTION
+            self._time[1] = now + budget * NS_PER_INSTRUCTION
             straight = self.cpu.straight
             straight.allow(self.nobody_looks())
             try:

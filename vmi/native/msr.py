@@ -14,9 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from vmi.native.bus import State
 from vmi.native.cpuid import CpuModel
+from vmi.native.stamped import Stamped
 
 TSC = 0x10
 APIC_BASE = 0x1B
@@ -160,7 +162,7 @@ _UNASKED: dict[tuple[str, int], tuple[Msr, ...]] = {
 }
 
 
-def registers(model: CpuModel) -> dict[int, Msr]:
+def registers(model: CpuModel) -> Mapping[int, Msr]:
     """The registers that a model has, by number; none if it has no RDMSR."""
     if not model.has("msr"):
         return {}
@@ -168,10 +170,10 @@ def registers(model: CpuModel) -> dict[int, Msr]:
     for (vendor, family), found in _UNASKED.items():
         if model.vendor == vendor and model.family >= family:
             rows += found
-    return {msr.index: msr for msr in rows}
+    return MappingProxyType({msr.index: msr for msr in rows})
 
 
-class MsrFile:
+class MsrFile(Stamped):
     """The model-specific registers of one processor.
 
     :param counter: cycles since power-on; the time stamp counter is this plus what a guest has set.

@@ -18,8 +18,8 @@ import ctypes
 import fcntl
 import mmap
 import os
-import struct
 import weakref
+from array import array
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
@@ -39,9 +39,9 @@ _READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 
 # PAGEMAP_SCAN: which pages of a range are in memory, or swapped out, and not the file's
 _SCAN = 0xC0606610
-_SCAN_FIELDS = struct.Struct("<12Q")
+_SCAN_SIZE, _SCAN_START, _SCAN_REACHED = 96, 2, 4  # bytes of the request, and two of its fields of 8
 _OF_FILE, _PRESENT, _SWAPPED = 1 << 2, 1 << 3, 1 << 4
-_ROWS, _ROW = 512, 3  # ranges that one request gives at most: start, end, what they are
+_ROWS, _ROW = 64, 3  # ranges that one request gives at most: start, end, what they are
 
 # the same, in the 8 bytes that /proc/self/pagemap has for each page
 _ENTRY = 8
@@ -128,8 +128,10 @@ class _Pagemap:
 
     def __init__(self, start: int, size: int) -> None:
         self._start, self._size = start, size
-        self._rows = (ctypes.c_uint64 * (_ROWS * _ROW))()
-        self._request = bytearray(_SCAN_FIELDS.size)
+        self._rows = array("Q", bytes(_ROWS * _ROW * _ENTRY))
+        rows, _ = self._rows.buffer_info()
+        wanted = _OF_FILE, _OF_FILE, _PRESENT | _SWAPPED, _PRESENT
+        self._request = array("Q", (_SCAN_SIZE, 0, start, start + size, 0, rows, _ROWS, 0, *wanted))
         self._scans = True
         self._file: int | None = None
         try:
@@ -153,20 +155,15 @@ class _Pagemap:
             return None
 
     def _scan(self, file: int) -> list[range]:
-        at, end = self._start, self._start + self._size
-        rows, request, found = self._rows, self._request, []
+        start, end = self._start, self._start + self._size
+        request, rows, at = self._request, self._rows, start
+        found: list[range] = []
         while at < end:
-            _SCAN_FIELDS.pack_into(
-                request, 0, _SCAN_FIELDS.size, 0, at, end, 0, ctypes.addressof(rows), _ROWS,
-                0, _OF_FILE, _OF_FILE, _PRESENT | _SWAPPED, _PRESENT,
-            )  # fmt: skip
-            count = fcntl.ioctl(file, _SCAN, request)
-            row = rows[: _ROW * count]
-            found += [
-                range((first - self._start) // PAGE_SIZE, (last - self._start) // PAGE_SIZE)
-                for first, last in zip(row[::_ROW], row[1::_ROW], strict=True)
-            ]
-            at = _SCAN_FIELDS.unpack(request)[4]  # how far it has come
+            request[_SCAN_START] = at
+            used = _ROW * fcntl.ioctl(file, _SCAN, request)
+            firsts, lasts = ([(each - start) // PAGE_SIZE for each in rows[n:used:_ROW]] for n in (0, 1))
+            found += map(range, firsts, lasts)
+            at = request[_SCAN_REACHED]
         return found
 
     def _read(self, file: int) -> list[range] | None:

@@ -13,6 +13,7 @@ from struct import Struct
 from vmi.native.cpu import Cpu
 from vmi.native.linear import Linear
 from vmi.native.registers import Segment, TableRegister
+from vmi.native.stamped import Stamped
 from vmi.x86 import D_BIT, TSS_32, U32, Descriptor, Eflags, GuestFault, Vector
 
 _BITMAP_BASE = 0x66  # where the TSS says where its bitmap of ports begins
@@ -20,7 +21,7 @@ _BITMAP_BASE = 0x66  # where the TSS says where its bitmap of ports begins
 _GP, _TS = Vector.GP, Vector.TS
 
 
-class Privilege:
+class Privilege(Stamped):
     """How privilege and the interrupt flag show on the bare machine: as they are."""
 
     def __init__(self, cpu: Cpu, linear: Linear | None = None) -> None:

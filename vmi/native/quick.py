@@ -212,12 +212,14 @@ class Quick:
         return way
 
     def _find_page(self, key: int, mode: bytes, top: int) -> _Page | None:
-        """The page of a frame that is stored at ``top``; the way there is looked for again as well."""
-        way: _Way | None = self._latest[key]
-        if way is not None and way[-2](self._ram) != way[-1]:
+        """The page of a frame that is stored at ``top``; None, too, if the way isn't what it was any more."""
+        way = self._latest[key]
+        if way[-2](self._ram) != way[-1]:
+            # the caller has the old one in its hands, so this event goes the long way
             del self._latest[key]
-            way = self._find(key >> 1, bool(key & 1), mode)
-        if way is None or top < 0:
+            self._find(key >> 1, bool(key & 1), mode)
+            return None
+        if top < 0:
             return None
         places = dict(way[-3])
         start = self._known.find_page(top, places)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from abc import abstractmethod
-from collections.abc import Callable, MutableSet
+from collections.abc import Callable, Iterable, MutableSet
 from ctypes import PYFUNCTYPE
 
 from vmi.memory import PAGE_SIZE
@@ -35,6 +35,8 @@ class Translation(Registers):
     :ivar nowhere: guest-physical address of a page that nothing answers.
     :ivar straight: the way of events to the guest's handlers, as far as Python need not go along.
     :ivar code_pages: numbers of the pages of RAM that translated code lies in.
+    :ivar hidden_view: the bytes of :meth:`hidden_memory` and their address in this process; None before there
+        are any.
     """
 
     bus: Bus
@@ -62,7 +64,7 @@ class Translation(Registers):
         self.straight = Path()
         self.hidden_from, self.nowhere = 1 << 32, NOWHERE
         self._pager: Pager | None = None
-        self._hidden: mmap.mmap | None = None
+        self.hidden_view: tuple[memoryview, int] | None = None
         self.uncached = _NO_PAGE
         self._on_cached: Callable[[], None] = lambda: None
         self.code_pages: MutableSet[int] = set() if self._served is None else self._served.code_pages
@@ -113,14 +115,11 @@ class Translation(Registers):
         """MOV to a control register is no #GP; called while it executes."""
         return control.takes(number, value, self.offered)
 
-    @property
-    def straight_image(self) -> bytes:
-        """What :attr:`straight` is told, see :attr:`vmi.native.straight.Path.image`."""
-        return self.straight.image
-
-    @straight_image.setter
-    def straight_image(self, image: bytes) -> None:
-        self.straight.image = image
+    def code_among(self, pages: Iterable[range]) -> list[int]:
+        """Those of some pages of RAM, by number, that translated code lies in."""
+        if self._served is not None:
+            return self._served.code_pages.among(pages)
+        return [page for run in pages for page in run if page in self.code_pages]
 
     def watch_code(self, watch: CodeWatch) -> None:
         """Show each block of code to somebody before it is executed, all from now on; only between runs."""
@@ -172,7 +171,7 @@ class Translation(Registers):
         self.uncached, self._on_cached = linear & U32 & -PAGE_SIZE, on_cached
 
     def cached(self) -> None:
-        """The page of :meth:`drop_page` is about to be cached, or nobody wants to know any more."""
+        """The page of :meth:`drop_page` is about to be cached."""
         self.uncached = _NO_PAGE
         self._on_cached()
 
@@ -191,18 +190,13 @@ class Translation(Registers):
         It is the same memory each time, never more than the first time; at most 64 MiB. To be asked for
         before the CPU runs: the emulator walks the guest's page tables for no reason when it maps memory.
         """
-        if self._hidden is None:
+        if self.hidden_view is None:
             assert size <= HIDDEN_SIZE
-            self._hidden = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            self._anchor = (ctypes.c_char * size).from_buffer(self._hidden)
-            self._engine.map_hidden(ctypes.addressof(self._anchor), size)
-        return HIDDEN_START, memoryview(self._hidden)
-
-    def hidden_view(self) -> tuple[memoryview, int] | None:
-        """The bytes of :meth:`hidden_memory` and their address in this process; None before there are any."""
-        if self._hidden is None:
-            return None
-        return memoryview(self._hidden), ctypes.addressof(self._anchor)
+            memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self._anchor = (ctypes.c_char * size).from_buffer(memory)
+            self.hidden_view = memoryview(memory), ctypes.addressof(self._anchor)
+            self._engine.map_hidden(self.hidden_view[1], size)
+        return HIDDEN_START, self.hidden_view[0]
 
     @property
     def shows_blocks(self) -> bool:

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from vmi import abi
 from vmi.abi import Reloc
-from vmi.errors import AssembleError, RomError
+from vmi.errors import AssembleError, RomError, UsageError
+from vmi.files import read_input
 from vmi.rom import layout
 from vmi.rom.assemble import assemble
 from vmi.rom.flavours import FLAVOURS, get
@@ -65,6 +67,21 @@ def build(flavour: str, virtual_top: int = 0) -> Rom:
         address.
     """
     return build_flavour(get(flavour), virtual_top)
+
+
+def named(text: str) -> bytes:
+    """A ROM image by the name of a flavour, or by file name (``./native`` is a file).
+
+    :raises UsageError: it is neither.
+    :raises BadInput: the file can't be read.
+    """
+    if text in FLAVOURS:
+        return build(text).image
+    if "/" not in text and not Path(text).exists():
+        raise UsageError(
+            f"ROM {text!r} is neither a flavour ({', '.join(sorted(FLAVOURS))}) nor the name of a file"
+        )
+    return read_input(text, "ROM")
 
 
 def build_flavour(flavour: Flavour, virtual_top: int = 0) -> Rom:

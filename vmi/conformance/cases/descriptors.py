@@ -179,6 +179,15 @@ def stack_in_tss(rig: Rig, found: Findings) -> None:
     found.equal("the stack", _frame_top(_user_entry(rig)), KERNEL_STACK - 0x100)
 
 
+@case("SetTR", "stack of the kernel's level", 3)
+def stack_of_level(rig: Rig, found: Findings) -> None:
+    """A kernel that knows what level it runs on has that in ss0, and one that does not has 0 there."""
+    level = rig.go("int30").first.cs & 3
+    for selector in (DATA0 | level, DATA0):
+        rig.put(TSS + 8, selector)
+        found.equal("the stack", _frame_top(_user_entry(rig)), KERNEL_STACK)
+
+
 @case("UpdateKernelStack", "next entry", 1, 2)
 def kernel_stack(rig: Rig, found: Findings) -> None:
     """The next entry from user code is below esp0, on a kernel stack segment."""

@@ -15,13 +15,15 @@ from vmi.conformance.layout import (
 )
 from vmi.conformance.rig import Called, Rig, Unfit, fill
 from vmi.conformance.subject import End
+from vmi.memory import PAGE_SIZE
 from vmi.x86 import Eflags
 
 _KEYBOARD = 0x21  # the vector of line 1
 _GP, _NP, _SS, _PF = 13, 11, 12, 14
 _IF = int(Eflags.IF)
 _SEP = 11  # CPUID: SYSENTER and SYSEXIT
-_INT30 = b"\xcd\x30"
+_INT30, _HLT = b"\xcd\x30", b"\xf4"
+_TO_ES = 28  # bytes of a handler's frame: vector, error code, EIP, CS, EFLAGS, ESP, SS
 
 
 def _mask(rig: Rig) -> int:
@@ -190,6 +192,27 @@ def iret_to_user(rig: Rig, found: Findings) -> None:
         found.equal("ESP", frame.esp, USER_STACK)
         found.equal("flags", frame.eflags & 0xED5, flags & 0xED5)
         found.equal("EBX", frame.ebx, 0x1234)
+
+
+@case("IRET", "to virtual-8086 mode", 1, 6)
+def iret_to_virtual_8086(rig: Rig, found: Findings) -> None:
+    """Nine words are taken; the code there has the segments, the stack and the registers that it should."""
+    segments = [0x1111, 0x2222, 0x3333, 0x4444]  # ES, DS, FS, GS
+    rig.write(USER, _HLT)  # #GP, as level 3 of the processor has no right to it
+    rig.put(WORDS["ONCE"], 1)  # the handler ends the run: it can't go back by changing EIP alone
+    for flags in (0x20202, 0x20AD7):
+        done = _iret(
+            rig, USER & 0xF, USER >> 4, flags, 0xFFC, USER_STACK - PAGE_SIZE >> 4, *segments, **fill(0)
+        )
+        found.equal("events", done.faults, [(_GP, 0)])
+        frame = done.last
+        found.equal("CS:EIP", (frame.cs, frame.eip), (USER >> 4, USER & 0xF))
+        found.equal("SS:ESP", (frame.ss, frame.esp), (USER_STACK - PAGE_SIZE >> 4, 0xFFC))
+        found.equal("flags", frame.eflags & 0x20ED5, flags & 0x20ED5)
+        above = frame.handler_esp + _TO_ES
+        found.equal("ES, DS, FS, GS", [rig.word(above + 4 * n) for n in range(4)], segments)
+        got = {name: getattr(frame, name) for name in fill(0)}
+        found.true(got == fill(0), f"it must have its registers, but has {got}")
 
 
 @case("IRET", "pending", 3)

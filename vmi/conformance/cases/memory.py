@@ -247,6 +247,24 @@ def invalidated_nothing(rig: Rig, found: Findings) -> None:
         found.equal("events", rig.call("InvalPage", eax=address).vectors, [])
 
 
+@case("InvalPage", "behind the fault of another page", 1, paging=PAGED)
+def invalidated_behind_a_fault(rig: Rig, found: Findings) -> None:
+    """What is flushed is the page that was named, wherever the last page fault was."""
+    _fill(rig)
+    absent = FREE_PAGES + 10 * PAGE_SIZE
+    rig.put(entry_address(rig.environment.paging, absent), 0)
+    rig.value("InvalPage", eax=absent)
+    for page in (absent ^ PAGE_SIZE << bit for bit in range(5)):
+        entry = entry_address(rig.environment.paging, page)
+        rig.put(entry, _FIRST | _USER)
+        rig.value("InvalPage", eax=page)
+        found.equal("a load of the other page", _load(rig, absent), None)
+        found.equal("a load", _load(rig, page), 1)
+        rig.put(entry, _SECOND | _USER)
+        rig.value("InvalPage", eax=page)
+        found.equal("a load behind the call", _load(rig, page), 2)
+
+
 @case("FlushTLB", "entries in memory", 1, 2, paging=PAGED)
 def flushed(rig: Rig, found: Findings) -> None:
     """Non-global pages with TLB, all with GLOBAL."""

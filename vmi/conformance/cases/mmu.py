@@ -4,26 +4,31 @@
 from __future__ import annotations
 
 from vmi.conformance.case import PAGED, Findings, case
+from vmi.conformance.examples import EXAMPLES, Example
 from vmi.conformance.layout import (
     FREE_PAGES,
     PAGE_TABLES,
     RAM,
+    USER,
+    USER_STACK,
     WORDS,
     Paging,
     control,
     entry_address,
 )
-from vmi.conformance.rig import Rig
+from vmi.conformance.rig import Rig, Unfit
 from vmi.memory import PAGE_SIZE
 from vmi.x86 import Cr0
 
 _PF = 14
+_RESERVED = 8  # of an error code
 _P, _RW, _US, _A, _D, _PS, _G = 1, 2, 4, 0x20, 0x40, 0x80, 0x100
 _LOAD, _STORE = b"\x8b\x03", b"\x89\x03"
 _FIRST, _SECOND, _THIRD = (FREE_PAGES + n * PAGE_SIZE for n in range(3))
 _WINDOW = FREE_PAGES + 4 * PAGE_SIZE
 _TABLE = FREE_PAGES + 8 * PAGE_SIZE
 _ELSEWHERE = 0x20000000  # linear, where nothing is mapped
+_ELSEWHERE_TOO = 0x2A000000  # nor is anything where one bit of it is another
 _TWO = frozenset({Paging.TWO_LEVEL, Paging.PSE})
 
 
@@ -238,6 +243,13 @@ def behind_ram(rig: Rig, found: Findings) -> None:
     rig.value("InvalPage", eax=_WINDOW)
     found.equal("faults of a store", _kernel(rig, "store", _WINDOW), [])
     found.equal("a load", rig.go("load", ebx=_WINDOW).registers["eax"], native)
+    for bit in range(32, 40) if _wide(rig) else ():
+        rig.put(entry, _P | _RW, 1 << bit - 32)
+        rig.value("InvalPage", eax=_WINDOW)
+        faults = _kernel(rig, "load", _WINDOW)
+        if bit < 36 or faults != [(_PF, _P | _RESERVED)]:  # from there on processors differ
+            found.equal(f"faults of a load with bit {bit}", faults, [])
+            found.equal("a load", rig.go("load", ebx=_WINDOW).registers["eax"], native)
 
 
 @case("Mmu", "large page", 13, paging=frozenset({Paging.PSE, Paging.PAE}))
@@ -257,3 +269,96 @@ def large_page(rig: Rig, found: Findings) -> None:
     found.equal("faults of a store to a read-only one", _user(rig, _STORE, _ELSEWHERE + _SECOND), [(_PF, 7)])
     _map_elsewhere(rig, _P | _RW | _US, _P | _RW | _US)
     found.equal("a load by a table", rig.go("load", ebx=_ELSEWHERE).registers["eax"], 1)
+
+
+@case("Mmu", "pages of the kernel alone", 14, paging=PAGED)
+def kernel_pages(rig: Rig, found: Findings) -> None:
+    """Calls, events and ways to user code and back are the same where the kernel's pages are its own."""
+    size = 8 if _wide(rig) else 4
+    users = {USER, USER_STACK - PAGE_SIZE}
+    entries = (page | _P | _RW | (_US if page in users else 0) for page in range(0, RAM, PAGE_SIZE))
+    first = entry_address(rig.environment.paging, 0)
+    rig.write(first, b"".join(entry.to_bytes(size, "little") for entry in entries))
+    _flush(rig)
+    for name, examples in EXAMPLES.items():
+        example = next(each for each in (*examples, None) if each is None or _fits(rig, each))
+        if example is not None and rig.offers(name) and _prepared(rig, example):
+            done = rig.call(name, *example.stack, **example.registers)
+            found.true(done.returned, f"{name} must return")
+            found.equal(f"events of {name}", done.vectors, [])
+    found.equal("an INT of user code", rig.user(b"\xcd\x30").faults, [(0x30, 0)])
+    rig.put(WORDS["RESUME"], USER + len(_LOAD))  # where user code ends
+    found.equal("a load of user code", rig.user(_LOAD, ebx=_SECOND).faults, [(_PF, 5)])
+    found.equal("an INT of the kernel", _kernel(rig, "int30", 0), [(0x30, 0)])
+
+
+@case("Mmu", "reserved bits", 16, paging=frozenset({Paging.PAE}))
+def reserved_bits(rig: Rig, found: Findings) -> None:
+    """They are a page fault that says so, in an entry that has been used before, too."""
+    entry = _fill(rig)
+    for bit in (51, 52, 62):
+        rig.put(entry, _FIRST | _P | _RW, 0)
+        rig.value("InvalPage", eax=_WINDOW)
+        found.equal("a load", rig.go("load", ebx=_WINDOW).registers["eax"], 1)
+        rig.put(entry + 4, 1 << bit - 32)
+        rig.value("InvalPage", eax=_WINDOW)
+        found.equal(
+            f"faults of a load with bit {bit}", _kernel(rig, "load", _WINDOW), [(_PF, _P | _RESERVED)]
+        )
+        rig.value("FlushTLB", eax=1)
+        found.equal(
+            f"faults of a store with bit {bit}", _kernel(rig, "store", _WINDOW), [(_PF, _P | _RW | _RESERVED)]
+        )
+
+
+@case("Mmu", "each bit of an address", 15, paging=PAGED)
+def each_bit(rig: Rig, found: Findings) -> None:
+    """Pages whose addresses differ in one bit are where their own entries say, the second time, too."""
+    wide, free = _wide(rig), iter(range(FREE_PAGES, FREE_PAGES + 32 * PAGE_SIZE, PAGE_SIZE))
+    size, span = (8, 21) if wide else (4, 22)
+    places = [_ELSEWHERE_TOO, *(_ELSEWHERE_TOO ^ 1 << bit for bit in range(12, 30))]
+    made: dict[int, int] = {}
+    for number, linear in enumerate(places, 1):
+        if linear >> span not in made:
+            made[linear >> span] = table = next(free)
+            rig.write(table, bytes(PAGE_SIZE))
+            rig.put(_directory(rig, linear), table | _P | _RW)
+        page = next(free)
+        rig.put(page, number)
+        rig.put(made[linear >> span] + size * (linear >> 12 & PAGE_SIZE // size - 1), page | _P | _RW)
+    for _ in range(2):
+        loads = [rig.go("load", ebx=linear).registers["eax"] for linear in places]
+        found.equal("loads", loads, [*range(1, len(places) + 1)])
+        _flush(rig)
+
+
+@case("Mmu", "a table taken away", 4, 10, paging=PAGED)
+def table_taken_away(rig: Rig, found: Findings) -> None:
+    """A directory entry that plain stores have made counts at once, and one that they took behind a flush."""
+    _fill(rig)
+    rig.write(_TABLE, bytes(PAGE_SIZE))
+    halves = [_ELSEWHERE] if _wide(rig) else [_ELSEWHERE, _ELSEWHERE + 512 * PAGE_SIZE]
+    for number, page in enumerate((_FIRST, _SECOND)[: len(halves)]):
+        rig.put(_TABLE + 4 * 512 * number, page | _P | _RW)
+    for flush, arguments in (("FlushTLB", [1]), ("InvalPage", halves)):
+        rig.put(_directory(rig, _ELSEWHERE), _TABLE | _P | _RW)
+        for number, linear in enumerate(halves, 1):
+            found.equal("a load", rig.go("load", ebx=linear).registers["eax"], number)
+        rig.put(_directory(rig, _ELSEWHERE), 0)
+        for argument in arguments:
+            rig.value(flush, eax=argument)
+        for linear in halves:
+            found.equal(f"faults of a load behind {flush}", _kernel(rig, "load", linear), [(_PF, 0)])
+
+
+def _fits(rig: Rig, example: Example) -> bool:
+    return rig.environment.paging in example.paging
+
+
+def _prepared(rig: Rig, example: Example) -> bool:
+    """What the call needs is in memory; False if there can be no such call."""
+    try:
+        example.before(rig)
+    except Unfit:
+        return False
+    return True

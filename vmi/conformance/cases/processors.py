@@ -21,6 +21,7 @@ from vmi.conformance.layout import (
 from vmi.conformance.rig import CALL_LENGTH, Rig, Unfit
 from vmi.memory import PAGE_SIZE
 
+_PF = 14
 _ICR, _ICR_HIGH, _SPURIOUS = 0x300, 0x310, 0xF0
 _INIT, _STARTUP = 0x4500, 0x4600
 _STATE = SCRATCH + 0x401  # at an odd address: any alignment will do
@@ -178,3 +179,31 @@ def own_slots(rig: Rig, found: Findings) -> None:
         rig.go("spin", ecx=2000)
     rig.value("FlushTLB", eax=1)
     found.equal("a load behind a batch", _loads(rig, _PAGES[2]), 3)
+
+
+@case("InvalPage", "a page that another processor has used", 1, paging=PAGED, cpus=2)
+def used_elsewhere(rig: Rig, found: Findings) -> None:
+    """A processor's page fault, and what the other one does with the page since, change nothing of it."""
+    _begin(rig)
+    entry = entry_address(rig.environment.paging, _WINDOW)
+    for number, page in enumerate(_PAGES, 1):
+        rig.put(page, number)
+    rig.put(entry, 0)
+    rig.value("InvalPage", eax=_WINDOW)
+    rig.resume_at("done")
+    found.equal("events of a load", rig.go("load", ebx=_WINDOW).vectors, [_PF])
+    rig.put(entry, _PAGES[0] | 7)
+    starts = _SEEN + 4 * _PLACES.index("starts")
+    load, store = (
+        opcode + address.to_bytes(4, "little") for opcode, address in ((b"\xa1", _WINDOW), (b"\xa3", _LOADED))
+    )
+    rig.write(_SECOND_CODE, load + store + b"\xff\x05" + starts.to_bytes(4, "little") + b"\xf3\x90\xeb\xfc")
+    _announce(rig, eip=_SECOND_CODE)
+    _message(rig, _INIT)
+    _message(rig, _STARTUP | 0x77)
+    found.equal("starts", _seen(rig, "starts"), 1)
+    found.equal("a load of the other processor", rig.word(_LOADED), 1)
+    for number, page in enumerate(_PAGES, 1):
+        rig.put(entry, page | 7)
+        rig.value("InvalPage", eax=_WINDOW)
+        found.equal("a load", rig.go("load", ebx=_WINDOW).registers["eax"], number)

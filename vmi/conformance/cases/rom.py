@@ -9,10 +9,12 @@ from vmi import abi
 from vmi.abi import Reloc
 from vmi.conformance.case import Findings, case
 from vmi.conformance.layout import FREE_PAGES, GDT, IDT, RAM, SCRATCH, TASK, control
-from vmi.conformance.rig import Rig, Unfit, fill
+from vmi.conformance.rig import CALL_LENGTH, Rig, Unfit, fill
 from vmi.rom.layout import PciData, RomHeader, text_at
 
 _COPY = FREE_PAGES + 0x8000  # where a case copies the ROM to
+_LEVELS = b"\x8c\xc8\x8c\xd1"  # MOV EAX, CS; MOV ECX, SS
+_TIMER = 0x20  # the vector of line 0
 _IF, _RING = 0x200, 3
 
 
@@ -91,24 +93,51 @@ def takes_over(rig: Rig, found: Findings) -> None:
     found.equal("EBX", done.registers["ebx"], 0)
     found.equal("what it took off the stack", done.popped, 0)
     found.equal("the mask", rig.value("GetInterruptMask") & _IF, 0)
-    frame = rig.go("int30").first
-    found.equal("levels of CS and DS", frame.cs & _RING, rig.go("int30").first.cs & _RING)
+    rig.write(SCRATCH, _LEVELS)
+    rig.jump_to(SCRATCH + len(_LEVELS), rig.labels["done"], call=False)
+    levels = rig.start(SCRATCH).registers
+    level = levels["eax"] & _RING
+    found.equal("the level in SS", levels["ecx"] & _RING, level)
+    found.equal("the level in CS of a frame", rig.go("int30").first.cs & _RING, level)
+
+
+@case("Init", "while an interrupt waits", 3, more=("VMI-Interrupt-10",), begun=False)
+def an_interrupt_waits(rig: Rig, found: Findings) -> None:
+    """It waits on, and is handled once when interrupts are switched on, all that in one run."""
+    rig.power_on()
+    rig.initialise()
+    rig.need("EnableInterrupts")
+    entry = rig.entry("EnableInterrupts")[1]
+    rig.power_on()
+    rig.go("open_irq0")
+    rig.subject.interrupt(0)
+    behind, end = SCRATCH + CALL_LENGTH, SCRATCH + 2 * CALL_LENGTH
+    rig.jump_to(SCRATCH, rig.rom + abi.INIT_OFFSET, call=True)
+    rig.jump_to(behind, entry, call=True)
+    rig.jump_to(end, rig.labels["done"], call=False)
+    done = rig.start(SCRATCH, ebx=0)
+    found.equal("events", done.vectors, [_TIMER])
+    found.true(
+        all(frame.eip in (behind, end) or frame.eip >= rig.rom for frame in done.frames),
+        "it must come in EnableInterrupts",
+    )
 
 
 @case("Init", "in place", 1, begun=False)
 def in_place(rig: Rig, found: Findings) -> None:
-    """It works at another address, where the guest has copied the ROM to."""
-    image = _image(rig)
-    rig.write(_COPY, image or bytes(abi.ROM_HEADER_SIZE))
-    done = rig.call_address(_COPY + abi.INIT_OFFSET, ebx=0)
-    found.true(done.returned, f"it must return, but {done.stop.reason}")
-    found.equal("EAX", done.registers["eax"], 0)
-    answer = rig.call_address(_COPY + abi.GET_RELOC_OFFSET, eax=abi.BY_NAME["GetCR3"].number)
-    found.equal("the type of GetCR3", answer.registers["edx"], int(Reloc.CALL_REL))
-    found.true(
-        _COPY <= answer.registers["eax"] < _COPY + len(image),
-        f"the entry must be in the copy, but it is {answer.registers['eax']:#x}",
-    )
+    """It works at other addresses, where the guest has copied the ROM to: at the end of RAM, too."""
+    for place in (_COPY, RAM - len(_image(rig)) & -abi.SCAN_STEP):
+        image = _image(rig)
+        rig.write(place, image or bytes(abi.ROM_HEADER_SIZE))
+        done = rig.call_address(place + abi.INIT_OFFSET, ebx=0)
+        found.true(done.returned, f"it must return, but {done.stop.reason}")
+        found.equal("EAX", done.registers["eax"], 0)
+        answer = rig.call_address(place + abi.GET_RELOC_OFFSET, eax=abi.BY_NAME["GetCR3"].number)
+        found.equal("the type of GetCR3", answer.registers["edx"], int(Reloc.CALL_REL))
+        found.true(
+            place <= answer.registers["eax"] < place + len(image),
+            f"the entry must be in the copy, but it is {answer.registers['eax']:#x}",
+        )
 
 
 @case("Init", "state stays", 5, begun=False)

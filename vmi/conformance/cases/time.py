@@ -12,6 +12,7 @@ _PERIODIC, _LVTT = int(AlarmFlag.PERIODIC), int(AlarmFlag.WIRED_LVTT)
 _TIMER = 0x20  # the vector of line 0
 _OWN_VECTOR = 0x30
 _LVT_TIMER, _SPURIOUS, _APIC_BIT, _MASKED = 0x320, 0xF0, 9, 1 << 16
+_TSC, _MSR, _TSC_REGISTER = 4, 5, 0x10
 _SHORT = 20_000  # cycles: longer than a call takes, by far
 
 
@@ -84,6 +85,22 @@ def counters(rig: Rig, found: Findings) -> None:
         found.equal(f"counter {which:#x}", _counter(rig, which), 0)
 
 
+@case("GetCycleCounter", "time stamp counter written", 1, 2)
+def counter_written(rig: Rig, found: Findings) -> None:
+    """Counters go on as they were, and agree, whatever the guest writes to its time stamp counter."""
+    rig.need("WRMSR", "GetCycleCounter")
+    if not rig.has(_TSC) or not rig.has(_MSR):
+        raise Unfit("the processor has no time stamp counter that can be written")
+    for high, low in ((0x1234, 0x80000000), (0, 0), (0xFFFF, 0xFFFFFFFF)):
+        before = [_counter(rig, which) for which in (_REAL, _AVAILABLE)]
+        rig.value("WRMSR", ecx=_TSC_REGISTER, eax=low, edx=high)
+        now = [_counter(rig, which) for which in (_REAL, _AVAILABLE)]
+        found.true(
+            all(0 <= b - a < 1 << 32 for a, b in zip(before, now, strict=True)),
+            f"counters must go on as they were, but they were {before}, and are {now}",
+        )
+
+
 @case("GetCycleCounter", "halted", 5, more=("VMI-Halt-04", "VMI-SetAlarm-06"))
 def halted(rig: Rig, found: Findings) -> None:
     """Time halted is available; an alarm on the real counter ends it."""
@@ -141,6 +158,19 @@ def periodic(rig: Rig, found: Findings) -> None:
     found.true(len(rig.log()) - seen <= 1, "ticks that were missed must come as one")
     found.equal("armed", rig.value("CancelAlarm", eax=_AVAILABLE), 1)
     found.equal("vectors afterwards", _spin(rig, 3 * _SHORT), [])
+
+
+@case("SetAlarm", "a long period", 2)
+def long_period(rig: Rig, found: Findings) -> None:
+    """Both halves of the period count, and nothing above them on the stack."""
+    rig.go("open_irq0")
+    first = _counter(rig, _AVAILABLE) + _SHORT
+    for period, wanted in (([_SHORT, 1], 1), ([_SHORT, 0, 0xFFFFFFFF], 4)):
+        expiry = {"edx": first & 0xFFFFFFFF, "ecx": first >> 32}
+        rig.value("SetAlarm", *period, eax=_AVAILABLE | _PERIODIC, **expiry)
+        count = len(_spin(rig, 5 * _SHORT))
+        found.true(min(count, 4) == wanted, f"{wanted} ticks or more must come, but {count} did")
+        first = _counter(rig, _AVAILABLE) + _SHORT
 
 
 @case("SetAlarm", "replaced", 3)

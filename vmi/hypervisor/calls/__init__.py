@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from vmi import abi
 from vmi.hypervisor.processors import Processors
@@ -76,8 +77,8 @@ def serves(name: str) -> Callable[[Handler], Handler]:
     return register
 
 
-def load_all() -> dict[int, Handler]:
+def load_all() -> Mapping[int, Handler]:
     """All handlers by call number."""
     for module in sorted(found.name for found in pkgutil.iter_modules(__path__)):
         importlib.import_module(f"{__name__}.{module}")
-    return HANDLERS
+    return MappingProxyType(HANDLERS)

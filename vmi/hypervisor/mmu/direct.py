@@ -33,8 +33,11 @@ class DirectMmu(GuestTables):
         self._hide()
 
     def leave(self) -> None:
-        """See :class:`vmi.hypervisor.mmu.Mmu`: all there is are the CPU's registers."""
-        self._cpu.cached()
+        """See :class:`vmi.hypervisor.mmu.Mmu`: all there is are the CPU's registers.
+
+        What the other processor caches, nobody would tell this one's words of.
+        """
+        self._cached()
 
     def enter(self, state: object) -> None:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""

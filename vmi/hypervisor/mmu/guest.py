@@ -48,8 +48,8 @@ class GuestTables:
 
     def _paging(self) -> Paging:
         """What the guest's tables mean now."""
-        a20 = self._cpu.a20_mask | ~U32
-        return Paging(self.read(0), self.read(3), self.read(4), self.efer, a20)
+        cpu = self._cpu
+        return Paging(cpu.cr(0), cpu.cr(3), cpu.cr(4), cpu.efer, cpu.a20_mask | ~U32)
 
     def _pointers(self) -> Sequence[int] | None:
         """The four entries of PAE's top level; None to take those in memory."""
@@ -57,8 +57,7 @@ class GuestTables:
 
     def _registers(self) -> tuple[object, ...]:
         """All that a walk depends on apart from memory."""
-        pointers = self._pointers()
-        return self._paging(), None if pointers is None else tuple(pointers)
+        return self._cpu.paging()
 
     def _walk(
         self,

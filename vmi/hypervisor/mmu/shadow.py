@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from struct import Struct
 
 from vmi.hypervisor.mmu.guest import GuestTables
 from vmi.hypervisor.mmu.notices import Notices
@@ -36,6 +37,7 @@ from vmi.x86 import (
     Cr0,
     Cr4,
     GuestFault,
+    Paging,
     PfError,
     Translation,
 )
@@ -44,6 +46,7 @@ from vmi.x86 import (
 PAGES = 2048
 # Page faults of one instruction that the guest never sees; each makes an entry that stays.
 _MOST_FAULTS = 256
+_POINTERS = Struct("<4Q")  # the top level of PAE
 _FLUSHING = Cr4.PGE | Cr4.PSE | Cr4.PAE
 _ABOVE = PTE_RW | PTE_US | PTE_NX
 
@@ -115,14 +118,16 @@ class ShadowMmu(GuestTables):
 
     def read(self, number: int) -> int:
         """See :class:`vmi.hypervisor.mmu.Mmu`."""
-        state, real = self.state, self._cpu.cr(number)
-        if self._cpu.pager is None:
-            return real
-        if number == 0:
-            return real & ~Cr0.WP | (Cr0.WP if state.protects else 0)
-        if number == 3:
-            return state.cr3
-        return real & ~Cr4.PAE | (Cr4.PAE if state.wide else 0)
+        shown = self._paging()
+        return shown.cr3 if number == 3 else shown.cr4 if number else shown.cr0
+
+    def _paging(self) -> Paging:
+        cpu, state = self._cpu, self.state
+        if cpu.pager is None:
+            return super()._paging()
+        cr0 = cpu.cr(0) & ~Cr0.WP | (Cr0.WP if state.protects else 0)
+        cr4 = cpu.cr(4) & ~Cr4.PAE | (Cr4.PAE if state.wide else 0)
+        return Paging(cr0, state.cr3, cr4, state.efer, cpu.a20_mask | ~U32)
 
     @property
     def efer(self) -> int:
@@ -182,14 +187,22 @@ class ShadowMmu(GuestTables):
         large, a20 = bool(cpu.cr(4) & Cr4.PSE), bool(cpu.a20_mask >> 20 & 1)
         return Mode(state.wide, large, state.protects, bool(state.efer & EFER_NXE), a20)
 
+    def _registers(self) -> tuple[object, ...]:
+        real, state = super()._registers(), self.state
+        if self._cpu.pager is None:
+            return real
+        # entries of the top level that are missing don't matter: no walk has gone through one
+        return (*real, state.cr3, state.protects, state.wide, state.efer, *state.pointers)
+
     def _pointers(self) -> Sequence[int] | None:
         """What was there when CR3 was loaded stays; an entry that was missing is looked for again."""
         state = self.state
         if not state.wide or self._cpu.pager is None:
             return None
+        table = _POINTERS.unpack(self._memory.read(state.cr3 & ~31 & self._a20, _POINTERS.size))
         for number, value in enumerate(state.pointers):
             if not value & PTE_P:
-                state.pointers[number] = self._memory.u64((state.cr3 & ~31) + 8 * number & self._a20)
+                state.pointers[number] = table[number]
         return state.pointers
 
     # -- what the processor uses ------------------------------------------------------------

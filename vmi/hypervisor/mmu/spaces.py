@@ -10,6 +10,7 @@ from __future__ import annotations
 from vmi.hypervisor.mmu.pool import Page, Pool
 from vmi.hypervisor.mmu.tables import Directory, Mode, Shadow, Source, Table
 from vmi.memory import PAGE_SIZE, PhysicalMemory
+from vmi.native.stamped import Stamped
 from vmi.x86 import PTE_P
 
 NARROW_DIRECTORY, NARROW_TABLE = 1024, 2048  # bytes of entries of 4 bytes that one page of the shadow is for
@@ -32,7 +33,7 @@ class Root:
         return before is not None and before is not directory
 
 
-class Spaces:
+class Spaces(Stamped):
     """The shadow tables that there are; :class:`~vmi.hypervisor.mmu.pool.Full` where one is one too many."""
 
     def __init__(self, memory: PhysicalMemory, pool: Pool) -> None:

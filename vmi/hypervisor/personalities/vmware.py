@@ -13,6 +13,7 @@ from vmi.errors import RomError
 from vmi.hypervisor.mirror import Told
 from vmi.hypervisor.personality import Gate
 from vmi.memory import PAGE_SIZE, PhysicalMemory
+from vmi.native.stamped import Stamped
 from vmi.native.straight import Cells
 from vmi.rom import layout
 from vmi.rom.build import PRODUCT
@@ -28,7 +29,7 @@ _GATE = bytes((0xCD, flavour.GATE_INTERRUPT))
 _SPECIAL = {flavour.INIT_GATE: Gate.INIT, flavour.PENDING_GATE: Gate.PENDING}
 
 
-class Vmware:
+class Vmware(Stamped):
     """One guest's copy of a `vmware` ROM.
 
     :param image: the ROM as it is plugged in.
@@ -47,7 +48,7 @@ class Vmware:
         self._size = len(image)
         self._data = table.data_page
         numbers = range(layout.MAX_GATES)
-        self._gates = {n for n in numbers if image.startswith(_GATE, layout.gate_offset(n))}
+        self._gates = frozenset(n for n in numbers if image.startswith(_GATE, layout.gate_offset(n)))
         self._slots = range(table.slots, table.slots + table.slot_size * len(abi.CALLS), table.slot_size)
         self._base: int | None = None
         self._words = memoryview(bytearray(PAGE_SIZE)).cast("I")  # until a copy is in use

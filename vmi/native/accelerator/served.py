@@ -57,9 +57,10 @@ class CodePages(MutableSet[int]):
         if value in self:
             self._kinds[value] &= ~PAGE_HOLDS_CODE & 0xFF
 
-    def isdisjoint(self, other: Iterable[Any]) -> bool:
-        """None of the other pages holds code."""
-        return not any(page in self for page in other)
+    def among(self, pages: Iterable[range]) -> list[int]:
+        """Those of some pages of RAM that hold code."""
+        kinds = self._kinds
+        return [page for run in pages for page in run if kinds[page] & PAGE_HOLDS_CODE]
 
     @classmethod
     def _from_iterable(cls, it: Iterable[Any]) -> set[Any]:

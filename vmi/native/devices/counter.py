@@ -10,6 +10,7 @@ the (half) cycle, and counters that have run out keep counting round.
 from __future__ import annotations
 
 from vmi.native.bus import State
+from vmi.native.stamped import Stamped
 
 LOW, HIGH, BOTH = 1, 2, 3  # the access field of a control word: which bytes of the count travel
 
@@ -19,7 +20,7 @@ _FIELDS = (
 )  # fmt: skip
 
 
-class Counter:
+class Counter(Stamped):
     """One counter: control word, count, GATE and OUT.
 
     ``start`` is the pulse the counter was loaded at (None: waiting for a count or a trigger),

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from vmi.native.bus import Device, State
+from vmi.native.stamped import Stamped
 
 PORTS = 16  # 8 for each channel
 
@@ -34,7 +35,7 @@ class Ports(Protocol):
         """Let the device answer these ports instead of those it has."""
 
 
-class Engine:
+class Engine(Stamped):
     """The bus master's half for one channel.
 
     :param load: reads bytes of guest-physical memory: address, size.

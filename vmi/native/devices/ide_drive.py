@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from vmi.errors import VmiError
 from vmi.native.bus import State
 from vmi.native.disk import SECTOR, Disk
+from vmi.native.stamped import Stamped
 
 BSY, DRDY, DSC, DRQ, ERR = 0x80, 0x40, 0x10, 0x08, 0x01  # status
 READY = DRDY | DSC
@@ -84,7 +85,7 @@ class Geometry:
         return cls(min(max(disk.sectors // (16 * 63), 2), 16383), 16, 63)
 
 
-class Drive:
+class Drive(Stamped):
     """A drive, or the empty place of one when there is no ``disk``.
 
     :param slave: drive 1 of its channel instead of drive 0.

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from vmi.errors import UsageError
 from vmi.native.bus import State
 from vmi.native.devices.lapic import Message
+from vmi.native.stamped import Stamped
 
 IO_APIC_SPAN = range(0xFEC00000, 0xFEC01000)
 INPUTS = 24
@@ -41,7 +42,7 @@ class _Input:
         self._io_apic.drive(self._n, level)
 
 
-class IoApic:
+class IoApic(Stamped):
     """An I/O APIC at ``IO_APIC_SPAN``; ``deliver`` takes its messages."""
 
     name = "ioapic"

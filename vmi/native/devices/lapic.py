@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from vmi.native.bus import State
 from vmi.native.clock import Clock
 from vmi.native.devices.lapic_timer import LapicTimer
+from vmi.native.stamped import Stamped
 
 LAPIC_SPAN = range(0xFEE00000, 0xFEE01000)
 VERSION = 0x00050014  # integrated, six entries in the local vector table
@@ -61,7 +62,7 @@ class Message:
         return f"Message({self.vector:#x} to {to}, mode {self.mode}{', level' if self.level else ''})"
 
 
-class Lapic:
+class Lapic(Stamped):
     """The local APIC of one processor, at ``LAPIC_SPAN``.
 
     ``on_change`` is called when ``pending`` may have become true, ``on_nmi`` for each NMI, ``on_eoi``

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from vmi.native.bus import State
 from vmi.native.clock import Clock, Event
+from vmi.native.stamped import Stamped
 
 #: A timer that asks for more than the processor can take in is served this often, ns.
 SHORTEST_TICK = 1_000
@@ -19,7 +20,7 @@ SHORTEST_TICK = 1_000
 _FIELDS = ("initial_count", "divide", "loaded_at", "masked", "periodic")
 
 
-class LapicTimer:
+class LapicTimer(Stamped):
     """Initial count, current count and divider; ``expire`` is called when the timer is due."""
 
     def __init__(self, clock: Clock, expire: Callable[[], None]) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from vmi.errors import UsageError
 from vmi.memory import PAGE_SIZE
 from vmi.native.bus import PORT_COUNT, Device, State
+from vmi.native.stamped import Stamped
 
 SIZE = 256  # bytes of a function's configuration space
 SLOTS, FUNCTIONS = 32, 8
@@ -74,7 +75,7 @@ class Identity:
         return f"<{self.vendor:04x}:{self.device:04x} class {self.code:06x} rev {self.revision}>"
 
 
-class PciFunction:
+class PciFunction(Stamped):
     """The configuration space of one function.
 
     :param bars: by number: 0 to 5, and ``ROM`` for the expansion ROM.

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from vmi.errors import UsageError
 from vmi.native.bus import Device, State
+from vmi.native.stamped import Stamped
 
 CASCADE = 2  # the slave's INTR is wired to this input of the master
 _NONE = 8  # a priority lower than that of any request
@@ -28,7 +29,7 @@ _FIELDS = (
 )  # fmt: skip
 
 
-class Chip:
+class Chip(Stamped):
     """One 8259A. Bit n of every register belongs to input n."""
 
     def __init__(self, elcr_mask: int, master: bool) -> None:

@@ -7,12 +7,13 @@ from abc import ABC, abstractmethod
 from collections import deque
 
 from vmi.native.bus import State
+from vmi.native.stamped import Stamped
 
 ACK, RESEND, SELF_TEST_PASSED = 0xFA, 0xFE, 0xAA
 BUFFER_SIZE = 16  # bytes, as in a real keyboard
 
 
-class Ps2Device(ABC):
+class Ps2Device(Stamped, ABC):
     """One device. What it answers goes before what it has to say by itself."""
 
     def __init__(self) -> None:
