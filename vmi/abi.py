@@ -1028,7 +1028,8 @@ TOPICS: tuple[Topic, ...] = (
         "VMI-Mmu-10: A directory entry that leads to another table counts behind a flush.",
         "VMI-Mmu-11: A directory that is one of its own tables shows all tables, and stores there change "
         "mappings.",
-        "VMI-Mmu-12: A frame that nothing answers at is no fault: loads give ones and stores nothing.",
+        "VMI-Mmu-12: A frame that nothing answers at is no fault: loads give what they give without a "
+        "hypervisor, and stores change nothing.",
         "VMI-Mmu-13: A large page has the rights of its one entry and gets its bits, and may be exchanged "
         "for a table.",
         "VMI-Mmu-14: Calls, events and ways to user code and back are the same in a kernel whose pages are "

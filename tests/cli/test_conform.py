@@ -10,6 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from vmi.cli import app
+from vmi.conformance.machine_subject import MachineSubject
+from vmi.conformance.subject import Environment
 from vmi.errors import ExitCode
 from vmi.rom.build import build
 
@@ -116,6 +118,28 @@ def test_a_bad_rom_and_a_waiver(tmp_path: Path) -> None:
     assert "the waiver for GetTR/exits 0 was not needed" in done.stdout
 
 
+def no_rom(environment: Environment) -> MachineSubject:
+    """A backend that has a ROM."""
+    return MachineSubject("mine", build("native").image, environment)
+
+
+def with_rom(environment: Environment, rom: bytes) -> MachineSubject:
+    """A backend that has none."""
+    return MachineSubject("any", rom, environment)
+
+
+@pytest.mark.parametrize(
+    ("backend", "rom"), [("no_rom", []), ("with_rom", ["--rom", "native"]), ("with_rom", ["--rom", "vmware"])]
+)
+def test_a_backend_and_a_rom(backend: str, rom: list[str], tmp_path: Path) -> None:
+    named = ["--backend", f"tests.cli.test_conform:{backend}", *rom]
+    report = tmp_path / "report.json"
+    command = ["conform", *named, "GetTR/relocation", "--paging", "off", "--report", str(report)]
+    assert RUN.invoke(app, command).exit_code == ExitCode.OK
+    case = json.loads(report.read_text())["cases"][0]
+    assert case["repro"] == f"vmi conform {' '.join(named)} --paging off GetTR/relocation"
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -145,6 +169,14 @@ def test_a_bad_rom_and_a_waiver(tmp_path: Path) -> None:
             "--engine is about this toolkit's own machine, so it can't go with --backend",
         ),
         (["--paging", "4-level"], "there is no paging '4-level'; there is 2-level, off, pae, pse"),
+        (
+            ["--backend", "tests.cli.test_conform:no_rom", "--rom", "native"],
+            "the backend tests.cli.test_conform:no_rom takes no ROM, so --rom can't go with it",
+        ),
+        (
+            ["--backend", "tests.cli.test_conform:with_rom"],
+            "the backend tests.cli.test_conform:with_rom needs a ROM, which --rom names",
+        ),
         (
             ["--backend", "no.such:Thing"],
             "the backend must be package.module:Class, but 'no.such:Thing' can't",

@@ -14,6 +14,7 @@ from vmi import abi
 from vmi.conformance import agent, runner, suite
 from vmi.conformance.case import Case, Findings
 from vmi.conformance.layout import Paging
+from vmi.conformance.machine_subject import MachineSubject
 from vmi.conformance.rig import Rig
 from vmi.conformance.runner import Result
 from vmi.conformance.subject import Environment
@@ -144,3 +145,46 @@ def test_a_backend_that_goes_wrong() -> None:
     assert [result.reasons for result in made if not result.case.begun] == [("RuntimeError: not today",)]
     begun = {result.reasons for result in made if result.case.begun}
     assert begun == {("while beginning: unknown, RuntimeError: not today",)}
+
+
+class Zeros(MachineSubject):
+    """A machine on which frames that nothing answers at read as zeros: with a hypervisor, or anyway."""
+
+    natively = True
+
+    def registers(self) -> dict[str, int]:
+        """As they are, but for what such a load gives."""
+        values = super().registers()
+        active = self._domain is not None and self._domain.active
+        return {**values, "eax": 0} if values["eax"] == 0xFFFFFFFF and (active or self.natively) else values
+
+
+class ZerosInTheGuest(Zeros):
+    """Such frames read as zeros where there is a hypervisor, and as ones elsewhere."""
+
+    natively = False
+
+
+@pytest.mark.parametrize(("machine", "verdict"), [(Zeros, Verdict.PASS), (ZerosInTheGuest, Verdict.FAIL)])
+def test_frames_behind_ram_are_as_without_a_hypervisor(machine: type[Zeros], verdict: Verdict) -> None:
+    def make(environment: Environment) -> Zeros:
+        return machine("zeros", VMWARE.rom or b"", environment)
+
+    (case,) = [case for case in suite.all_cases() if case.name == "Mmu/behind RAM"]
+    made = runner.run([case], make, Environment(Paging.TWO_LEVEL, "shadow"))
+    assert [result.verdict for result in made] == [verdict]
+
+
+class Flags(MachineSubject):
+    """A machine whose processor has some arithmetic flags when it begins."""
+
+    def reset(self) -> None:
+        """Power on."""
+        super().reset()
+        self.set_registers({"eflags": 0xD7})
+
+
+def test_flags_at_power_on_are_the_machines_own_matter() -> None:
+    cases = [case for case in suite.all_cases() if case.subject in ("Activation", "Patched", "ROM")]
+    made = list(runner.run(cases, lambda each: Flags("flags", NATIVE.rom or b"", each), Environment()))
+    assert len(made) > 20 and not not_good(iter(made))

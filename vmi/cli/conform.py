@@ -34,14 +34,14 @@ def command(
         typer.Argument(metavar="[CASE]...", help="Calls, or patterns over case names such as 'SetCR*'."),
     ] = None,
     rom: Annotated[
-        str, typer.Option("--rom", metavar="FLAVOUR|FILE", help="The option ROM to test.")
-    ] = "vmware",
+        str, typer.Option("--rom", metavar="FLAVOUR|FILE", help="The option ROM to test, by default vmware.")
+    ] = "",
     backend: Annotated[
         str,
         typer.Option(
             "--backend",
             metavar="PKG.MOD:CLASS|NAME",
-            help="Test a machine of your own instead: a class, or one that is installed.",
+            help="Test a machine of your own: a class, or one that is installed.",
         ),
     ] = "",
     level: Annotated[
@@ -134,7 +134,9 @@ def command(
 def _target(rom: str, backend: str) -> Target:
     from vmi.conformance import suite
 
-    return suite.Target(backend, backend=backend) if backend else suite.Target(rom, values.rom(rom))
+    if backend:
+        return suite.Target(rom or backend, values.rom(rom) if rom else None, backend)
+    return suite.Target(rom or "vmware", values.rom(rom or "vmware"))
 
 
 def _found(target: Target, paths: Sequence[Path], names: Sequence[str]) -> tuple[Sequence[Case], Plan]:
@@ -245,10 +247,11 @@ def _run(
     facts = target.facts()
     if any(environment.engine for environment in tested):
         facts["engine"] = ", ".join(dict.fromkeys(environment.engine for environment in tested))
-    name = f"--backend {target.backend}" if target.backend else f"--rom {shlex.quote(target.name)}"
+    name = f"--backend {target.backend} " if target.backend else ""
+    name += f"--rom {shlex.quote(target.name)}" if target.rom is not None else ""
     made = Report(
         facts,
-        f"vmi conform {name}",
+        f"vmi conform {name.rstrip()}",
         tuple(results),
         tuple(f"the waiver for {waiver} was not needed" for waiver in unused),
         _notes(results),

@@ -257,7 +257,7 @@ def load(rig: Rig, loaded: Image) -> None:
 def start(rig: Rig, loaded: Image, doing: str = "running a patched kernel") -> Run:
     """Run a loaded kernel from its entry point to its end. :raises Broken: it does not come to that."""
     before = rig.read(PADDR, span(loaded))
-    rig.subject.set_registers({**ENTRY, "esp": 0, "eip": loaded.entry})
+    rig.subject.set_registers({**ENTRY, "esp": 0, "eip": loaded.entry, "eflags": 2})
     stop = rig.subject.run(_LIMIT_NS)
     values = struct.unpack(f"<{len(NAMES)}I", rig.read(RESULTS, 4 * len(NAMES)))
     results = dict(zip(NAMES, values, strict=True))

@@ -31,6 +31,7 @@ DB, UD, NP, GP, PF = 1, 6, 11, 13, 14
 _PAE_ONLY = frozenset({Paging.PAE})
 _TWO_LEVEL = frozenset({Paging.TWO_LEVEL, Paging.PSE})
 _MSR, _DE, _MTRR, _PAT = 5, 2, 12, 16  # CPUID, EDX of leaf 1
+_LEAF_7_ECX = {11: 2, 22: 3}  # bits of CR4 that features switch on, UMIP and PKU
 _MTRRCAP, _PAT_MSR, _NO_SUCH, _LAST = 0xFE, 0x277, 0x00BADBAD, 0xFFFFFFFF
 _GD = 1 << 13 | 1 << 10
 _PAGE, _PRESENT_USER, _READ_ONLY = FREE_PAGES, 7, 5
@@ -198,10 +199,22 @@ def _cr0(what: str, number: int, change: Callable[[int], int]) -> tuple[Refusal,
     )  # fmt: skip
 
 
+def _lacks(bit: int) -> Callable[[Rig], None]:
+    """The processor must not have a bit of CR4: CPUID leaf 7 ECX tells of some, the others nobody has."""
+
+    def check(rig: Rig) -> None:
+        if bit in _LEAF_7_ECX and rig.call("CPUID", eax=0, ecx=0).registers["eax"] >= 7:
+            features = rig.call("CPUID", eax=7, ecx=0).registers["ecx"]
+            if features >> _LEAF_7_ECX[bit] & 1:
+                raise Unfit(f"the processor has what bit {bit} of CR4 switches on")
+
+    return check
+
+
 def _cr4(bit: int) -> tuple[Refusal, ...]:
     return tuple(
         Refusal("SetCR4", f"bit {bit} {paging.value}", (6,), GP, 0, {"eax": _BASE[paging]["CR4"] | 1 << bit},
-                kept=_reads("GetCR4"), paging=frozenset({paging}))
+                before=_lacks(bit), kept=_reads("GetCR4"), paging=frozenset({paging}))
         for paging in Paging
     )  # fmt: skip
 

@@ -72,7 +72,8 @@ class Subject(Protocol):
     def reset(self) -> None:
         """Power on: RAM as it was made, the ROM in its place between C0000h and DFFFFh, no VMI_Init yet.
 
-        The processor is in flat protected mode at the most privileged level, paging and interrupts off.
+        The processor is in flat protected mode at the most privileged level, paging and interrupts off. No
+        device interrupts it before the guest has asked for that.
         """
 
     def read(self, address: int, size: int) -> bytes:
@@ -112,5 +113,6 @@ class NoSubject(VmiError):
 
 
 #: Makes a subject for an environment; raises VmiError where there can't be one, whose sentence is then the
-#: reason why the cases there are skipped.
+#: reason why the cases there are skipped. One that is named with ``--backend`` may take a ROM's image as a
+#: second argument, which is then that of ``--rom``.
 Maker = Callable[[Environment], Subject]

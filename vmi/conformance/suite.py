@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial, reduce
 from itertools import groupby
@@ -61,7 +63,8 @@ def all_cases() -> tuple[Case, ...]:
 class Target:
     """What is to be tested, in a form that another process can be given.
 
-    :ivar rom: image of a ROM on our machine; None if ``backend`` names a class, see :func:`backend`.
+    :ivar rom: image of a ROM, on our machine unless ``backend`` names a class, see :func:`backend`. The class
+        is given the image after the environment; None if it knows one itself.
     """
 
     name: str
@@ -77,11 +80,25 @@ class Target:
         :param ran: learns what is executed of the ROM, if it is one on our machine.
         """
         if self.backend:
-            return Guarded(self.backend, backend(self.backend), environment)
+            return Guarded(self.backend, self._maker(), environment)
         from vmi.conformance.machine_subject import MachineSubject
 
         assert self.rom is not None
         return MachineSubject(self.name, self.rom, environment, ran=ran)
+
+    def _maker(self) -> Callable[[Environment], Subject]:
+        """The backend, given the ROM if there is one. :raises UsageError: it takes something else."""
+        made: Callable[..., Subject] = backend(self.backend)
+        roms = () if self.rom is None else (self.rom,)
+        with suppress(ValueError):  # not every callable says what it takes
+            try:
+                inspect.signature(made).bind(Environment(), *roms)
+            except TypeError:
+                trouble = (
+                    "takes no ROM, so --rom can't go with it" if roms else "needs a ROM, which --rom names"
+                )
+                raise UsageError(f"the backend {self.backend} {trouble}") from None
+        return lambda environment: made(environment, *roms)
 
     def environments(self, engines: Sequence[str] = ("",)) -> list[Environment]:
         """Where it can be tested: each paging, and each MMU where a hypervisor of ours is behind the ROM.
@@ -117,7 +134,7 @@ class Target:
         }
 
 
-def backend(name: str) -> Callable[[Environment], Subject]:
+def backend(name: str) -> Callable[..., Subject]:
     """The class that a name stands for: ``package.module:Class``, or that of an entry point.
 
     The current folder is looked through as well. :raises BadInput: there is none.
@@ -137,7 +154,7 @@ def backend(name: str) -> Callable[[Environment], Subject]:
         ) from None
     if not callable(found):
         raise BadInput(f"the backend must be a class, but {name!r} is {type(found).__name__}")
-    made: Callable[[Environment], Subject] = found
+    made: Callable[..., Subject] = found
     return made
 
 

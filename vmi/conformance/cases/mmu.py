@@ -232,19 +232,24 @@ def recursive(rig: Rig, found: Findings) -> None:
 
 @case("Mmu", "behind RAM", 12, paging=PAGED)
 def behind_ram(rig: Rig, found: Findings) -> None:
-    """A frame that nothing answers at is no fault: loads give ones, stores nothing."""
+    """A frame that nothing answers at is no fault: loads give what they give natively, stores nothing."""
+    shown = RAM + 0x10000000 | _P | _RW
+    rig.power_on()
+    rig.put(entry_address(rig.environment.paging, _WINDOW), shown)
+    native = rig.go("load", ebx=_WINDOW).registers["eax"]
+    rig.again()
     entry = _fill(rig)
-    rig.put(entry, RAM + 0x10000000 | _P | _RW)
+    rig.put(entry, shown)
     rig.value("InvalPage", eax=_WINDOW)
     found.equal("faults of a store", _kernel(rig, "store", _WINDOW), [])
-    found.equal("a load", rig.go("load", ebx=_WINDOW).registers["eax"], 0xFFFFFFFF)
+    found.equal("a load", rig.go("load", ebx=_WINDOW).registers["eax"], native)
     for bit in range(32, 40) if _wide(rig) else ():
         rig.put(entry, _P | _RW, 1 << bit - 32)
         rig.value("InvalPage", eax=_WINDOW)
         faults = _kernel(rig, "load", _WINDOW)
         if bit < 36 or faults != [(_PF, _P | _RESERVED)]:  # from there on processors differ
             found.equal(f"faults of a load with bit {bit}", faults, [])
-            found.equal("a load", rig.go("load", ebx=_WINDOW).registers["eax"], 0xFFFFFFFF)
+            found.equal("a load", rig.go("load", ebx=_WINDOW).registers["eax"], native)
 
 
 @case("Mmu", "large page", 13, paging=frozenset({Paging.PSE, Paging.PAE}))
