@@ -284,6 +284,15 @@ def sysexit(rig: Rig, found: Findings) -> None:
     found.equal("registers", (frame.eax, frame.ebx, frame.esi, frame.edi, frame.ebp), (1, 2, 3, 4, 5))
 
 
+@case("IRET", "data segments of the kernel", 1)
+def kernel_data(rig: Rig, found: Findings) -> None:
+    """User code doesn't get them, whoever does the return."""
+    for mask in (0, 0x3000):  # the frame says 0
+        if rig.offers("SetIOPLMask"):
+            rig.value("SetIOPLMask", eax=mask)
+        found.equal("DS in user code", rig.user(_INT30).first.ds & 0xFFFC, 0)
+
+
 @case("SYSEXIT", "whatever the table holds", 1, 3)
 def sysexit_without_descriptor(rig: Rig, found: Findings) -> None:
     """User code is entered in flat segments, even if their descriptor is not present; IRET came before."""
