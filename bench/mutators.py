@@ -122,7 +122,7 @@ class _Python(ast.NodeTransformer):
     def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
         return self._condition(node)
 
-    def _condition(self, node: Any) -> ast.AST:
+    def _condition(self, node: ast.If | ast.While | ast.IfExp) -> ast.AST:
         if not isinstance(node.test, ast.Compare | ast.UnaryOp):  # those have mutants of their own
             negated = ast.UnaryOp(ast.Not(), node.test)
             if self._offer("negated", node.test, negated):
@@ -197,7 +197,7 @@ class _Python(ast.NodeTransformer):
 
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
         value = node.value
-        changed: list[object] = []
+        changed: list[int] = []
         if isinstance(value, bool):
             changed = [not value]
         elif isinstance(value, int):
@@ -269,10 +269,10 @@ def _line_mutants(line: str) -> Iterator[tuple[str, str]]:
             if other >= 0:
                 yield "constant", f"{label} {mnemonic}{before}{other}{after}"
     for register in re.finditer(r"\b(eax|ecx|edx|ebx)\b", operands):
-        other = _REGISTERS[(_REGISTERS.index(register[0]) + 1) % 4]
+        next_one = _REGISTERS[(_REGISTERS.index(register[0]) + 1) % 4]
         yield (
             "register",
-            f"{label} {mnemonic}{operands[: register.start()]}{other}{operands[register.end() :]}",
+            f"{label} {mnemonic}{operands[: register.start()]}{next_one}{operands[register.end() :]}",
         )
 
 

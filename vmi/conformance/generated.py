@@ -20,6 +20,7 @@ from vmi.x86 import Eflags
 
 _MOST_BELOW = 32  # bytes below the stack pointer that a call may write
 _CANARY = 0xC5
+_FLAGS = 0x002, 0x8D7  # arithmetic flags, all clear and all set; interrupts are off
 _NO_USE = FREE_SELECTOR + 8  # a data segment far from everything
 _CHANGES_IF = {"EnableInterrupts", "DisableInterrupts", "SetInterruptMask", "IRET", "SYSEXIT", "Halt"}
 
@@ -125,7 +126,7 @@ def _shown(answer: dict[str, int]) -> str:
 
 def _called(rig: Rig, call: Call, example: Example, pattern: int) -> tuple[dict[str, int], Called]:
     example.before(rig)
-    registers = {**fill(pattern), **example.registers}
+    registers = {**fill(pattern), "eflags": _FLAGS[pattern], **example.registers}
     rig.write(STACK - 0x200, bytes([_CANARY]) * 0x200)
     return registers, rig.call(call.name, *example.stack, **registers)
 

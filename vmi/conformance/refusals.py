@@ -342,6 +342,7 @@ def _write_entry(call: str, number: int) -> tuple[Refusal, ...]:
             ("table unmapped", _WRITE, _PAGE, 2, _PAGE + 16, _unmapped),
             ("table read-only", _PROTECTED, _PAGE, 1, _PAGE + 8, _read_only),
             ("entry across pages", _WRITE, _PAGE - 12, 1, _PAGE, _unmapped),
+            ("last byte on another page", _WRITE, _PAGE - 15, 1, _PAGE, _unmapped),
         )
     )  # fmt: skip
 

@@ -8,10 +8,12 @@ from vmi.conformance.case import Findings, case
 from vmi.conformance.layout import (
     CODE3,
     DATA3,
+    GDT,
     STACK,
     USER,
     USER_STACK,
     WORDS,
+    descriptor,
 )
 from vmi.conformance.rig import Called, Rig, Unfit, fill
 from vmi.conformance.subject import End
@@ -279,6 +281,31 @@ def sysexit(rig: Rig, found: Findings) -> None:
     found.equal("EIP and ESP", (frame.eip, frame.esp), (USER + 2, USER_STACK - 8))
     found.equal("CS", frame.cs & 3, 3)
     found.equal("IF", frame.eflags & _IF, _IF)
+    found.equal("registers", (frame.eax, frame.ebx, frame.esi, frame.edi, frame.ebp), (1, 2, 3, 4, 5))
+
+
+@case("IRET", "data segments of the kernel", 1)
+def kernel_data(rig: Rig, found: Findings) -> None:
+    """User code doesn't get them, whoever does the return."""
+    for mask in (0, 0x3000):  # the frame says 0
+        if rig.offers("SetIOPLMask"):
+            rig.value("SetIOPLMask", eax=mask)
+        found.equal("DS in user code", rig.user(_INT30).first.ds & 0xFFFC, 0)
+
+
+@case("SYSEXIT", "whatever the table holds", 1, 3)
+def sysexit_without_descriptor(rig: Rig, found: Findings) -> None:
+    """User code is entered in flat segments, even if their descriptor is not present; IRET came before."""
+    if not rig.has(_SEP):
+        raise Unfit("the processor has no SYSEXIT")
+    rig.call("WRMSR", ecx=0x174, eax=0x08, edx=0)
+    found.equal("vectors behind IRET", rig.user(_INT30).vectors, [0x30])
+    rig.write(GDT + (CODE3 & ~7), descriptor(0, 0xFFFFF, 0x7A))
+    rig.put(WORDS["ONCE"], 1)  # the handler doesn't go back
+    done = rig.call("SYSEXIT", edx=USER, ecx=USER_STACK - 8, eax=1, ebx=2, esi=3, edi=4, ebp=5)
+    frame = done.first
+    found.equal("vectors", done.vectors, [0x30])
+    found.equal("EIP and ESP", (frame.eip, frame.esp), (USER + 2, USER_STACK - 8))
     found.equal("registers", (frame.eax, frame.ebx, frame.esi, frame.edi, frame.ebp), (1, 2, 3, 4, 5))
 
 

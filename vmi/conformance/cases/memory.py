@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from vmi.abi import LazyMode, UpdateFlag
 from vmi.conformance.case import PAGED, Findings, case
-from vmi.conformance.layout import FREE_PAGES, PAGE_TABLES, WORDS, Paging, entry_address
-from vmi.conformance.rig import Rig
+from vmi.conformance.layout import FREE_PAGES, PAGE_TABLES, WORDS, Paging, control, entry_address
+from vmi.conformance.rig import Rig, fill
 from vmi.memory import PAGE_SIZE
 
 _PF = 14
@@ -93,6 +93,9 @@ def set_unused(rig: Rig, found: Findings) -> None:
     size = 8 if rig.environment.paging is Paging.PAE else 4
     _set(rig, table + size * 3, _SECOND | _USER)
     found.equal("the entry", rig.word(table + size * 3), _SECOND | _USER)
+    if size == 8:
+        rig.value("SetPxELong", _PT, eax=0x01234566, edx=0x89ABCDEF, ecx=table + 8 * 5)
+        found.equal("a wide entry", rig.read(table + 8 * 5, 8), 0x89ABCDEF01234566.to_bytes(8, "little"))
     directory = PAGE_TABLES + (PAGE_SIZE if size == 8 else 0)
     span = 21 if size == 8 else 22
     _set(rig, directory + size * 0x80, table | _USER, int(UpdateFlag.PD))
@@ -132,8 +135,19 @@ def set_in_a_long_batch(rig: Rig, found: Findings) -> None:
     _need_updates(rig)
     rig.need("SetLazyMode")
     rig.value("SetLazyMode", eax=int(LazyMode.MMU))
+    wide = rig.environment.paging is Paging.PAE
+    own, stack = ({"ecx": entry, "edx": 0}, (_PT,)) if wide else ({"edx": entry, "ecx": _PT}, ())
     for number in range(_MANY):
-        _set(rig, entry, (_SECOND if number % 2 else _FIRST) | _USER)
+        registers = {**fill(number % 2), "eax": (_SECOND if number % 2 else _FIRST) | _USER, **own}
+        done = rig.call("SetPxELong" if wide else "SetPxE", *stack, **registers)
+        changed = [name for name in ("ebx", "esi", "edi", "ebp") if done.registers[name] != registers[name]]
+        if changed or done.popped:
+            found.equal(
+                f"registers that call {number} of them has changed, and its stack",
+                (changed, done.popped),
+                ([], 0),
+            )
+            break
     found.equal("the entry", rig.word(entry) & ~(_ACCESSED | _DIRTY), _SECOND | _USER)
     rig.value("SetLazyMode", eax=0)
     rig.value("InvalPage", eax=_WINDOW)
@@ -276,6 +290,7 @@ def flushed(rig: Rig, found: Findings) -> None:
         rig.put(entry, _SECOND | _USER | extra)
         rig.value("FlushTLB", eax=flags)
         found.equal(f"a load behind flags {flags}", _load(rig), 2)
+    found.equal("CR4", rig.value("GetCR4"), control(rig.environment.paging)["CR4"])
 
 
 @case("FlushTLB", "queued", 3, paging=PAGED)
