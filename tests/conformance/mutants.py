@@ -185,6 +185,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _rom("GetCR0 without ET", "GetCR0", "mov eax, 1\nret", "SetCR0"),
     _rom("GetCR2 is 0", "GetCR2", "xor eax, eax\nret", "SetCR2"),
     _rom("SetCR2 does nothing", "SetCR2", "ret"),
+    _rom("SetCR3 keeps another root without paging", "SetCR3", "mov eax, 0x12345000\nmov cr3, eax\nret"),
     _rom("SetPxE stores nothing", "SetPxE", "ret", environment=_TWO),
     _rom("SetPxE swaps value and pointer", "SetPxE", "mov [eax], edx\nret", environment=_TWO),
     _rom("SetPxELong forgets the upper half", "SetPxELong", "mov [ecx], eax\nmov dword ptr [ecx + 4], 1\nret",

@@ -13,8 +13,11 @@ import pytest
 
 from tests.conformance.event_mutants import EVENT_MUTANTS
 from tests.conformance.mutants import MUTANTS
+from tests.conformance.test_waivers import result
 from vmi import abi
 from vmi.conformance import matrix, suite
+from vmi.conformance.report import Report
+from vmi.conformance.subject import Environment
 from vmi.conformance.verdict import Verdict
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -42,6 +45,15 @@ def test_the_command_prints_what_is_shown(command: str, shown: str) -> None:
 
 def test_the_verdicts_are_all_there() -> None:
     assert re.findall(r"^\| ([A-Z]+) \|", PAGE, re.MULTILINE) == [verdict.value for verdict in Verdict]
+
+
+def test_every_key_of_the_json_report_is_there() -> None:
+    text = PAGE.partition("In JSON, which")[2].partition("\n\nA ROM that")[0]
+    case = result("GetTR/relocation", Verdict.PASS, Environment())
+    made = Report({}, "", (case,)).to_json()
+    rows = made["cases"]
+    assert isinstance(rows, list)
+    assert sorted(re.findall(r"`(\w+)`", text)) == sorted([*made, *rows[0]])
 
 
 def test_there_are_as_many_seeded_bugs_as_it_says() -> None:
@@ -92,3 +104,20 @@ def test_a_call_that_the_rom_has_no_code_for_is_skipped_by_the_plugin(tmp_path: 
     text = "def test_one(vmi_machine):\n    vmi_machine.call('SetLazyMode', eax=0)\n"
     done = run_pytest(tmp_path, text, "--vmi-rom", "native", "-rs")
     assert done.returncode == 0 and "the ROM answers NONE for SetLazyMode" in done.stdout
+
+
+_KERNEL = """
+import vmi.run, vmi.samples
+
+vmi.run.run_kernel = lambda image, **options: options["timeout_ns"]
+
+
+def test_one(vmi_kernel):
+    image = vmi.samples.get("hello").path.read_bytes()
+    assert (vmi_kernel(image), vmi_kernel(image, timeout_ns=None)) == (10_000_000_000, None)
+"""
+
+
+def test_a_kernel_of_the_plugin_has_its_time(tmp_path: Path) -> None:
+    done = run_pytest(tmp_path, _KERNEL)
+    assert done.returncode == 0, done.stdout

@@ -10,8 +10,9 @@ import pytest
 
 from tests.conformance.mutants import Mutant
 from vmi import abi
-from vmi.conformance import rig, runner, suite
+from vmi.conformance import generated, rig, runner, suite
 from vmi.conformance.case import Case, Findings
+from vmi.conformance.layout import AGENT, Paging
 from vmi.conformance.rig import Rig
 from vmi.conformance.subject import Environment
 from vmi.conformance.verdict import Verdict
@@ -95,6 +96,18 @@ def test_a_guest_that_is_lost_is_not_asked_at_each_instruction() -> None:
     assert result.reasons[-1].startswith("while coming to the end, interrupted at instruction 0, EIP ")
 
 
+def test_a_call_that_overwrites_the_suites_own_code() -> None:
+    """The loop that instructions are counted by is not waited for without end."""
+    source = f"pushad\nmov edi, {AGENT}\nmov ecx, 256\nmov eax, 0xf4f4f4f4\ncld\nrep stosd\npopad\nret"
+    rom = Mutant("it writes", (), {"GetTR": body(source)}).rom()
+    wanted = suite.Selection(("GetTR",)).pick(suite.all_cases())
+    results = list(runner.run(wanted, suite.Target("theirs", rom).make, Environment(Paging.TWO_LEVEL)))
+    assert not any(result.verdict is Verdict.ERROR for result in results)
+    lost = next(result for result in results if result.case.name == "GetTR/call in the handler 0")
+    assert lost.verdict is Verdict.TIMEOUT
+    assert lost.reasons[-1] == "while going round a loop, which does not turn: timeout"
+
+
 def test_a_case_that_has_found_plenty_ends() -> None:
     """A lost guest makes events without end, and each looks wrong in several ways."""
 
@@ -106,3 +119,17 @@ def test_a_case_that_has_found_plenty_ends() -> None:
     (result,) = runner.run([case], suite.Target("ours", build("native").image).make, Environment())
     assert (result.verdict, result.assertions, len(result.reasons)) == (Verdict.FAIL, 20, 21)
     assert result.reasons[-1] == "no more was looked at"
+
+
+def test_an_answer_that_is_another_each_time() -> None:
+    """Both types are right for IRET, and one address: but a client asks once."""
+
+    class Fickle:
+        types = iter((1, 2))
+
+        def relocation(self, _number: int) -> dict[str, int]:
+            return {"eax": 0xC0820, "edx": next(self.types)}
+
+    found = Findings()
+    generated.relocation(Fickle(), found, call=abi.BY_NAME["IRET"])  # type: ignore[arg-type]
+    assert found.faults == ["the second answer must be CALL_REL to 0xc0820, but it is JUMP_REL to 0xc0820"]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from vmi.conformance.layout import CODE0
 from vmi.conformance.rig import Broken, Called, Frame, Rig
+from vmi.conformance.subject import End, Stop
 from vmi.x86 import Eflags
 
 LINE, VECTOR = 1, 0x21
@@ -42,9 +43,12 @@ class Arrival:
 
 
 def instruction_ns(rig: Rig) -> int:
-    """How long an instruction takes, in the guest's time: from how far a loop gets."""
+    """How long an instruction takes, in the guest's time: from how far a loop gets.
+
+    :raises Broken: it gets nowhere.
+    """
     limit = _PROBE_NS
-    while True:
+    while limit <= rig.limit_ns:
         rig.set_off(rig.labels["spin"], ecx=_SPIN)
         if not rig.advance(limit):
             return 1
@@ -52,6 +56,7 @@ def instruction_ns(rig: Rig) -> int:
         if passed:
             return max(1, limit // (2 * passed))
         limit *= 10
+    raise Broken(Stop(End.TIMEOUT), "going round a loop, which does not turn")
 
 
 def arrivals(

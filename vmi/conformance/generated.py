@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 from vmi import abi
-from vmi.abi import Call, FlagsEffect
+from vmi.abi import Call, FlagsEffect, Reloc
 from vmi.conformance import generated_arrivals as arriving
 from vmi.conformance import generated_faults as faulting
 from vmi.conformance.case import ALL_PAGING, Body, Case, Findings
@@ -114,7 +114,13 @@ def relocation(rig: Rig, found: Findings, *, call: Call) -> None:
         found.true(kind in call.relocations, f"the relocation type must be one of "
                    f"{', '.join(each.name for each in call.relocations)}, but it is {kind}")  # fmt: skip
         found.equal("the rest of EDX", rest, 0)
-    found.equal("the second answer", answers[1]["eax"], answers[0]["eax"])
+    first, second = (_shown(answer) for answer in answers)
+    found.equal("the second answer", second, first)
+
+
+def _shown(answer: dict[str, int]) -> str:
+    kind = answer["edx"] & 0xFF
+    return f"{Reloc(kind).name if kind in set(Reloc) else kind} to {answer['eax']:#x}"
 
 
 def _called(rig: Rig, call: Call, example: Example, pattern: int) -> tuple[dict[str, int], Called]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 _DEFAULT = "vmware"
+_LIMIT_NS = 10 * 10**9
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -85,11 +86,14 @@ def vmi_machine(vmi_rom: bytes) -> Rig:
 
 @pytest.fixture
 def vmi_kernel(vmi_rom: bytes) -> Runner:
-    """A function that patches a kernel and runs it on the ROM: an image, and fields of ``vmi.Setup``."""
+    """A function that patches a kernel and runs it on the ROM: an image, and options of ``vmi.run_kernel``.
+
+    Without ``timeout_ns`` it ends after 10 s of the guest's time: a lost ROM must not hold up all tests.
+    """
     from vmi.patcher import patch
     from vmi.run import run_kernel
 
     def run(image: bytes, **options: Any) -> RunResult:
-        return run_kernel(patch(image).data, rom=vmi_rom, **options)
+        return run_kernel(patch(image).data, rom=vmi_rom, **{"timeout_ns": _LIMIT_NS, **options})
 
     return run

@@ -13,7 +13,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial, reduce
-from importlib.metadata import entry_points
 from itertools import groupby
 
 from vmi import abi
@@ -163,6 +162,8 @@ def _load(name: str) -> object:
     """What a name stands for; raises whatever its code raises. :raises BadInput: nothing has that name."""
     module, colon, path = name.partition(":")
     if not colon:
+        from importlib.metadata import entry_points  # takes longer than all else here, for few
+
         known = {each.name: each for each in entry_points(group=BACKENDS)}
         if name not in known:
             there = f"installed are {', '.join(sorted(known))}" if known else "none is installed"

@@ -167,6 +167,21 @@ def new_tables(rig: Rig, found: Findings) -> None:
         found.equal("a load", rig.go("load", ebx=FREE_PAGES).registers["eax"], wanted)
 
 
+@case("SetCR3", "before paging is on", 1, 3, more=("VMI-GetCR3-01",), paging=frozenset({Paging.OFF}))
+def before_paging(rig: Rig, found: Findings) -> None:
+    """What is given without paging is read back, and is what counts once SetCR0 switches it on."""
+    _two_pages(rig)
+    for address, data in page_tables(Paging.TWO_LEVEL):
+        rig.write(address, data)
+    for root, wanted in ((PAGE_TABLES, 1), (second_tables(rig, Paging.TWO_LEVEL), 2)):
+        rig.value("SetCR3", eax=root)
+        found.equal("CR3", rig.value("GetCR3"), root)
+        off = rig.value("GetCR0")
+        rig.value("SetCR0", eax=off | Cr0.PG)
+        found.equal("a load", rig.go("load", ebx=FREE_PAGES).registers["eax"], wanted)
+        rig.value("SetCR0", eax=off)
+
+
 @case("SetCR3", "same root", 2, paging=PAGED)
 def same_root(rig: Rig, found: Findings) -> None:
     """Loading the root in use drops translations."""
