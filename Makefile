@@ -54,6 +54,7 @@ demo: $(VENV)/.user
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 	VMI_ACCELERATOR=0 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/native
+	VMI_ACCELERATOR=0 $(BIN)/vmi conform -q --rom native -j $(WORKERS)
 	@$(MAKE) --no-print-directory coverage
 
 lint: $(VENV)/.dev
