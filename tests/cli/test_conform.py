@@ -10,9 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from vmi.cli import app
+from vmi.conformance.layout import Paging
 from vmi.conformance.machine_subject import MachineSubject
 from vmi.conformance.subject import Environment
-from vmi.errors import ExitCode
+from vmi.errors import EngineError, ExitCode
 from vmi.rom.build import build
 
 RUN = CliRunner()
@@ -138,6 +139,23 @@ def test_a_backend_and_a_rom(backend: str, rom: list[str], tmp_path: Path) -> No
     assert RUN.invoke(app, command).exit_code == ExitCode.OK
     case = json.loads(report.read_text())["cases"][0]
     assert case["repro"] == f"vmi conform {' '.join(named)} --paging off GetTR/relocation"
+
+
+def only_paged(environment: Environment) -> MachineSubject:
+    """A backend that has no machine without paging."""
+    if environment.paging is Paging.OFF:
+        raise EngineError("there is no machine without paging")
+    return no_rom(environment)
+
+
+def test_a_backend_without_any_machine_is_not_a_good_one() -> None:
+    few = ["conform", "--backend", "tests.cli.test_conform:only_paged", "GetTR/exits 0"]
+    done = RUN.invoke(app, [*few, "--paging", "off"])
+    assert done.exit_code == ExitCode.USAGE and not done.stdout
+    assert done.stderr == "vmi: there is no machine without paging\n"
+    done = RUN.invoke(app, [*few, "--paging", "off", "--paging", "pae"])
+    assert done.exit_code == ExitCode.OK
+    assert done.stdout.startswith("PASS: 1 SKIP, 1 PASS;")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -99,6 +99,24 @@ class Target:
                 )
                 raise UsageError(f"the backend {self.backend} {trouble}") from None
         return lambda environment: made(environment, *roms)
+
+    def check(self, environments: Iterable[Environment]) -> None:
+        """Make sure that there can be a subject for one of the environments at least.
+
+        :raises NoSubject: there can be none, for a reason that is that of the last one.
+        """
+        reason = None
+        for environment in environments:
+            try:
+                self.make(environment)
+            except NoSubject as error:
+                reason = error
+            except (RomError, BackendError):
+                return  # that is what its cases come to
+            else:
+                return
+        if reason is not None:
+            raise reason
 
     def environments(self, engines: Sequence[str] = ("",)) -> list[Environment]:
         """Where it can be tested: each paging, and each MMU where a hypervisor of ours is behind the ROM.
