@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,23 +13,7 @@ import pytest
 import vmi
 from vmi.run import run_kernel
 
-BENCH = Path(__file__).resolve().parents[1] / "bench"
 DONE = 33
-
-
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A module of the folder ``bench``, by name; they import each other by their plain names."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(BENCH)
-
-    def load(name: str) -> ModuleType:
-        return __import__(name)
-
-    yield load
-    for name in set(sys.modules) - before:
-        if (BENCH / f"{name}.py").exists():
-            del sys.modules[name]
 
 
 # -- figures ------------------------------------------------------------------------------------

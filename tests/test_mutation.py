@@ -10,7 +10,6 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,7 +21,6 @@ from vmi.rom.build import build
 from vmi.rom.flavours import get
 
 ROOT = Path(__file__).resolve().parents[1]
-BENCH = ROOT / "bench"
 WHERE = f"vmware {Environment(Paging.OFF, 'direct')}"
 
 SOURCE = '''\
@@ -78,21 +76,6 @@ LINES = """\
 3 register: add [ecx + 8], edx -> add [edx + 8], edx
 3 register: add [ecx + 8], edx -> add [ecx + 8], ebx
 """  # noqa: W291
-
-
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A module of the folder ``bench``, by name."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(BENCH)
-
-    def load(name: str) -> ModuleType:
-        return __import__(name)
-
-    yield load
-    for name in set(sys.modules) - before:
-        if (BENCH / f"{name}.py").exists():
-            del sys.modules[name]
 
 
 def shown(mutants: Any) -> str:
@@ -158,7 +141,7 @@ def test_mutants_are_found_by_the_cases_that_are_about_them(bench, known, tmp_pa
     of_rom = bench("mutators").in_assembly("vmware:GetCR2", made.templates["vmware:GetCR2"])
     word = next(each for each in of_rom if each.kind == "register" and "CR2" in each.was)
     chosen = [less, cleared, word]
-    command = [sys.executable, str(BENCH / "mutation.py"), "--executed", str(path)]
+    command = [sys.executable, str(ROOT / "bench" / "mutation.py"), "--executed", str(path)]
     command += ["--json", str(tmp_path / "out.json")]
     for mutant in chosen:
         command += ["--mutant", mutant.name]
