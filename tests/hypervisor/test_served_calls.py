@@ -15,7 +15,7 @@ from tests.native.accelerator import accelerated
 from tests.native.guest import DATA0, DONE, FREE, MS, PAGES, descriptor
 from tests.native.straight_runs import all_asked, seen
 from vmi import abi
-from vmi.hypervisor.calls import load_all
+from vmi.hypervisor.calls import HANDLERS, load_all
 from vmi.hypervisor.passing import SERVED
 from vmi.hypervisor.stopwatch import Stopwatch
 from vmi.native.event_log import EventLog
@@ -106,7 +106,7 @@ def asked() -> Iterator[list[str]]:
                 found.append(name)
                 handler(call)
 
-            patch.setitem(handlers, number, noted)
+            patch.setitem(HANDLERS, number, noted)
         yield found
 
 
