@@ -76,7 +76,7 @@ class Checkpoint:
     def restore(self) -> None:
         """Let the machine be what it was.
 
-        It takes as long as it takes to copy what was written since, and a tenth of a millisecond.
+        It takes as long as it takes to copy what was written since, and two hundredths of a millisecond.
 
         :raises UsageError: the machine runs.
         """
